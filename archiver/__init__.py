@@ -1,0 +1,1 @@
+"""What only the build machine needs: building, verifying and describing archives."""

@@ -1,0 +1,163 @@
+"""Build a model archive: the members, the handler and the settings in one `.mar`.
+
+The archive is a zip that stock TorchServe loads. Its bytes depend on its contents alone: entries in
+sorted order, one fixed time, no compression (weights hardly compress, and compressed bytes differ
+between zlib versions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+from model_archiver.manifest_components.manifest import Manifest, RuntimeType
+from model_archiver.manifest_components.model import Model
+from packaging.requirements import Requirement
+
+from ..handlers.archive import ENSEMBLE, ENTRY, MODEL_CONFIG, RECORD, SPEC, ArchiveRecord, sha256
+from ..handlers.errors import ArchiveError
+from ..handlers.service import EnsembleService
+from ..handlers.spec import EnsembleSpec, WeightsFormat, load_spec
+
+HANDLERS = Path(__file__).parent.parent / "handlers"
+MANIFEST = "MAR-INF/MANIFEST.json"
+REQUIREMENTS = "requirements.txt"
+HANDLER_NEEDS = ("numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch", "torchvision")
+BUILT_WITH = ("torchserve-ensemble", "torch", "torchvision", "torch-model-archiver")
+
+# The first moment that a zip can hold.
+_FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+_FIXED_DATE = "01/01/1980 00:00:00"
+
+
+def build_archive(spec_path: Path, output: Path, *, check: bool = True) -> Path:
+    """Build ``NAME-VERSION.mar`` from a spec.
+
+    Args:
+        spec_path: the ensemble's YAML file; the files that it names lie in its folder.
+        output: the folder for the archive, made if missing.
+        check: load every member and run it once before anything is written.
+
+    Returns:
+        The archive's path.
+
+    Raises:
+        SpecError: a mistake in the spec.
+        MemberError: a member cannot be loaded or does not fit the spec.
+        ArchiveError: the archive cannot be written.
+    """
+    spec = load_spec(spec_path)
+    if check:
+        EnsembleService.load(spec, spec_path.parent)
+    contents = _contents(spec, spec_path)
+    record = ArchiveRecord(
+        files={
+            name: sha256(content) if isinstance(content, Path) else _sha256_bytes(content)
+            for name, content in contents.items()
+        },
+        built_with={package: metadata.version(package) for package in BUILT_WITH},
+    )
+    contents[RECORD] = record.to_json().encode()
+    contents[MANIFEST] = manifest(spec).encode()
+    target = output / f"{spec.name}-{spec.version}.mar"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _write(contents, target)
+    except OSError as error:
+        raise ArchiveError(f"{target}: cannot be written: {error}") from error
+    return target
+
+
+def manifest(spec: EnsembleSpec) -> str:
+    """TorchServe's manifest, made by torch-model-archiver's own classes but for the date."""
+    model = Model(
+        model_name=spec.name,
+        serialized_file=None,
+        model_version=spec.version,
+        handler=ENTRY,
+        config_file=MODEL_CONFIG,
+        requirements_file=REQUIREMENTS,
+    )
+    made = Manifest(RuntimeType.PYTHON.value, model)
+    content = json.loads(str(made))
+    content["createdOn"] = _FIXED_DATE
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def model_config(spec: EnsembleSpec) -> str:
+    """TorchServe's settings of the model.
+
+    Every key is written: TorchServe's defaults for a missing one would override what the register
+    call and config.properties say, and it ignores minWorkers without maxWorkers.
+    """
+    serving = spec.serving
+    return yaml.safe_dump(
+        {
+            "minWorkers": serving.workers,
+            "maxWorkers": serving.workers,
+            "batchSize": serving.batch_size,
+            "maxBatchDelay": serving.max_batch_delay_ms,
+            "responseTimeout": serving.response_timeout_s,
+            "startupTimeout": serving.startup_timeout_s,
+        },
+        sort_keys=False,
+    )
+
+
+def requirements(spec: EnsembleSpec) -> str:
+    """What the server's Python needs beside TorchServe, with this project's own version ranges.
+
+    Used by TorchServe where install_py_dep_per_model is on, and by people.
+    """
+    needed = HANDLER_NEEDS + (
+        ("onnxruntime",)
+        if any(member.weights_format is WeightsFormat.ONNX for member in spec.members)
+        else ()
+    )
+    declared = [Requirement(line) for line in metadata.requires("torchserve-ensemble") or ()]
+    lines = {f"{need.name}{need.specifier}" for need in declared if need.name.lower() in needed}
+    return "\n".join(sorted(lines)) + "\n"
+
+
+def _contents(spec: EnsembleSpec, spec_path: Path) -> dict[str, bytes | Path]:
+    """Path in the archive -> contents, or the file that holds them."""
+    contents: dict[str, bytes | Path] = {
+        SPEC: spec_path,
+        ENTRY: HANDLERS / "entry.py",
+        MODEL_CONFIG: model_config(spec).encode(),
+        REQUIREMENTS: requirements(spec).encode(),
+    }
+    contents |= {f"{ENSEMBLE}/{file}": spec_path.parent / file for file in spec.files()}
+    contents |= dict(_handler_files())
+    return contents
+
+
+def _handler_files() -> Iterator[tuple[str, Path]]:
+    for path in HANDLERS.rglob("*.py"):
+        yield f"handlers/{path.relative_to(HANDLERS).as_posix()}", path
+
+
+def _sha256_bytes(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(contents: dict[str, bytes | Path], target: Path) -> None:
+    """Write beside the target, then move: a reader never sees half an archive."""
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+            for name in sorted(contents):
+                entry = zipfile.ZipInfo(name, _FIXED_TIME)
+                entry.external_attr = 0o644 << 16
+                content = contents[name]
+                data = content.read_bytes() if isinstance(content, Path) else content
+                archive.writestr(entry, data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,46 @@
+"""The archive verbs of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_commands(subparsers: Subparsers) -> None:
+    """Add ``build`` and ``schema``."""
+    build = subparsers.add_parser(
+        "build",
+        help="build a model archive from a spec",
+        description="Build NAME-VERSION.mar from an ensemble spec, after loading and running every "
+        "member once. The result is a plain TorchServe archive.",
+    )
+    build.add_argument("spec", type=Path, help="the ensemble's YAML file")
+    build.add_argument(
+        "--output", type=Path, default=Path("model_store"), help="folder (default: model_store)"
+    )
+    build.add_argument(
+        "--no-check", action="store_true", help="do not load and run the members first"
+    )
+    build.set_defaults(run=_build)
+    schema = subparsers.add_parser("schema", help="print the JSON Schema of the spec")
+    schema.set_defaults(run=_schema)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from .build import build_archive
+
+    archive = build_archive(arguments.spec, arguments.output, check=not arguments.no_check)
+    print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from ..handlers.spec import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+    return 0

@@ -1,0 +1,1 @@
+"""What ships inside every archive and runs in the TorchServe worker."""

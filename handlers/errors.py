@@ -1,0 +1,92 @@
+"""Every error that this project raises on purpose.
+
+::
+
+    EnsembleError
+    ├── SpecError             a mistake in ensemble.yaml                      (at build or load)
+    ├── ArchiveError          a missing, damaged or foreign archive           (at build or load)
+    ├── MemberError           a member that cannot be loaded or run           (at load: 500)
+    ├── ServerError           TorchServe cannot be started or does not answer (client side)
+    │   └── WorkerDiedError   a worker ended while its model was loading
+    └── RequestError          one request is refused, its neighbours are not  (400)
+        ├── SampleError       one sample is unreadable                        (400)
+        ├── PolicyError       unknown policy or wrong parameter               (400)
+        └── TooLargeError     more samples, pixels or bytes than allowed      (413)
+
+Messages name the thing, the place and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class EnsembleError(Exception):
+    """Base of every error that this project raises on purpose.
+
+    Attributes:
+        status: HTTP status that a client sees if the error answers a request.
+    """
+
+    status: int = 500
+
+    @property
+    def message(self) -> str:
+        """The text for people, without class name or traceback."""
+        return str(self)
+
+
+class SpecError(EnsembleError):
+    """A mistake in the ensemble spec."""
+
+
+class ArchiveError(EnsembleError):
+    """A model archive is missing, damaged or was not built by this project."""
+
+
+class MemberError(EnsembleError):
+    """A member cannot be loaded or run."""
+
+
+class ServerError(EnsembleError):
+    """TorchServe cannot be started, stopped or reached, or refuses a management call."""
+
+
+class WorkerDiedError(ServerError):
+    """A worker process ended while it loaded its model.
+
+    Attributes:
+        worker_traceback: what the worker itself printed before it died.
+    """
+
+    def __init__(self, message: str, worker_traceback: str = "") -> None:
+        super().__init__(message)
+        self.worker_traceback = worker_traceback
+
+
+class RequestError(EnsembleError):
+    """One request is refused; the other requests of its batch are answered."""
+
+    status = 400
+
+
+class SampleError(RequestError):
+    """One sample of a request cannot be read.
+
+    Attributes:
+        sample: the sample's name (form field, file name or position).
+        index: the sample's position in its request, from 0.
+    """
+
+    def __init__(self, message: str, *, sample: str = "", index: int = 0) -> None:
+        super().__init__(message)
+        self.sample = sample
+        self.index = index
+
+
+class PolicyError(RequestError):
+    """A policy does not exist, is not allowed here, or has a wrong parameter."""
+
+
+class TooLargeError(RequestError):
+    """A request exceeds a limit on samples, pixels or bytes."""
+
+    status = 413

@@ -1,0 +1,540 @@
+"""The ensemble spec: one strict YAML file that says what an ensemble is.
+
+The dataclasses below are the only description of the format: the parser, the JSON Schema in
+``docs/ensemble.schema.json`` and the reference in ``docs/spec.md`` all come from them.
+Nothing here imports torch, so that editors and build tools can read a spec quickly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import field
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from .errors import SpecError
+from .strict_yaml import Problem, parse_strictly
+from .tasks import Task
+
+_STRICT = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=False)
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(gt=0, le=16384)]
+
+
+class WeightsFormat(StrEnum):
+    """How a member's weights file is read."""
+
+    SAFETENSORS = "safetensors"
+    STATE_DICT = "state_dict"
+    TORCHSCRIPT = "torchscript"
+    EXPORTED = "exported"
+    ONNX = "onnx"
+
+
+class Output(StrEnum):
+    """What a member's forward returns."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    VALUES = "values"
+
+
+class Color(StrEnum):
+    """Channels that a member sees."""
+
+    RGB = "rgb"
+    GRAYSCALE = "grayscale"
+
+
+class Interpolation(StrEnum):
+    """How an image is resized; the names are those of torchvision."""
+
+    NEAREST = "nearest"
+    NEAREST_EXACT = "nearest-exact"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Preprocessing:
+    """From a decoded image to a member's input. Steps run in the order of the keys."""
+
+    weights: Annotated[
+        str | None,
+        Field(
+            description="Take everything from torchvision weights, e.g. ResNet18_Weights.DEFAULT"
+        ),
+    ] = None
+    color: Annotated[Color, Field(description="Channels that the member sees")] = Color.RGB
+    resize: Annotated[
+        Size | tuple[Size, Size] | None,
+        Field(description="Shorter side, or [height, width], in pixels"),
+    ] = None
+    crop: Annotated[
+        Size | tuple[Size, Size] | None,
+        Field(description="Side of a centred square, or [height, width], in pixels"),
+    ] = None
+    interpolation: Interpolation = Interpolation.BILINEAR
+    antialias: Annotated[bool, Field(description="Low-pass filter when shrinking")] = True
+    value_range: Annotated[
+        tuple[Finite, Finite], Field(description="What black and white (0 and 255) become")
+    ] = (0.0, 1.0)
+    mean: Annotated[
+        tuple[Finite, ...] | None, Field(description="Subtracted per channel, after value_range")
+    ] = None
+    std: Annotated[
+        tuple[Positive, ...] | None, Field(description="Divides per channel, after mean")
+    ] = None
+
+    @property
+    def channels(self) -> int:
+        """1 for grayscale, 3 for RGB."""
+        return 1 if self.color is Color.GRAYSCALE else 3
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the result in pixels; None if they depend on the image."""
+        if self.crop is not None:
+            return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+        return self.resize if isinstance(self.resize, tuple) else None
+
+
+def _preprocessing_kind(value: Any) -> str:
+    return "name" if isinstance(value, str) else "inline"
+
+
+PreprocessingChoice = Annotated[
+    Annotated[str, Tag("name")] | Annotated[Preprocessing, Tag("inline")],
+    Discriminator(_preprocessing_kind),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Member:
+    """One model of the ensemble."""
+
+    name: Annotated[Name, Field(description="Unique; used in answers and policies")]
+    weights: Annotated[str, Field(description="File, relative to the spec")]
+    architecture: Annotated[
+        str | None,
+        Field(
+            description="torchvision.models.NAME, or FILE.py:CLASS relative to the spec; "
+            "not for torchscript, exported and onnx, which carry their own"
+        ),
+    ] = None
+    arguments: Annotated[
+        Mapping[str, Any], Field(description="Keyword arguments of the architecture")
+    ] = field(default_factory=dict)
+    format: Annotated[
+        WeightsFormat | None, Field(description="Read off the file's name if left out")
+    ] = None
+    preprocessing: Annotated[
+        PreprocessingChoice | None,
+        Field(
+            description="A name from the top-level `preprocessing`, the name of torchvision "
+            "weights, or the settings themselves; left out: the ensemble's only one"
+        ),
+    ] = None
+    output: Annotated[
+        Output | None,
+        Field(description="What forward returns; default logits, for regression values"),
+    ] = None
+    voting_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[
+        Positive, Field(description="Logits are divided by it (Guo et al. 2017)")
+    ] = 1.0
+    threshold: Annotated[
+        Probability | Mapping[str, Probability] | None,
+        Field(
+            description="The member votes for a label from this score on, for all labels or "
+            "by label; presence and multilabel; default the ensemble's threshold"
+        ),
+    ] = None
+
+    @property
+    def weights_format(self) -> WeightsFormat:
+        """The declared format, else the one that the file's ending stands for.
+
+        Raises:
+            SpecError: the ending stands for none.
+        """
+        if self.format is not None:
+            return self.format
+        suffix = PurePosixPath(self.weights).suffix
+        if suffix in {".pt", ".pth"}:
+            return WeightsFormat.STATE_DICT if self.architecture else WeightsFormat.TORCHSCRIPT
+        by_suffix = {
+            ".safetensors": WeightsFormat.SAFETENSORS,
+            ".pt2": WeightsFormat.EXPORTED,
+            ".onnx": WeightsFormat.ONNX,
+        }
+        if suffix not in by_suffix:
+            raise SpecError(
+                f"member '{self.name}': cannot tell the format of {self.weights}; "
+                f"set format to one of {', '.join(WeightsFormat)}"
+            )
+        return by_suffix[suffix]
+
+    @property
+    def architecture_file(self) -> str | None:
+        """The user's .py file that defines the architecture, relative to the spec."""
+        file, separator, _ = (self.architecture or "").partition(".py:")
+        return f"{file}.py" if separator else None
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Policies:
+    """How the members' outputs become one answer."""
+
+    default: Annotated[str, Field(description="Policy of a request that names none")] = "mean"
+    allowed: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            description="Policies that a client may choose, by name ('expression' for "
+            "expressions); left out: all. The default is always allowed"
+        ),
+    ] = None
+    named: Annotated[
+        Mapping[Name, str],
+        Field(description="The deployment's own names, e.g. high-sensitivity: any"),
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Runtime:
+    """How the worker computes."""
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="auto: the GPU that TorchServe assigns to the worker, else the CPU"),
+    ] = "auto"
+    threads: Annotated[
+        int | None,
+        Field(ge=1, description="Intra-op CPU threads; left out: cores divided by workers"),
+    ] = None
+    micro_batch: Annotated[
+        int, Field(ge=1, description="Most samples computed at once; bounds the worker's memory")
+    ] = 64
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Limits:
+    """Bounds on one request; a request beyond them is answered with 413."""
+
+    max_samples: Annotated[int, Field(ge=1, description="Samples in one request")] = 256
+    max_pixels: Annotated[
+        int, Field(ge=1, description="Width times height of one image, before decoding")
+    ] = 50_000_000
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Serving:
+    """What TorchServe is told at registration (the archive's model-config.yaml)."""
+
+    workers: Annotated[int, Field(ge=1, description="Each holds a full copy of the ensemble")] = 1
+    batch_size: Annotated[
+        int, Field(ge=1, description="Requests that TorchServe may put into one batch")
+    ] = 8
+    max_batch_delay_ms: Annotated[
+        int, Field(ge=0, description="Longest wait for the batch to fill, in milliseconds")
+    ] = 5
+    response_timeout_s: Annotated[
+        int, Field(ge=1, description="A worker silent for longer is restarted, in seconds")
+    ] = 60
+    startup_timeout_s: Annotated[
+        int, Field(ge=1, description="Longest time to load the ensemble, in seconds")
+    ] = 180
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Provenance:
+    """Where the ensemble comes from; carried in the archive, shown by `inspect`."""
+
+    owner: str | None = None
+    created: Annotated[str | None, Field(description="Date, ISO 8601")] = None
+    source_revision: str | None = None
+    training_data: str | None = None
+    training_data_version: str | None = None
+    url: str | None = None
+    licence: str | None = None
+    metrics: Annotated[
+        Mapping[str, Mapping[str, float]], Field(description="Data set -> metric -> value")
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EnsembleSpec:
+    """Several models behind one endpoint."""
+
+    name: Annotated[Name, Field(description="The endpoint: /predictions/NAME")]
+    version: Annotated[
+        str,
+        Field(pattern=r"^[0-9]+(\.[0-9]+)*$", description="Dotted numbers in quotes, e.g. '1.0'"),
+    ]
+    task: Task
+    labels: Annotated[
+        tuple[str, ...],
+        Field(
+            min_length=1,
+            description="In the order of the members' outputs; presence: [absent, present]; "
+            "regression: the names of the outputs",
+        ),
+    ]
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    description: str | None = None
+    preprocessing: Annotated[
+        Mapping[str, Preprocessing], Field(description="Settings that members name")
+    ] = field(default_factory=dict)
+    threshold: Annotated[
+        Probability | Mapping[str, Probability],
+        Field(description="Decision threshold on combined scores; presence and multilabel"),
+    ] = 0.5
+    policies: Policies = field(default_factory=Policies)
+    runtime: Runtime = field(default_factory=Runtime)
+    limits: Limits = field(default_factory=Limits)
+    serving: Serving = field(default_factory=Serving)
+    provenance: Provenance = field(default_factory=Provenance)
+    extra_files: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Further files for the archive, relative to the spec, e.g. modules that "
+            "FILE.py imports"
+        ),
+    ] = ()
+
+    @property
+    def score_labels(self) -> tuple[str, ...]:
+        """Labels of the score columns: for presence the positive label alone."""
+        return self.labels[1:] if self.task is Task.PRESENCE else self.labels
+
+    def preprocessing_of(self, member: Member) -> Preprocessing:
+        """The settings that a member uses, references resolved (not torchvision's weights)."""
+        choice = member.preprocessing
+        if isinstance(choice, Preprocessing):
+            return choice
+        if choice is None:
+            return next(iter(self.preprocessing.values()))
+        return self.preprocessing.get(choice) or Preprocessing(weights=choice)
+
+    def output_of(self, member: Member) -> Output:
+        """What a member's forward returns, with the default of the task."""
+        default = Output.VALUES if self.task is Task.REGRESSION else Output.LOGITS
+        return member.output or default
+
+    def thresholds(self, member: Member | None = None) -> tuple[float, ...]:
+        """One threshold for each of `score_labels`: a member's for its votes, or the ensemble's."""
+        own = member.threshold if member is not None else None
+        return tuple(
+            _by_label(own, label, _by_label(self.threshold, label, 0.5))
+            for label in self.score_labels
+        )
+
+    def files(self) -> tuple[str, ...]:
+        """Every file that the spec names, relative to it, sorted, each once."""
+        named = {member.weights for member in self.members}
+        named |= {m.architecture_file for m in self.members if m.architecture_file is not None}
+        return tuple(sorted(named | set(self.extra_files)))
+
+
+def _by_label(value: float | Mapping[str, float] | None, label: str, default: float) -> float:
+    if value is None:
+        return default
+    return value.get(label, default) if isinstance(value, Mapping) else value
+
+
+_ADAPTER = TypeAdapter(EnsembleSpec)
+
+
+def load_spec(path: Path, *, check_files: bool = True) -> EnsembleSpec:
+    """Read and check an ensemble spec.
+
+    Args:
+        path: the YAML file.
+        check_files: also check that every file that the spec names exists.
+
+    Raises:
+        SpecError: with one line for each mistake: file, line, key, what is wrong, the remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file; name the ensemble's YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read: {error}") from error
+    return parse_spec(text, source=str(path), folder=path.parent if check_files else None)
+
+
+def parse_spec(text: str, *, source: str = "spec", folder: Path | None = None) -> EnsembleSpec:
+    """As `load_spec`, from the text; with a folder, the files named must exist in it."""
+
+    def check(spec: EnsembleSpec) -> list[Problem]:
+        return [*_check_labels(spec), *_check_members(spec), *_check_files(spec, folder)]
+
+    return parse_strictly(text, _ADAPTER, EnsembleSpec, source=source, check=check)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the spec, for editors."""
+    schema = _ADAPTER.json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "torchserve-ensemble spec"
+    return schema
+
+
+def _check_labels(spec: EnsembleSpec) -> list[Problem]:
+    problems = []
+    if len(set(spec.labels)) != len(spec.labels):
+        twice = sorted({label for label in spec.labels if spec.labels.count(label) > 1})
+        problems.append(Problem(("labels",), f"labels must differ; given twice: {twice}"))
+    if spec.task is Task.PRESENCE and len(spec.labels) != 2:
+        problems.append(
+            Problem(("labels",), "task presence takes exactly two labels: [absent, present]")
+        )
+    if spec.task is Task.CLASSIFICATION and len(spec.labels) < 2:
+        problems.append(Problem(("labels",), "task classification takes at least two labels"))
+    places: list[tuple[tuple[str | int, ...], object]] = [(("threshold",), spec.threshold)]
+    places += [(("members", i, "threshold"), m.threshold) for i, m in enumerate(spec.members)]
+    for place, threshold in places:
+        if isinstance(threshold, Mapping):
+            problems += [
+                Problem((*place, label), "not a label that is scored", label, spec.score_labels)
+                for label in threshold
+                if label not in spec.score_labels
+            ]
+    return problems
+
+
+def _check_members(spec: EnsembleSpec) -> list[Problem]:
+    problems = []
+    names = [member.name for member in spec.members]
+    for index, member in enumerate(spec.members):
+        place: tuple[str | int, ...] = ("members", index)
+        if member.name in names[:index]:
+            problems.append(Problem((*place, "name"), f"two members are named '{member.name}'"))
+        problems += _check_format(spec, member, place)
+        choice = member.preprocessing
+        if choice is None and len(spec.preprocessing) != 1:
+            problems.append(
+                Problem(
+                    place,
+                    "preprocessing is missing: the member must say which, unless the ensemble "
+                    "has exactly one",
+                )
+            )
+        elif isinstance(choice, str) and choice not in spec.preprocessing and "." not in choice:
+            problems.append(
+                Problem(
+                    (*place, "preprocessing"),
+                    f"'{choice}' is neither in the top-level preprocessing nor torchvision "
+                    "weights such as ResNet18_Weights.DEFAULT",
+                    choice,
+                    tuple(spec.preprocessing),
+                )
+            )
+        elif isinstance(choice, Preprocessing):
+            problems += _check_preprocessing(choice, (*place, "preprocessing"))
+    for name, preprocessing in spec.preprocessing.items():
+        problems += _check_preprocessing(preprocessing, ("preprocessing", name))
+    if all(member.voting_weight == 0 for member in spec.members):
+        problems.append(Problem(("members",), "at least one voting_weight must be above 0"))
+    if (
+        spec.policies.default in spec.policies.named
+        and spec.policies.named[spec.policies.default] == spec.policies.default
+    ):
+        problems.append(Problem(("policies", "named"), "a named policy cannot name itself"))
+    return problems
+
+
+def _check_format(
+    spec: EnsembleSpec, member: Member, place: tuple[str | int, ...]
+) -> list[Problem]:
+    problems = []
+    try:
+        needs_architecture = member.weights_format in {
+            WeightsFormat.SAFETENSORS,
+            WeightsFormat.STATE_DICT,
+        }
+    except SpecError as error:
+        return [Problem((*place, "weights"), str(error).partition(": ")[2])]
+    if needs_architecture and member.architecture is None:
+        problems.append(
+            Problem(
+                place,
+                f"architecture is missing: {member.weights_format} weights need one "
+                "(torchvision.models.NAME or FILE.py:CLASS)",
+            )
+        )
+    if not needs_architecture and (member.architecture is not None or member.arguments):
+        problems.append(
+            Problem(
+                (*place, "architecture" if member.architecture is not None else "arguments"),
+                f"{member.weights_format} files carry their own architecture; remove the key",
+            )
+        )
+    regression = spec.task is Task.REGRESSION
+    if member.output is not None and (member.output is Output.VALUES) != regression:
+        fitting = "values" if regression else "logits or probabilities"
+        problems.append(
+            Problem((*place, "output"), f"task {spec.task} takes members that give {fitting}")
+        )
+    if member.temperature != 1 and spec.output_of(member) is not Output.LOGITS:
+        problems.append(Problem((*place, "temperature"), "only logits can be divided by it"))
+    return problems
+
+
+def _check_preprocessing(
+    preprocessing: Preprocessing, place: tuple[str | int, ...]
+) -> list[Problem]:
+    if preprocessing.weights is not None:
+        if preprocessing != Preprocessing(weights=preprocessing.weights):
+            return [Problem((*place, "weights"), "goes alone: it sets every other key itself")]
+        return []
+    problems = []
+    if preprocessing.size is None:
+        problems.append(
+            Problem(
+                place, "images of every size must end alike: set crop, or resize: [height, width]"
+            )
+        )
+    for key in ("mean", "std"):
+        values = getattr(preprocessing, key)
+        if values is not None and len(values) not in (1, preprocessing.channels):
+            problems.append(
+                Problem((*place, key), f"takes {preprocessing.channels} numbers, or one for all")
+            )
+    if math.isclose(*preprocessing.value_range):
+        problems.append(Problem((*place, "value_range"), "black and white must differ"))
+    return problems
+
+
+def _check_files(spec: EnsembleSpec, folder: Path | None) -> list[Problem]:
+    places: list[tuple[tuple[str | int, ...], str]] = []
+    for index, member in enumerate(spec.members):
+        places.append((("members", index, "weights"), member.weights))
+        if member.architecture_file is not None:
+            places.append((("members", index, "architecture"), member.architecture_file))
+    places += [(("extra_files", index), file) for index, file in enumerate(spec.extra_files)]
+    problems = []
+    for place, file in places:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or "\\" in file:
+            problems.append(
+                Problem(place, f"{file} must lie in the spec's folder, written with '/'")
+            )
+        elif folder is not None and not (folder / path).is_file():
+            others = tuple(
+                found.relative_to(folder).as_posix()
+                for found in (folder / path).parent.glob("*")
+                if found.is_file()
+            )
+            problems.append(Problem(place, f"no such file: {folder / path}", file, others))
+    return problems

@@ -1,0 +1,186 @@
+"""Strict YAML into dataclasses: every mistake with its line, its key and the nearest valid one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from .errors import SpecError
+
+Spec = TypeVar("Spec")
+Place = tuple[str | int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One mistake: where, what, and the value with the choices that it should have been from."""
+
+    place: Place
+    message: str
+    value: str | None = None
+    choices: Sequence[str] = ()
+
+
+def parse_strictly(
+    text: str,
+    adapter: TypeAdapter[Spec],
+    root: type[Spec],
+    *,
+    source: str,
+    check: Callable[[Spec], Iterable[Problem]],
+) -> Spec:
+    """Parse YAML into the dataclass that the adapter describes.
+
+    Args:
+        text: the YAML document.
+        adapter: pydantic's validator of the root dataclass.
+        root: the root dataclass, whose keys are suggested for unknown ones.
+        source: named in messages, normally the file.
+        check: finds mistakes that need the whole document.
+
+    Raises:
+        SpecError: with one line for each mistake.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{source}:{mark.line + 1}" if mark is not None else source
+        reason = getattr(error, "problem", None) or str(error)
+        raise SpecError(f"{place}: not valid YAML: {reason}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise SpecError(f"{source}: the document must be a mapping of keys to values")
+    problems = list(_repeated_keys(node, ()))
+    if not problems:
+        try:
+            spec = adapter.validate_python(data)
+        except ValidationError as error:
+            problems = _innermost(_from_pydantic(detail, node, root) for detail in error.errors())
+        else:
+            problems = list(check(spec))
+            if not problems:
+                return spec
+    raise SpecError("\n".join(_line(problem, node, source) for problem in problems))
+
+
+def nearest(value: str, choices: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the closest choice, or an empty string."""
+    close = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _repeated_keys(node: yaml.Node, place: Place) -> Iterable[Problem]:
+    """YAML itself lets the last of two equal keys win silently."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                yield Problem((*place, name), "this key is given twice")
+            seen.add(name)
+            yield from _repeated_keys(value, (*place, name))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _repeated_keys(value, (*place, index))
+
+
+def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
+    place = _without_tags(detail["loc"], node)
+    kind, value = detail["type"], detail["input"]
+    if kind == "unexpected_keyword_argument":
+        known = _keys_at(root, place[:-1])
+        suggestion = f"unknown key; known here: {', '.join(known)}"
+        return Problem(place, suggestion, str(place[-1]), known)
+    if kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
+        return Problem(place, "this key is missing")
+    if kind in {"enum", "literal_error"}:
+        choices = re.findall(r"'([^']*)'", str(detail["ctx"]["expected"]))
+        return Problem(place, f"must be one of {', '.join(choices)}", str(value), choices)
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return Problem(place, f"must be text: write it in quotes, '{value}'")
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    shown = repr(value) if isinstance(value, str | int | float | bool | None) else ""
+    return Problem(place, message + (f", not {shown}" if shown else ""))
+
+
+def _innermost(problems: Iterable[Problem]) -> list[Problem]:
+    """One problem for each place: of a union, every branch complains, also about the whole."""
+    by_place: dict[Place, Problem] = {}
+    for problem in problems:
+        by_place.setdefault(problem.place, problem)
+    return [
+        problem
+        for place, problem in by_place.items()
+        if not any(other[: len(place)] == place and other != place for other in by_place)
+    ]
+
+
+def _without_tags(location: Sequence[str | int], node: yaml.Node) -> Place:
+    """Pydantic names union branches in its locations; keep what the document itself has."""
+    place: list[str | int] = []
+    current: yaml.Node | None = node
+    for position, step in enumerate(location):
+        following = _child(current, step)
+        last = position == len(location) - 1
+        if following is not None or (last and isinstance(current, yaml.MappingNode)):
+            place.append(step)
+            current = following
+    return tuple(place)
+
+
+def _child(node: yaml.Node | None, step: str | int) -> yaml.Node | None:
+    if isinstance(node, yaml.MappingNode):
+        return next((value for key, value in node.value if str(key.value) == str(step)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        child: yaml.Node = node.value[step]
+        return child
+    return None
+
+
+def _keys_at(root: type, place: Place) -> list[str]:
+    """The field names of the dataclass that describes a place."""
+    current: Any = root
+    for step in place:
+        hints = typing.get_type_hints(current) if dataclasses.is_dataclass(current) else {}
+        current = _dataclass_in(hints[str(step)]) if str(step) in hints else current
+    return [field.name for field in dataclasses.fields(current)]
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass that a type hint holds, through unions and containers."""
+    if dataclasses.is_dataclass(hint):
+        return hint
+    found = (_dataclass_in(part) for part in typing.get_args(hint))
+    return next((part for part in found if part is not None), None)
+
+
+def _line(problem: Problem, node: yaml.Node, source: str) -> str:
+    path = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in problem.place).lstrip(".")
+    where = f"{path}: " if path else ""
+    suggestion = nearest(problem.value, problem.choices) if problem.value is not None else ""
+    return f"{source}:{_line_number(problem.place, node)}: {where}{problem.message}{suggestion}"
+
+
+def _line_number(place: Place, node: yaml.Node) -> int:
+    """The line, from 1, of the key or list item that a place names, or of what holds it."""
+    line, current = node.start_mark.line, node
+    for step in place:
+        following = _child(current, step)
+        if following is None:
+            break
+        # A nested mapping starts on the line below its key: point at the key.
+        keys = current.value if isinstance(current, yaml.MappingNode) else ()
+        line = next(
+            (key.start_mark.line for key, value in keys if value is following),
+            following.start_mark.line,
+        )
+        current = following
+    return int(line) + 1

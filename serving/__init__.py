@@ -1,0 +1,1 @@
+"""What talks to a running TorchServe: life cycle, management and inference clients."""
