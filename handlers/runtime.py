@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import MemberError
-from .members import LoadedMember, load_member, scores
+from .members import LoadedMember, check_member, load_member, scores
 from .preprocess import Preprocessor, group, resolve
 from .spec import EnsembleSpec
 
@@ -134,12 +134,12 @@ class Runtime:
 
     def _check(self) -> None:
         """Run once on noise, at the sizes that members will see."""
-        from .members import check_member
-
         generator = torch.Generator().manual_seed(0)
         images = [
             torch.randint(0, 256, (3, 64, 48), dtype=torch.uint8, generator=generator)
             for _ in range(3)
         ]
-        for loaded, which in zip(self._members, self._group_of_member, strict=True):
-            check_member(loaded, self._preprocessors[which](images), len(self.spec.score_labels))
+        batches = [preprocessor(images) for preprocessor in self._preprocessors]
+        for index, loaded in enumerate(self._members):
+            batch = batches[self._group_of_member[index]]
+            check_member(loaded, self.spec, self.spec.members[index], batch)
