@@ -1,1 +1,297 @@
-def add_commands(subparsers): pass
+"""The server verbs of the command line: each is thin, and its --help names TorchServe's own call."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..handlers.errors import ServerError
+from .management import ManagementClient, ModelVersion
+from .server import DEFAULT_RUN_FOLDER, Server, console_log
+from .settings import ServerSettings, is_loopback
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+DEFAULT_MANAGEMENT = "http://127.0.0.1:8081"
+
+
+def add_commands(subparsers: Subparsers) -> None:
+    """Add every verb that starts, stops or talks to a server."""
+    _add_serve(subparsers)
+    run = _parents()
+    stop = subparsers.add_parser(
+        "stop",
+        help="stop the server that `serve` started",
+        description="End TorchServe and its workers (as torchserve --stop, but waiting for them).",
+        parents=[run],
+    )
+    stop.set_defaults(run=_stop)
+    status = subparsers.add_parser(
+        "status",
+        help="models, versions and workers",
+        description="GET /models and GET /models/NAME/all.",
+        parents=[run, _connection()],
+    )
+    status.set_defaults(run=_status)
+    register = subparsers.add_parser(
+        "register",
+        help="register an archive and wait for its workers",
+        description="POST /models?url=ARCHIVE&synchronous=true. Workers that die while loading "
+        "end it with their own traceback, and the version is unregistered again.",
+        parents=[run, _connection()],
+    )
+    register.add_argument("archive", help="file name in the server's model store, or an URL")
+    register.add_argument("--workers", type=int, default=1, help="if the archive does not say")
+    register.set_defaults(run=_register)
+    scale = _model_verb(
+        subparsers,
+        "scale",
+        "change the number of workers",
+        "PUT /models/NAME[/VERSION]?min_worker=N&max_worker=N&synchronous=true.",
+    )
+    scale.add_argument("workers", type=int, help="each holds a full copy of the ensemble")
+    scale.add_argument("--model-version", help="default: the default version")
+    scale.set_defaults(run=_scale)
+    versions = _model_verb(
+        subparsers, "versions", "the versions of a model", "GET /models/NAME/all."
+    )
+    versions.set_defaults(run=_versions)
+    describe = _model_verb(
+        subparsers,
+        "describe",
+        "members, labels and policies of a model",
+        "GET /models/NAME?customized=true.",
+    )
+    describe.set_defaults(run=_describe)
+    default = _model_verb(
+        subparsers,
+        "set-default",
+        "choose the version that answers when a request names none",
+        "PUT /models/NAME/VERSION/set-default.",
+    )
+    default.add_argument("model_version", metavar="VERSION")
+    default.set_defaults(run=_set_default)
+    unregister = _model_verb(
+        subparsers,
+        "unregister",
+        "remove a version and its workers",
+        "DELETE /models/NAME[/VERSION].",
+    )
+    unregister.add_argument("model_version", metavar="VERSION", nargs="?")
+    unregister.set_defaults(run=_unregister)
+    _add_doctor(subparsers)
+
+
+def _add_serve(subparsers: Subparsers) -> None:
+    serve = subparsers.add_parser(
+        "serve",
+        help="start TorchServe and wait until its workers are ready",
+        description="torchserve --start --ncs --model-store ... --ts-config ..., with a Java that "
+        "is found, then waits until every worker is READY. A worker that dies while loading ends "
+        "it with that worker's own traceback.",
+        parents=[_parents()],
+    )
+    serve.add_argument("models", nargs="*", metavar="[NAME=]ARCHIVE", help="in the model store")
+    serve.add_argument("--model-store", type=Path, default=Path("model_store"))
+    serve.add_argument(
+        "--config", type=Path, help="config.properties (default: the one in this folder, if any)"
+    )
+    serve.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting of config.properties, instead of the file's; may be repeated",
+    )
+    serve.add_argument("--timeout", type=float, default=180, help="seconds until READY")
+    serve.set_defaults(run=_serve)
+
+
+def _add_doctor(subparsers: Subparsers) -> None:
+    doctor = subparsers.add_parser(
+        "doctor",
+        help="check the machine, the configuration, a spec and the running server",
+        description="Checks against the known traps of TorchServe, and prints what to do.",
+        parents=[_parents()],
+    )
+    doctor.add_argument("spec", type=Path, nargs="?", help="an ensemble's YAML file")
+    doctor.add_argument("--config", type=Path, default=Path("config.properties"))
+    doctor.set_defaults(run=_doctor)
+
+
+def _parents() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(
+        "--run-folder",
+        type=Path,
+        default=DEFAULT_RUN_FOLDER,
+        help=f"the server's logs, tokens and state (default: {DEFAULT_RUN_FOLDER})",
+    )
+    return parent
+
+
+def _connection() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--management", help="address of a server that `serve` did not start")
+    parent.add_argument("--token", help="its management token")
+    return parent
+
+
+def _model_verb(
+    subparsers: Subparsers, name: str, summary: str, call: str
+) -> argparse.ArgumentParser:
+    command = subparsers.add_parser(
+        name, help=summary, description=call, parents=[_parents(), _connection()]
+    )
+    command.add_argument("name", metavar="NAME")
+    return command
+
+
+def _management(arguments: argparse.Namespace) -> ManagementClient:
+    if arguments.management is None:
+        server = Server.attach(arguments.run_folder)
+        if server is not None:
+            return server.management(timeout=600)
+    token = arguments.token or _token_here()
+    return ManagementClient(arguments.management or DEFAULT_MANAGEMENT, token=token, timeout=600)
+
+
+def _token_here() -> str | None:
+    """The token of a `torchserve --start` in this folder."""
+    try:
+        return str(json.loads(Path("key_file.json").read_text())["management"]["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    overrides = {}
+    for setting in arguments.set:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise ServerError(f"--set {setting}: write KEY=VALUE")
+        overrides[key] = value
+    config = arguments.config
+    if config is None and Path("config.properties").is_file():
+        config = Path("config.properties")
+    settings = ServerSettings(arguments.model_store, tuple(arguments.models), config, overrides)
+    properties = settings.properties()
+    guarded = properties.get("disable_token_authorization", "false") != "true"
+    if is_loopback(properties.get("management_address", "")) and guarded:
+        # Registering is what the other verbs are for; here only the token's owner can.
+        overrides.setdefault("enable_model_api", properties.get("enable_model_api", "true"))
+    server = Server.start(settings, arguments.run_folder)
+    try:
+        versions = server.wait_ready(timeout=arguments.timeout)
+    except BaseException:
+        server.stop()
+        raise
+    _print_versions(versions)
+    print(f"inference   {server.inference_address}")
+    print(f"management  {server.management_address}")
+    print(f"logs        {console_log(arguments.run_folder)}")
+    token = f" -H 'Authorization: Bearer {server.token('inference')}'" if guarded else ""
+    name = versions[0].name if versions else "NAME"
+    print("\nTry it:")
+    print(f"  curl{token} {server.inference_address}/predictions/{name} -F file=@image.png")
+    return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    server = Server.attach(arguments.run_folder)
+    if server is None:
+        print(f"no server runs in {arguments.run_folder}")
+        return 0
+    server.stop()
+    print(f"stopped {server.inference_address}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    with _management(arguments) as management:
+        print(f"management  {management.address}")
+        _print_versions([v for n in management.models() for v in management.describe(n, "all")])
+    return 0
+
+
+def _register(arguments: argparse.Namespace) -> int:
+    server = Server.attach(arguments.run_folder) if arguments.management is None else None
+    if server is not None:
+        _print_versions([server.register(arguments.archive, workers=arguments.workers)])
+        return 0
+    with _management(arguments) as management:
+        print(management.register(arguments.archive, workers=arguments.workers))
+    return 0
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    with _management(arguments) as management:
+        version = arguments.model_version
+        print(management.scale(arguments.name, arguments.workers, version=version, synchronous=True))
+    return 0
+
+
+def _versions(arguments: argparse.Namespace) -> int:
+    with _management(arguments) as management:
+        _print_versions(management.describe(arguments.name, "all"))
+    return 0
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    with _management(arguments) as management:
+        (version,) = management.describe(arguments.name, customized=True)
+    print(json.dumps(version.customized, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _set_default(arguments: argparse.Namespace) -> int:
+    with _management(arguments) as management:
+        print(management.set_default(arguments.name, arguments.model_version))
+    return 0
+
+
+def _unregister(arguments: argparse.Namespace) -> int:
+    with _management(arguments) as management:
+        print(management.unregister(arguments.name, arguments.model_version))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from .doctor import Level, diagnose
+
+    server = Server.attach(arguments.run_folder)
+    findings = diagnose(config=arguments.config, spec=arguments.spec, server=server)
+    console = Console(soft_wrap=True)
+    colours = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
+    for finding in findings:
+        colour = colours[finding.level]
+        console.print(f"[{colour}]{finding.level:<8}[/] {finding.what}", highlight=False)
+        if finding.remedy:
+            console.print(f"         -> {finding.remedy}", highlight=False, markup=False)
+    return int(any(finding.level is Level.PROBLEM for finding in findings))
+
+
+def _print_versions(versions: list[ModelVersion]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in ("model", "version", "default", "archive", "batch", "workers"):
+        table.add_column(column)
+    for version in versions:
+        statuses = [worker.status for worker in version.workers]
+        workers = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "none"
+        table.add_row(
+            version.name,
+            version.version,
+            "yes" if version.default else "",
+            version.archive,
+            f"{version.batch_size} in {version.max_batch_delay_ms} ms",
+            workers,
+        )
+    Console().print(table)
