@@ -16,11 +16,15 @@ from .errors import SpecError
 from .spec import Color, Interpolation, Preprocessing
 from .strict_yaml import nearest
 
+# torchvision ignores antialias for these.
+_UNFILTERED = {Interpolation.NEAREST, Interpolation.NEAREST_EXACT}
+
 
 def resolve(preprocessing: Preprocessing) -> Preprocessing:
     """Explicit settings in one normal form, so that equal preprocessings compare equal.
 
-    The name of torchvision weights becomes the settings of their ``transforms()``.
+    The name of torchvision weights becomes the settings of their ``transforms()``; a side becomes a
+    pair, one number becomes one for each channel, and what has no effect takes its default.
 
     Raises:
         SpecError: no such weights, or weights whose transforms are not for image classification.
@@ -28,14 +32,20 @@ def resolve(preprocessing: Preprocessing) -> Preprocessing:
     if preprocessing.weights is not None:
         preprocessing = _of_weights(preprocessing.weights)
     channels = preprocessing.channels
-    changes: dict[str, object] = {}
-    if isinstance(preprocessing.crop, int):
-        changes["crop"] = (preprocessing.crop, preprocessing.crop)
-    for key in ("mean", "std"):
-        values = getattr(preprocessing, key)
-        if values is not None and len(values) != channels:
-            changes[key] = values * channels
-    return dataclasses.replace(preprocessing, **changes) if changes else preprocessing
+    resizes = preprocessing.resize is not None
+    filtered = resizes and preprocessing.interpolation not in _UNFILTERED
+    return dataclasses.replace(
+        preprocessing,
+        crop=None if preprocessing.crop is None else preprocessing.size,
+        interpolation=preprocessing.interpolation if resizes else Interpolation.BILINEAR,
+        antialias=preprocessing.antialias if filtered else True,
+        mean=_per_channel(preprocessing.mean or (0.0,), channels),
+        std=_per_channel(preprocessing.std or (1.0,), channels),
+    )
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values * channels if len(values) == 1 else values
 
 
 def _of_weights(name: str) -> Preprocessing:
@@ -62,41 +72,59 @@ def _of_weights(name: str) -> Preprocessing:
 
 
 def group(settings: Sequence[Preprocessing]) -> tuple[list[Preprocessing], list[int]]:
-    """Distinct settings in order of first use, and for each member the one that it uses."""
+    """Share equal preprocessings.
+
+    Args:
+        settings: each member's, from `resolve`.
+
+    Returns:
+        The distinct ones in order of first use, and for each member the position of its own.
+    """
     distinct = list(dict.fromkeys(settings))
-    return distinct, [distinct.index(each) for each in settings]
+    position = {each: index for index, each in enumerate(distinct)}
+    return distinct, [position[each] for each in settings]
 
 
 class Preprocessor:
     """One preprocessing on one device.
 
     Geometry runs per image, on uint8; the arithmetic runs once on the whole batch. The steps and
-    their order are those of torchvision's classification presets.
+    their order are those of torchvision's classification presets, after the conversion to gray.
+    Images are resized one by one: a stack of equal sizes took no less time, and more memory.
     """
 
     def __init__(self, settings: Preprocessing, device: torch.device) -> None:
-        self.settings = settings
-        self.device = device
-        low, high = settings.value_range
-        mean = torch.tensor(settings.mean or (0.0,) * settings.channels)
-        std = torch.tensor(settings.std or (1.0,) * settings.channels)
-        # ((x / 255) * (high - low) + low - mean) / std as one multiplication and one addition.
-        self._scale = ((high - low) / 255 / std).view(-1, 1, 1).to(device)
-        self._shift = ((low - mean) / std).view(-1, 1, 1).to(device)
+        """Prepare.
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the result."""
+        Args:
+            settings: need not be resolved.
+            device: where the batches are wanted.
+
+        Raises:
+            SpecError: as `resolve`; or images of different sizes would not end alike.
+        """
+        self.settings = resolve(settings)
+        self.device = device
         size = self.settings.size
         if size is None:
-            raise SpecError("preprocessing without a fixed size")
-        return (self.settings.channels, *size)
+            raise SpecError(
+                "preprocessing: images of every size must end alike: set crop, or "
+                "resize: [height, width]"
+            )
+        self.shape = (self.settings.channels, *size)
+        """Channels, height and width of the result."""
+        low, high = self.settings.value_range
+        mean = torch.tensor(self.settings.mean, dtype=torch.float64)
+        std = torch.tensor(self.settings.std, dtype=torch.float64)
+        # ((x / 255) * (high - low) + low - mean) / std as one multiplication and one addition.
+        self._scale = self._constant((high - low) / 255 / std)
+        self._shift = self._constant((low - mean) / std)
 
     def __call__(self, images: Sequence[Tensor]) -> Tensor:
         """Preprocess a batch.
 
         Args:
-            images: N uint8 tensors (3, height, width), of any sizes.
+            images: N uint8 tensors (3, height, width), of any sizes; N may be 0.
 
         Returns:
             float32 (N, channels, height, width) on the device.
@@ -106,12 +134,16 @@ class Preprocessor:
         batch = torch.stack([self._geometry(image) for image in images]).to(self.device)
         return batch.to(torch.float32).mul_(self._scale).add_(self._shift)
 
+    def _constant(self, values: Tensor) -> Tensor:
+        return values.to(torch.float32).view(-1, 1, 1).to(self.device)
+
     def _geometry(self, image: Tensor) -> Tensor:
         settings = self.settings
         if settings.color is Color.GRAYSCALE:
-            # Exact for gray images, whose three channels are equal.
-            equal = torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
-            image = image[:1] if equal else functional.rgb_to_grayscale(image)
+            # torchvision's weights sum to 0.9999 and it rounds down, so that every gray level but
+            # black would lose one; an image that is gray already is taken as it is.
+            gray = torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
+            image = image[:1] if gray else functional.rgb_to_grayscale(image)
         if settings.resize is not None:
             size = settings.resize
             image = functional.resize(
@@ -121,6 +153,5 @@ class Preprocessor:
                 antialias=settings.antialias,
             )
         if settings.crop is not None:
-            crop = settings.crop
-            image = functional.center_crop(image, [crop] if isinstance(crop, int) else list(crop))
+            image = functional.center_crop(image, list(self.shape[1:]))
         return image

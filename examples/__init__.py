@@ -1,0 +1,1 @@
+"""Complete ensembles, from training to measured answers."""

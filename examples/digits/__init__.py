@@ -1,0 +1,1 @@
+"""Three members of different architecture on handwritten digits."""

@@ -1,0 +1,1 @@
+"""Presence of one class: is there an eight, or not."""

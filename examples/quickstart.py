@@ -1,0 +1,163 @@
+"""The main job on real input: train, build, serve, ask, measure.
+
+Run it with ``scripts/quickstart``; ``--keep`` leaves the server up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.serving.client import InferenceClient
+from torchserve_ensemble.serving.server import DEFAULT_RUN_FOLDER, Server
+from torchserve_ensemble.serving.settings import ServerSettings, throw_away
+
+from .data import Part, load
+from .digits.train import train as train_digits
+from .presence.train import POSITIVE
+from .presence.train import train as train_presence
+
+ROOT = Path(__file__).parent.parent
+IMAGES_PER_REQUEST = 150
+SHOWN = 6
+DIGIT_POLICIES = ("mean", "majority", "median", "two-agree")
+PRESENCE_POLICIES = ("high-sensitivity", "majority", "mean", "high-specificity")
+
+Predictions = list[dict[str, Any]]
+Trainer = Callable[[Path, Part, Callable[[str, int], None]], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the quickstart."""
+    parser = argparse.ArgumentParser(prog="scripts/quickstart", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the server up")
+    parser.add_argument("--free-ports", action="store_true", help="instead of 8080 to 8082")
+    parser.add_argument("--run-folder", type=Path, default=DEFAULT_RUN_FOLDER)
+    options = parser.parse_args(arguments)
+    console = Console()
+    training, held_out = load()
+    console.print(f"{len(training.files)} images to train on, {len(held_out.files)} held out")
+    archives = []
+    for name, trainer in (("digits", train_digits), ("presence", train_presence)):
+        folder = ROOT / "examples" / name
+        _train(console, name, folder, trainer, training)
+        archives.append(build_archive(folder / "ensemble.yaml", ROOT / "model_store"))
+        console.print(f"built {archives[-1].relative_to(ROOT)}")
+    settings = ServerSettings(
+        model_store=ROOT / "model_store",
+        models=tuple(archive.name for archive in archives),
+        config=ROOT / "config.properties",
+        overrides=throw_away() if options.free_ports else {},
+    )
+    server = Server.start(settings, options.run_folder)
+    try:
+        server.wait_ready()
+        console.print(f"TorchServe is ready at {server.inference_address}\n")
+        with server.client() as client:
+            show_digits(console, client, held_out)
+            show_presence(console, client, held_out)
+    finally:
+        if not options.keep:
+            server.stop()
+    if options.keep:
+        console.print("The server stays up; stop it with: .venv/bin/ts-ensemble stop")
+
+
+def _train(console: Console, name: str, folder: Path, trainer: Trainer, training: Part) -> None:
+    with Progress(console=console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_epoch(member: str, total: int) -> None:
+            if member not in tasks:
+                tasks[member] = progress.add_task(f"training {name}/{member}", total=total)
+            progress.advance(tasks[member])
+
+        trainer(folder, training, on_epoch)
+    if not tasks:
+        console.print(f"{name}: trained weights are there already")
+
+
+def ask(client: InferenceClient, model: str, part: Part, policy: str) -> Predictions:
+    """Predictions for all images of a part, several in one request, in order."""
+    predictions: Predictions = []
+    for start in range(0, len(part.files), IMAGES_PER_REQUEST):
+        files = part.files[start : start + IMAGES_PER_REQUEST]
+        images = [(f"{start + i}.png", file) for i, file in enumerate(files)]
+        answer = client.predict(model, images, options={"policy": policy})
+        predictions += answer["predictions"]
+    return predictions
+
+
+def show_digits(console: Console, client: InferenceClient, part: Part) -> None:
+    """One image alone, several in one request, and the accuracy of members and policies."""
+    alone = client.predict("digits", [("one.png", part.files[0])])["predictions"][0]
+    console.print(f"one image alone: {alone['label']} ({alone['score']:.3f}); truth {part.digits[0]}")
+    answers = {policy: ask(client, "digits", part, policy) for policy in DIGIT_POLICIES}
+    first = answers[DIGIT_POLICIES[0]]
+    members = list(first[0]["members"])
+    split = [i for i, p in enumerate(first) if len({m["label"] for m in p["members"].values()}) > 1]
+    shown = [*split[: SHOWN - 2], *[i for i in range(len(first)) if i not in split][:2]]
+    table = Table(title="digits: held-out images, first those on which the members disagree")
+    for column in ("image", *members, *DIGIT_POLICIES, "truth"):
+        table.add_column(column)
+    for index in shown:
+        table.add_row(
+            f"{part.indices[index]}.png",
+            *(first[index]["members"][member]["label"] for member in members),
+            *(f"[bold]{answers[p][index]['label'] or 'none'}" for p in DIGIT_POLICIES),
+            str(part.digits[index]),
+        )
+    console.print(table)
+    truth = [str(digit) for digit in part.digits]
+    table = Table(title=f"digits: accuracy on {len(truth)} held-out images")
+    table.add_column("member or policy")
+    table.add_column("accuracy", justify="right")
+    for member in members:
+        table.add_row(member, f"{_accuracy([p['members'][member] for p in first], truth):.4f}")
+    for policy in DIGIT_POLICIES:
+        table.add_row(f"[bold]{policy}", f"{_accuracy(answers[policy], truth):.4f}")
+    console.print(table)
+
+
+def show_presence(console: Console, client: InferenceClient, part: Part) -> None:
+    """What each member and each policy finds and falsely finds."""
+    truth = ["eight" if digit == POSITIVE else "other" for digit in part.digits]
+    answers = {policy: ask(client, "presence", part, policy) for policy in PRESENCE_POLICIES}
+    first = answers[PRESENCE_POLICIES[0]]
+    rows = {name: [p["members"][name] for p in first] for name in first[0]["members"]}
+    rows |= {f"[bold]{policy}": answers[policy] for policy in PRESENCE_POLICIES}
+    table = Table(title=f"presence of an eight: {truth.count('eight')} among {len(truth)} images")
+    for column in ("member or policy", "sensitivity", "specificity", "precision", "accuracy"):
+        table.add_column(column)
+    for name, predictions in rows.items():
+        table.add_row(name, *(f"{value:.4f}" for value in detection(predictions, truth)))
+    console.print(table)
+
+
+def detection(predictions: Predictions, truth: Sequence[str]) -> tuple[float, float, float, float]:
+    """Sensitivity, specificity, precision and accuracy of presence predictions."""
+    found = [prediction["label"] == "eight" for prediction in predictions]
+    real = [label == "eight" for label in truth]
+    both = sum(f and r for f, r in zip(found, real, strict=True))
+    neither = sum(not f and not r for f, r in zip(found, real, strict=True))
+    return (
+        both / sum(real),
+        neither / (len(real) - sum(real)),
+        both / max(sum(found), 1),
+        (both + neither) / len(real),
+    )
+
+
+def _accuracy(predictions: Predictions, truth: Sequence[str]) -> float:
+    return sum(p["label"] == t for p, t in zip(predictions, truth, strict=True)) / len(truth)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Policies that count the members' votes.
+
+For presence and multilabel a member votes for a label when its score reaches the member's
+threshold; for classification it votes for its best label. `any`, `all`, `at_least` and `majority`
+choose a label from k votes on and give its k-th largest score: with equal thresholds that score
+reaches the threshold exactly where the label is chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..errors import PolicyError
+from ..tasks import Task
+from .ballot import DECIDING, Ballot, Outcome, one_hot
+from .registry import AtMostMembers, policy
+
+# Shares this close are a tie: voting weights such as 0.1 + 0.2 and 0.3 differ in their last bits.
+_TIE = 1e-6
+
+
+@policy("any", tasks=DECIDING, counts_votes=True)
+def any_member(ballot: Ballot) -> Outcome:
+    """OR: a label is chosen when any member votes for it; score: the largest. Most sensitive."""
+    return _from_k_votes(ballot, 1)
+
+
+@policy("all", tasks=DECIDING, counts_votes=True)
+def all_members(ballot: Ballot) -> Outcome:
+    """AND: a label is chosen when every member votes for it; score: the least. Most specific."""
+    return _from_k_votes(ballot, len(ballot.scores))
+
+
+@policy("at_least", tasks=DECIDING, counts_votes=True)
+def at_least(
+    ballot: Ballot,
+    *,
+    k: Annotated[int, Field(ge=1, description="Votes needed"), AtMostMembers()],
+) -> Outcome:
+    """A label is chosen when at least k members vote for it; score: the k-th largest."""
+    if k > len(ballot.scores):
+        raise PolicyError(
+            f"policy 'at_least' needs k={k} members, but only {len(ballot.scores)} gave scores"
+        )
+    return _from_k_votes(ballot, k)
+
+
+@policy("majority", tasks=DECIDING, counts_votes=True)
+def majority(ballot: Ballot) -> Outcome:
+    """A label is chosen when more than half of the members vote for it; score: as `at_least`."""
+    return _from_k_votes(ballot, votes_for_majority(len(ballot.scores)))
+
+
+@policy("plurality", tasks=DECIDING, counts_votes=True)
+def plurality(ballot: Ballot) -> Outcome:
+    """Most votes win, a tie goes to the higher mean score; score: share of the votes."""
+    return _by_share(ballot, torch.ones_like(ballot.weights))
+
+
+@policy("weighted_vote", tasks=DECIDING, counts_votes=True)
+def weighted_vote(ballot: Ballot) -> Outcome:
+    """As plurality, each vote counted with its member's voting weight."""
+    return _by_share(ballot, positive_weights(ballot))
+
+
+@policy("unanimous", tasks=DECIDING, counts_votes=True)
+def unanimous(ballot: Ballot) -> Outcome:
+    """Decides where all members cast equal votes, else abstains; score: the mean score."""
+    agreed = (ballot.votes == ballot.votes[:1]).all(dim=-1).all(dim=0)
+    return Outcome(
+        scores=ballot.scores.double().mean(dim=0).float(),
+        decisions=ballot.votes[0] & agreed.unsqueeze(-1),
+        abstained=~agreed,
+    )
+
+
+def votes_for_majority(members: int) -> int:
+    """More than half of the members."""
+    return members // 2 + 1
+
+
+def positive_weights(ballot: Ballot) -> Tensor:
+    """The voting weights, (M,).
+
+    Raises:
+        PolicyError: they are all 0, as may happen to a selection of the members.
+    """
+    if not bool((ballot.weights > 0).any()):
+        raise PolicyError(
+            f"the voting weights of {', '.join(ballot.member_names)} are all 0; choose a policy "
+            "that does not weigh, or members of which one has a weight above 0"
+        )
+    return ballot.weights
+
+
+def _from_k_votes(ballot: Ballot, k: int) -> Outcome:
+    return Outcome(
+        scores=ballot.scores.sort(dim=0, descending=True).values[k - 1],
+        decisions=ballot.votes.sum(dim=0) >= k,
+    )
+
+
+def _by_share(ballot: Ballot, weights: Tensor) -> Outcome:
+    """Share of the weight that votes for each label; for a yes-or-no label more than half is yes.
+
+    A tie goes to the higher mean score (weighted alike), for classification then to the lowest
+    label, for a yes-or-no label to yes where the mean score reaches the threshold.
+    """
+    normalized = weights.double() / weights.double().sum()
+    shares = torch.einsum("m,mnc->nc", normalized, ballot.votes.double())
+    means = torch.einsum("m,mnc->nc", normalized, ballot.scores.double()).float()
+    if ballot.task is Task.CLASSIFICATION:
+        best = shares >= shares.amax(dim=-1, keepdim=True) - _TIE
+        decisions = one_hot(means.masked_fill(~best, -torch.inf))
+    else:
+        tie = (shares - 0.5).abs() <= _TIE
+        decisions = torch.where(tie, means >= ballot.thresholds, shares > 0.5)
+    return Outcome(shares.clamp(0, 1).float(), decisions)
