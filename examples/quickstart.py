@@ -98,7 +98,9 @@ def ask(client: InferenceClient, model: str, part: Part, policy: str) -> Predict
 def show_digits(console: Console, client: InferenceClient, part: Part) -> None:
     """One image alone, several in one request, and the accuracy of members and policies."""
     alone = client.predict("digits", [("one.png", part.files[0])])["predictions"][0]
-    console.print(f"one image alone: {alone['label']} ({alone['score']:.3f}); truth {part.digits[0]}")
+    console.print(
+        f"one image alone: {alone['label']} ({alone['score']:.3f}); truth {part.digits[0]}"
+    )
     answers = {policy: ask(client, "digits", part, policy) for policy in DIGIT_POLICIES}
     first = answers[DIGIT_POLICIES[0]]
     members = list(first[0]["members"])

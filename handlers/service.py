@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import EnsembleError, MemberError, PolicyError, RequestError, SampleError, SpecError
 from .images import decode_image
-from .policies import Ballot, BoundPolicy, Catalogue, parse_policy
+from .policies import Ballot, BoundPolicy, Catalogue, check_catalogue, parse_policy
 from .requests import (
     OPTION_NAMES,
     OnError,
@@ -223,9 +223,9 @@ class EnsembleService:
             sample = readable[position]
             members = {name: answers[row] for name, answers in by_member.items()}
             predictions[sample.index] = {"sample": sample.name, **combined[row], "members": members}
-        for index, error in errors.items():
+        for index, failure in errors.items():
             name = entry.request.samples[index].name
-            predictions[index] = {"sample": name, "error": error_content(error)}
+            predictions[index] = {"sample": name, "error": error_content(failure)}
         return encode(
             {
                 "model": self.identity.as_json(),
@@ -269,8 +269,7 @@ def catalogue(spec: EnsembleSpec) -> Catalogue:
             allowed=None if spec.policies.allowed is None else frozenset(spec.policies.allowed),
             default=spec.policies.default,
         )
-        for text in (spec.policies.default, *spec.policies.named):
-            parse_policy(text, {}, result)
+        check_catalogue(result)
     except PolicyError as error:
         raise SpecError(f"policies of ensemble '{spec.name}': {error}") from error
     return result

@@ -60,6 +60,6 @@ def uncertainty(scores: Tensor, votes: Tensor, task: Task) -> Uncertainty:
 def _entropy(probabilities: Tensor, task: Task) -> Tensor:
     """Entropy over the last dimension, in nats; 0 log 0 is 0."""
     if task is not Task.CLASSIFICATION:
-        probabilities = torch.stack([probabilities, 1 - probabilities], dim=-1)
-        return torch.special.entr(probabilities.clamp(0, 1)).sum(dim=(-1, -2))
-    return torch.special.entr(probabilities.clamp(0, 1)).sum(dim=-1)
+        probabilities = torch.cat([probabilities, 1 - probabilities], dim=-1)
+    terms: Tensor = torch.special.entr(probabilities.clamp(0, 1))
+    return terms.sum(dim=-1)

@@ -1,4 +1,4 @@
-"""The server verbs of the command line: each is thin, and its --help names TorchServe's own call."""
+"""The server verbs of the command line: each is thin, and --help names TorchServe's own call."""
 
 from __future__ import annotations
 
@@ -230,7 +230,9 @@ def _register(arguments: argparse.Namespace) -> int:
 def _scale(arguments: argparse.Namespace) -> int:
     with _management(arguments) as management:
         version = arguments.model_version
-        print(management.scale(arguments.name, arguments.workers, version=version, synchronous=True))
+        print(
+            management.scale(arguments.name, arguments.workers, version=version, synchronous=True)
+        )
     return 0
 
 

@@ -42,7 +42,7 @@ KNOWN_KEYS = frozenset(
     service_envelope system_metrics_cmd token_expiration_min ts_header_key_sequence_end
     ts_header_key_sequence_id ts_header_key_sequence_start ts_open_inference_protocol
     unregister_model_timeout use_env_allowed_urls use_native_io vmargs workflow_store
-    """.split()
+    """.split()  # noqa: SIM905
 )
 """Keys that TorchServe 0.12.0 reads; it ignores all others without a word."""
 
@@ -148,7 +148,9 @@ def _configuration(path: Path) -> Iterator[Finding]:
         address = properties.get(key, "127.0.0.1")
         if not is_loopback(f"http://{address}") and not guarded:
             yield Finding(
-                Level.WARNING, f"{path}: {key}={address} is open without tokens", "bind to 127.0.0.1"
+                Level.WARNING,
+                f"{path}: {key}={address} is open without tokens",
+                "bind to 127.0.0.1",
             )
     if "default_workers_per_model" not in properties:
         yield Finding(

@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_LINE = re.compile(r"^\S+ \[\w+ ?\] (?P<thread>W-\d+-\S+?)(?P<stream>-stdout|-stderr)? (?P<rest>.*)$")
+_LINE = re.compile(
+    r"^\S+ \[\w+ ?\] (?P<thread>W-\d+-\S+?)(?P<stream>-stdout|-stderr)? (?P<rest>.*)$"
+)
 _DIED = re.compile(r"State change \S+ -> WORKER_STOPPED")
 _PRINTED = "MODEL_LOG - "
 _NOISE = ("[METRICS]", "Backend received inference")

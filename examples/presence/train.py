@@ -13,7 +13,7 @@ from ..data import SEED, Part
 from ..training import train_member
 
 POSITIVE = 8
-IMAGES_EACH = 300
+IMAGES_EACH = 200
 EPOCHS = 150
 
 
@@ -28,9 +28,7 @@ def train(
         on_epoch: called with the member's name and its number of epochs, after each.
     """
     spec = load_spec(folder / "ensemble.yaml", check_files=False)
-    order = torch.randperm(
-        len(training.files), generator=torch.Generator().manual_seed(SEED)
-    )
+    order = torch.randperm(len(training.files), generator=torch.Generator().manual_seed(SEED))
     targets = (torch.tensor(training.digits) == POSITIVE).long()
     for position, member in enumerate(spec.members):
         if (folder / member.weights).is_file():

@@ -1,0 +1,95 @@
+"""Small members, and the specs that name them."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchserve_ensemble.handlers.errors import MemberError
+from torchserve_ensemble.handlers.members import LoadedMember, check_member, load_member
+from torchserve_ensemble.handlers.spec import EnsembleSpec, Member, Preprocessing
+from torchserve_ensemble.handlers.tasks import Task
+
+CPU = torch.device("cpu")
+SHAPE = (3, 4, 4)
+CODE = """
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self, outputs=3):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+            self.head = nn.Linear(16, outputs)
+
+        def forward(self, x):
+            return self.head(self.features(x).flatten(1))
+"""
+
+
+class Net(nn.Module):
+    """The same as in CODE."""
+
+    def __init__(self, outputs: int = 3) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(16, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(x).flatten(1))
+        return logits
+
+
+def net(outputs: int = 3) -> Net:
+    torch.manual_seed(0)
+    return Net(outputs).eval()
+
+
+def write_code(folder: Path, code: str = CODE, name: str = "net.py") -> None:
+    (folder / name).write_text(textwrap.dedent(code))
+
+
+def batch(samples: int = 3) -> Tensor:
+    return torch.rand((samples, *SHAPE), generator=torch.Generator().manual_seed(1))
+
+
+def member(weights: str, **settings: Any) -> Member:
+    if weights.endswith((".safetensors", ".pth")):
+        settings.setdefault("architecture", "net.py:Net")
+    return Member(name="first", weights=weights, **settings)
+
+
+def spec_of(one: Member, *, task: Task = Task.CLASSIFICATION, labels: int = 3) -> EnsembleSpec:
+    return EnsembleSpec(
+        name="trees",
+        version="1.0",
+        task=task,
+        labels=tuple(f"label{index}" for index in range(labels)),
+        members=(one,),
+        preprocessing={"small": Preprocessing(crop=4)},
+    )
+
+
+def load(folder: Path, weights: str, **settings: Any) -> LoadedMember:
+    one = member(weights, **settings)
+    return load_member(spec_of(one), one, folder, CPU)
+
+
+def load_error(folder: Path, weights: str, **settings: Any) -> str:
+    """The message of the error; every one names the ensemble and the member."""
+    with pytest.raises(MemberError) as caught:
+        load(folder, weights, **settings)
+    message = str(caught.value)
+    assert message.startswith("ensemble 'trees', member 'first': ")
+    return message
+
+
+def check(loaded: LoadedMember, *, weights: str = "w.pt", **settings: Any) -> None:
+    task = settings.pop("task", Task.CLASSIFICATION)
+    labels = settings.pop("labels", 3)
+    one = member(weights, **settings)
+    check_member(loaded, spec_of(one, task=task, labels=labels), one, batch())
