@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from .spec import Member
 from .strict_yaml import nearest
 
 _TORCHVISION = "torchvision.models."
+_OWN_NAME = "_member_code_"
 # Modules that users' files imported from their own folder -> that folder.
 _imported_from: dict[str, Path] = {}
 
@@ -143,16 +143,15 @@ def _import_file(folder: Path, file: str) -> ModuleType:
     except OSError as error:
         raise MemberError(f"{file} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()
-    module_name = f"_member_code_{digest[:16]}"
+    module_name = f"{_OWN_NAME}{digest[:16]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise MemberError(f"{file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(module_name)
+    module.__file__ = str(path)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        # From these very bytes: the import system might take the bytecode of an older file.
+        exec(compile(content, path, "exec"), vars(module))
     except Exception as error:
         del sys.modules[module_name]
         raise MemberError(
@@ -180,5 +179,6 @@ def _import_path(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and Path(file).resolve().is_relative_to(folder):
+            inside = file is not None and Path(file).resolve().is_relative_to(folder)
+            if inside and not name.startswith(_OWN_NAME):
                 _imported_from[name] = folder

@@ -87,7 +87,9 @@ def load_member(
             f"({_first_line(error)}); check that the file is whole and format is right"
         ) from error
     if isinstance(loaded, nn.Module):
-        loaded.requires_grad_(False)
+        # One by one: a TorchScript module has no requires_grad_ of its own.
+        for parameter in loaded.parameters():
+            parameter.requires_grad_(False)
         return LoadedMember(member.name, loaded, loaded)
     return LoadedMember(member.name, loaded, None)
 

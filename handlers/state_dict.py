@@ -113,7 +113,7 @@ def _unpickle_tensors(path: Path) -> object:
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+        refused = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if refused is None:
             raise _damaged(path, error) from error
         raise MemberError(

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from member_files import CODE, member, write_code
 from torch import nn
 from torchvision.models import ResNet
 
 from torchserve_ensemble.handlers.architecture import build_architecture, build_without_data
 from torchserve_ensemble.handlers.errors import MemberError
-
-from .member_files import CODE, member, write_code
 
 
 def build(folder: Path, architecture: str, **arguments: Any) -> nn.Module:
@@ -84,11 +83,15 @@ class TestFile:
         write_code(tmp_path)
         assert type(build(tmp_path, "net.py:Net")) is type(build(tmp_path, "net.py:Net"))
 
-    def test_a_changed_file_is_read_again(self, tmp_path: Path) -> None:
+    def test_a_changed_file_is_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "dont_write_bytecode", False)
         write_code(tmp_path)
         build(tmp_path, "net.py:Net")
         stamp = (tmp_path / "net.py").stat().st_mtime_ns
         write_code(tmp_path, CODE.replace("outputs=3", "outputs=4"))
+        # As old as the first and as long, so that only its contents tell.
         os.utime(tmp_path / "net.py", ns=(stamp, stamp))
         assert build(tmp_path, "net.py:Net").get_submodule("head").out_features == 4
 
@@ -133,6 +136,15 @@ class TestFile:
     def test_wrong_argument_names_the_signature(self, tmp_path: Path) -> None:
         write_code(tmp_path)
         assert "its arguments are (outputs=3)" in build_error(tmp_path, "net.py:Net", classes=2)
+
+    def test_loading_another_ensemble_leaves_the_first_ones_code(self, tmp_path: Path) -> None:
+        models = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            write_code(tmp_path / name)
+            models.append(build(tmp_path / name, "net.py:Net"))
+        for model in models:
+            assert sys.modules[type(model).__module__].Net is type(model)
 
     def test_a_failed_import_leaves_nothing_behind(self, tmp_path: Path) -> None:
         before = set(sys.modules)

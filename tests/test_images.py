@@ -11,13 +11,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from image_files import GRAY, GRAY_ALPHA, PALETTE, RGB, RGBA, crc, encoded, gray_tiff, png
 from PIL import Image, ImageCms
 from torch import Tensor
 
 from torchserve_ensemble.handlers.errors import SampleError, TooLargeError
 from torchserve_ensemble.handlers.images import decode_image
-
-from .image_files import GRAY, GRAY_ALPHA, PALETTE, RGB, RGBA, crc, encoded, gray_tiff, png
 
 WHITE = [255, 255, 255]
 

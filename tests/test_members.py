@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from member_files import batch, check, load, load_error, member, net, spec_of, write_code
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,8 +18,6 @@ from torchserve_ensemble.handlers.errors import MemberError
 from torchserve_ensemble.handlers.members import LoadedMember, load_member, scores
 from torchserve_ensemble.handlers.spec import Output
 from torchserve_ensemble.handlers.tasks import Task
-
-from .member_files import batch, check, load, load_error, member, net, spec_of, write_code
 
 finite = st.floats(-30, 30, width=32)
 temperatures = st.floats(0.1, 10)
