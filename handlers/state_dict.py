@@ -115,7 +115,8 @@ def _unpickle_tensors(path: Path) -> object:
     except UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if refused is None:
-            raise _damaged(path, error) from error
+            # Without torch's text, which advises to unpickle everything.
+            raise _damaged(path, "no pickle of tensors") from error
         raise MemberError(
             f"{path.name} holds more than tensors ({refused[1]}), as a whole pickled module does; "
             "it is refused, since unpickling runs whatever code it holds: in the environment that "
@@ -127,13 +128,13 @@ def _unpickle_tensors(path: Path) -> object:
                 f"{path.name} is a TorchScript archive: set format: torchscript and remove "
                 "architecture"
             ) from error
-        raise _damaged(path, error) from error
+        (line, *_) = str(error).strip().splitlines() or [type(error).__name__]
+        raise _damaged(path, line) from error
 
 
-def _damaged(path: Path, error: Exception) -> MemberError:
-    (line, *_) = str(error).strip().splitlines() or [type(error).__name__]
+def _damaged(path: Path, reason: str) -> MemberError:
     return MemberError(
-        f"{path.name} is damaged or not a file that torch.save wrote ({line}); copy it again, or "
+        f"{path.name} is damaged or not a file that torch.save wrote ({reason}); copy it again, or "
         "set format to what it is"
     )
 

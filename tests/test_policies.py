@@ -131,7 +131,9 @@ def test_plurality_breaks_a_tie_by_the_mean_score_then_by_the_label() -> None:
     assert chosen(combine("plurality", make_ballot(Task.CLASSIFICATION, equal))) == [[1]]
 
 
-@pytest.mark.parametrize(("scores", "label"), [([0.9, 0.4], [0]), ([0.6, 0.1], [])])
+@pytest.mark.parametrize(
+    ("scores", "label"), [([0.9, 0.4], [0]), ([0.6, 0.1], []), ([0.75, 0.25], [0])]
+)
 def test_plurality_of_a_yes_or_no_tie_follows_the_mean(scores: list[float], label: Any) -> None:
     ballot = make_ballot(Task.PRESENCE, [[[score]] for score in scores])
     assert chosen(combine("plurality", ballot)) == [label]
@@ -141,11 +143,11 @@ def test_plurality_of_a_yes_or_no_tie_follows_the_mean(scores: list[float], labe
 def test_weights_that_add_up_to_a_tie_are_a_tie() -> None:
     ballot = make_ballot(
         Task.CLASSIFICATION,
-        [[[0.6, 0.4]], [[0.6, 0.4]], [[0.1, 0.9]]],
-        weights=[0.1, 0.2, 0.3],
+        [[[0.9, 0.1]], [[0.9, 0.1]], [[0.4, 0.6]]],
+        weights=[0.1, 0.7, 0.8],
     )
-    # In floats 0.1 + 0.2 > 0.3 or not, by the type; the tie goes to the weighted mean: label 1.
-    assert chosen(combine("weighted_vote", ballot)) == [[1]]
+    # In float32 0.1 + 0.7 < 0.8; the tie goes to the weighted mean.
+    assert chosen(combine("weighted_vote", ballot)) == [[0]]
 
 
 def test_borda_counts_ranks_and_halves_ties() -> None:
@@ -197,6 +199,24 @@ def test_confidence_in_several_labels_is_the_lowest() -> None:
     assert outcome.abstained is not None
     assert outcome.abstained.tolist() == [False, True]
     assert chosen(outcome) == [[0], []]
+
+
+def test_a_limit_that_is_met_is_met() -> None:
+    sure = make_ballot(Task.PRESENCE, [[[0.75]], [[0.75]]])
+    assert chosen(combine("mean(min_confidence=0.75)", sure)) == [[0]]
+    split = make_ballot(Task.PRESENCE, [[[1.0]], [[0.25]]])
+    assert chosen(combine("mean(max_disagreement=1)", split)) == [[0]]
+    assert chosen(combine("mean(max_disagreement=0.99)", split)) == [[]]
+
+
+def test_reasons_to_abstain_add_up() -> None:
+    ballot = make_ballot(Task.PRESENCE, PRESENCE)
+    outcome = combine("unanimous(min_confidence=0.85)", ballot)
+    assert outcome.abstained is not None
+    assert outcome.abstained.tolist() == [True, True, True, True]
+    outcome = combine("unanimous(min_confidence=0)", ballot)
+    assert outcome.abstained is not None
+    assert outcome.abstained.tolist() == [False, True, True, False]
 
 
 def test_no_label_at_all_is_no_confidence() -> None:
@@ -256,7 +276,7 @@ def test_certain_members_that_contradict_each_other_end_in_numbers(text: str, ta
     certain = [[[0.0, 1.0]], [[1.0, 0.0]]] if task is Task.CLASSIFICATION else [[[0.0]], [[1.0]]]
     scores = combine(text, make_ballot(task, certain)).scores
     expected = 0.0 if (text, task) == ("geometric_mean", Task.PRESENCE) else 0.5
-    assert scores.flatten().tolist() == pytest.approx([expected] * scores.numel())
+    assert scores.flatten().tolist() == pytest.approx([expected] * scores.numel(), abs=0)
 
 
 def test_a_logit_counts_where_its_probability_is_rounded_away() -> None:

@@ -116,8 +116,7 @@ def logit_mean(ballot: Ballot) -> Outcome:
     """The mean of the logits, turned back into probabilities."""
     if ballot.task is Task.CLASSIFICATION:
         logits = _log(ballot.scores) if ballot.logits is None else ballot.logits.double()
-        # A member's logits are known up to a constant only; without it rounding is least.
-        return decide(ballot, logits.log_softmax(dim=-1).mean(dim=0).softmax(dim=-1))
+        return decide(ballot, logits.mean(dim=0).softmax(dim=-1))
     if ballot.logits is None:
         logits = _log(ballot.scores) - _log(1 - ballot.scores.double())
     else:

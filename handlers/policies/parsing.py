@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from keyword import iskeyword
 from typing import Any
 
 from ..errors import PolicyError
@@ -97,10 +98,13 @@ def _split(source: Source, catalogue: Catalogue) -> tuple[str, ast.Call | None, 
     """A registered policy's name and, if it has one, its call; or the tree of an expression."""
     if _NAME.fullmatch(source.text):
         if definition(source.text) is None and source.text in catalogue.member_names:
-            member = ast.Call(ast.Name("member"), [ast.Constant(source.text)], [])
-            return "", None, member
+            plain = source.text.isidentifier() and not iskeyword(source.text)
+            quoted = ast.Call(ast.Name("member"), [ast.Constant(source.text)], [])
+            return "", None, source.tree() if plain else quoted
         return source.text, None, None
     tree = source.tree()
+    if isinstance(tree, ast.Name) and definition(tree.id) is not None:
+        return tree.id, None, None
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
         name = tree.func.id
         if name != "member":

@@ -32,7 +32,8 @@ class Source:
         line = " ".join(text.split())
         if not line:
             raise PolicyError("the policy is empty; name one, e.g. mean")
-        if not line.isprintable() or "\\" in line:
+        # Python would read a backslash as a continued line and drop what follows a number sign.
+        if not line.isprintable() or "\\" in line or "#" in line:
             raise PolicyError(f"the policy {shown(line)} holds characters that no policy has")
         return cls(line)
 
