@@ -295,6 +295,15 @@ def test_a_name_is_registered_once() -> None:
             return Outcome(ballot.scores[0], None)
 
 
+def test_options_are_not_redefined() -> None:
+    with pytest.raises(ValueError, match="every policy has threshold already"):
+
+        @policy("own_threshold", tasks=frozenset(Task))
+        def own(ballot: Ballot, *, threshold: float = 0.5) -> Outcome:
+            """A threshold of its own."""
+            return Outcome(ballot.scores[0], ballot.scores[0] >= threshold)
+
+
 def test_the_registry_describes_itself() -> None:
     by_name = {known.name: known for known in definitions()}
     assert {"any", "all", "at_least", "majority", "mean", "stacking", "cascade"} <= by_name.keys()

@@ -217,6 +217,7 @@ def test_messages(text: str, message: str) -> None:
         ("ñandú or cnn and mpl", "ñandú"),
         ('member("ñandú") or cnn', '"ñandú"'),
         ("any(cnn, mlp, mlp) or cnn", "mlp)"),
+        ('"ñandú" == cnn', "cnn"),
     ],
 )
 def test_a_caret_points_at_the_mistake(text: str, pointed: str) -> None:

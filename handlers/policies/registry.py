@@ -112,7 +112,7 @@ def policy(
     themselves.
 
     Raises:
-        ValueError: the name is taken.
+        ValueError: the name is taken, or a parameter has the name of an option.
     """
 
     def register(function: PolicyFunction) -> PolicyFunction:
@@ -123,6 +123,8 @@ def policy(
         for parameter in inspect.signature(function, eval_str=True).parameters.values():
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
                 continue
+            if parameter.name in _OPTIONS:
+                raise ValueError(f"policy '{name}': every policy has {parameter.name} already")
             if parameter.name == "model":
                 fitted = parameter.annotation
                 continue
@@ -219,13 +221,13 @@ def bind(
         raise _invalid(error.errors()[0], takes) from None
     values = checked.model_dump(exclude_none=True)
     for name in chosen.limited_by_members():
-        if values[name] > len(member_names):
+        if name in values and values[name] > len(member_names):
             raise InvalidParameter(
                 f"parameter {name}={values[name]} exceeds the number of members, "
                 f"{len(member_names)}",
                 name,
             )
-    own = {name: values[name] for name in chosen.own}
+    own = {name: getattr(checked, name) for name in chosen.own}
     if chosen.fitted is not None:
         own["model"] = fitted[values["model"]]
         own["model"].positions(member_names)
