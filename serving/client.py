@@ -9,6 +9,9 @@ import requests
 
 from ..handlers.errors import RequestError, ServerError
 
+DEFAULT_ADDRESS = "http://127.0.0.1:8080"
+"""Where TorchServe listens if nothing else is configured."""
+
 
 class InferenceClient:
     """Sends images and options, keeps the connection, and never waits without a limit.

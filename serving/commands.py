@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..handlers.errors import ServerError
 from .management import ManagementClient, ModelVersion
-from .server import DEFAULT_RUN_FOLDER, Server, console_log
+from .server import DEFAULT_RUN_FOLDER, Server, server_log
 from .settings import ServerSettings, is_loopback
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     _print_versions(versions)
     print(f"inference   {server.inference_address}")
     print(f"management  {server.management_address}")
-    print(f"logs        {console_log(arguments.run_folder)}")
+    print(f"logs        {server_log(arguments.run_folder)}")
     token = f" -H 'Authorization: Bearer {server.token('inference')}'" if guarded else ""
     name = versions[0].name if versions else "NAME"
     print("\nTry it:")
@@ -213,7 +213,7 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     with _management(arguments) as management:
         print(f"management  {management.address}")
-        _print_versions([v for n in management.models() for v in management.describe(n, "all")])
+        _print_versions([v for n in management.models() for v in management.versions(n)])
     return 0
 
 
@@ -238,7 +238,7 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 def _versions(arguments: argparse.Namespace) -> int:
     with _management(arguments) as management:
-        _print_versions(management.describe(arguments.name, "all"))
+        _print_versions(management.versions(arguments.name))
     return 0
 
 

@@ -17,7 +17,7 @@ from ..handlers.errors import EnsembleError, ServerError
 from ..handlers.spec import load_spec
 from ..handlers.strict_yaml import nearest
 from .java import find_java
-from .server import Server, console_log
+from .server import Server, server_log
 from .settings import is_loopback, read_properties
 
 _SMALLEST_FREE_BYTES = 2 * 1024**3
@@ -196,7 +196,7 @@ def _spec(path: Path) -> Iterator[Finding]:
 def _running(server: Server) -> Iterator[Finding]:
     try:
         with server.management(timeout=10) as management:
-            versions = [v for n in management.models() for v in management.describe(n, "all")]
+            versions = [v for n in management.models() for v in management.versions(n)]
     except ServerError as error:
         yield Finding(Level.PROBLEM, "the server does not answer", error.message)
         return
@@ -206,5 +206,5 @@ def _running(server: Server) -> Iterator[Finding]:
         if version.ready:
             yield Finding(Level.OK, what)
         else:
-            remedy = f"the reason is in {console_log(server.run_folder)}; /ping does not tell"
+            remedy = f"the reason is in {server_log(server.run_folder)}; /ping does not tell"
             yield Finding(Level.PROBLEM, what, remedy)

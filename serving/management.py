@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import requests
@@ -42,7 +42,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One registered version of a model."""
+    """One registered version of a model.
+
+    `default` is known from `ManagementClient.versions` and from `describe` without a version.
+    """
 
     name: str
     version: str
@@ -142,7 +145,16 @@ class ManagementClient:
             customized: also ask the handler for members, labels and policies.
         """
         query = {"customized": "true"} if customized else {}
-        return [_version_from(entry) for entry in self._call("GET", _path(name, version), query)]
+        entries = self._call("GET", _path(name, version), query)
+        return [_version_from(entry, default=version is None) for entry in entries]
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of a model, the default one marked (TorchServe's own list does not)."""
+        (default,) = self.describe(name)
+        return [
+            replace(each, default=each.version == default.version)
+            for each in self.describe(name, "all")
+        ]
 
     def set_default(self, name: str, version: str) -> str:
         """``PUT /models/NAME/VERSION/set-default``."""
@@ -188,7 +200,7 @@ def _path(name: str, version: str | None) -> str:
     return f"/models/{name}" if version is None else f"/models/{name}/{version}"
 
 
-def _version_from(entry: Mapping[str, Any]) -> ModelVersion:
+def _version_from(entry: Mapping[str, Any], *, default: bool) -> ModelVersion:
     return ModelVersion(
         name=entry["modelName"],
         version=entry["modelVersion"],
@@ -197,7 +209,7 @@ def _version_from(entry: Mapping[str, Any]) -> ModelVersion:
         max_workers=entry["maxWorkers"],
         batch_size=entry["batchSize"],
         max_batch_delay_ms=entry["maxBatchDelay"],
-        default=entry.get("defaultVersion", False) is True,
+        default=default,
         workers=tuple(
             Worker(
                 id=worker["id"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -16,18 +17,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+import requests
 
 from ..handlers.errors import ServerError, WorkerDiedError
 from .client import InferenceClient
 from .java import find_java
 from .management import ManagementClient, ModelVersion
-from .settings import ServerSettings
-from .worker_log import DeadWorker, WorkerLog
+from .settings import ServerSettings, check_ports
+from .worker_log import DeadWorker, WorkerLog, trouble
 
 DEFAULT_RUN_FOLDER = Path(".ts-ensemble")
 _STATE = "server.json"
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 30
+_DEATH_SECONDS = 5
+_LOGGING = Path(__file__).parent / "log4j2.xml"
+_TOKEN_SPARE = datetime.timedelta(seconds=60)
 _REGISTERED = re.compile(r'Model "(.+?)" Version: (\S+) registered')
 _FAILED = re.compile(r"Failed to start workers for model (\S+) version: (\S+)")
 
@@ -55,7 +60,7 @@ class Server:
     def __init__(self, run_folder: Path, state: _State) -> None:
         self.run_folder = run_folder
         self._state = state
-        self._log = WorkerLog(console_log(run_folder))
+        self._log = WorkerLog(server_log(run_folder))
 
     @classmethod
     def start(
@@ -82,9 +87,12 @@ class Server:
                 "stop it with `ts-ensemble stop`"
             )
         properties = settings.properties()
+        check_ports(properties)
         java = find_java()
         (run_folder / "logs").mkdir(parents=True, exist_ok=True)
         (run_folder / "key_file.json").unlink(missing_ok=True)
+        if server_log(run_folder).exists():
+            server_log(run_folder).replace(server_log(run_folder).with_suffix(".previous.log"))
         config = run_folder / "config.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
         # Worker sockets lie in the temporary folder, and their paths may be 108 bytes at most.
@@ -96,9 +104,10 @@ class Server:
         environment.pop("TS_CONFIG_FILE", None)
         command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
         command += ["--model-store", properties["model_store"], "--ts-config", config.name]
+        command += ["--log-config", str(_LOGGING)]
         if settings.models:
             command += ["--models", *settings.models]
-        with console_log(run_folder).open("wb") as console:
+        with _console(run_folder).open("wb") as console:
             launcher = subprocess.Popen(
                 command,
                 cwd=run_folder,
@@ -165,18 +174,50 @@ class Server:
         return self._process() is not None
 
     def token(self, kind: str) -> str | None:
-        """A token of key_file.json: ``management`` or ``inference``; None where they are off.
+        """A valid token: ``management`` or ``inference``; None where they are off.
+
+        TorchServe writes them to key_file.json and lets them expire (token_expiration_min, an
+        hour by default); an expired one is renewed with the file's API key.
 
         Raises:
-            ServerError: the file is missing.
+            ServerError: the file is missing, or the server does not renew the token.
         """
         if not self._state.tokens:
             return None
-        path = self.run_folder / "key_file.json"
+        keys = self._keys()
         try:
-            return str(json.loads(path.read_text())[kind]["key"])
-        except (OSError, ValueError, KeyError) as error:
-            raise ServerError(f"{path}: no {kind} token can be read: {error}") from error
+            expires = datetime.datetime.fromisoformat(keys[kind]["expiration time"])
+            if expires < datetime.datetime.now(datetime.UTC) + _TOKEN_SPARE:
+                self._renew(kind, keys["API"]["key"])
+                keys = self._keys()
+            return str(keys[kind]["key"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(
+                f"{self._key_file}: no {kind} token can be read: {error!r}; start the server again"
+            ) from error
+
+    @property
+    def _key_file(self) -> Path:
+        return self.run_folder / "key_file.json"
+
+    def _keys(self) -> dict[str, dict[str, str]]:
+        try:
+            keys: dict[str, dict[str, str]] = json.loads(self._key_file.read_text())
+        except (OSError, ValueError) as error:
+            raise ServerError(f"{self._key_file}: cannot be read: {error}") from error
+        return keys
+
+    def _renew(self, kind: str, api_key: str) -> None:
+        url = f"{self.management_address}/token"
+        try:
+            requests.get(
+                url,
+                params={"type": kind},
+                headers={"Authorization": f"Bearer {api_key}"},
+                timeout=30,
+            ).raise_for_status()
+        except requests.RequestException as error:
+            raise ServerError(f"{url}: the {kind} token was not renewed: {error}") from error
 
     def management(self, timeout: float = 60) -> ManagementClient:
         """A client of the management API, with the token."""
@@ -204,8 +245,10 @@ class Server:
 
         Raises:
             WorkerDiedError: with the worker's own traceback.
-            ServerError: the server ended, or the time ran out.
+            ServerError: an archive could not be read, the server ended, or the time ran out.
         """
+        for archive, reason in self._log.not_loaded().items():
+            raise ServerError(f"TorchServe cannot load {archive}: {reason}; build it again")
         deadline = time.monotonic() + timeout
         with self.management() as management:
             while True:
@@ -220,7 +263,7 @@ class Server:
                     late = [f"{v.name} {v.version}" for v in versions if not v.ready]
                     raise ServerError(
                         f"the workers of {', '.join(late)} are not ready after {timeout:g} s; see "
-                        f"{console_log(self.run_folder)}"
+                        f"{server_log(self.run_folder)}"
                     )
                 time.sleep(_POLL_SECONDS)
 
@@ -249,15 +292,25 @@ class Server:
                 name, version = failed.groups()
                 with contextlib.suppress(ServerError):
                     management.unregister(name, version)
-                for dead in self._log.dead_workers():
-                    if dead.model == f"{name}_{version}":
-                        raise _died(dead) from error
+                dead = self._wait_for_death(f"{name}_{version}")
+                if dead is not None:
+                    raise _died(dead) from error
                 raise
             registered = _REGISTERED.search(status)
             if registered is None:
                 raise ServerError(f"TorchServe's answer is not understood: {status}")
             name, version = registered.groups()
             return management.describe(name, version)[0]
+
+    def _wait_for_death(self, model: str) -> DeadWorker | None:
+        """The death that a refusal has just told of; its last lines may still be on their way."""
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while time.monotonic() < deadline:
+            for dead in self._log.dead_workers():
+                if dead.model == model:
+                    return dead
+            time.sleep(_POLL_SECONDS)
+        return None
 
     def stop(self) -> None:
         """End the server and its workers, wait until they are gone, and clean up."""
@@ -291,7 +344,7 @@ class Server:
             if not self.running:
                 raise ServerError(
                     "TorchServe ended while it started; it said:\n"
-                    f"{self._log.tail()}\n(all of it: {console_log(self.run_folder)})"
+                    f"{self._last_words()}\n(all of it: {server_log(self.run_folder).parent})"
                 )
             try:
                 with self.management(timeout=5) as management:
@@ -309,11 +362,21 @@ class Server:
             if dead.model in models:
                 raise _died(dead)
         if not self.running:
-            raise ServerError(f"TorchServe ended; it said:\n{self._log.tail()}")
+            raise ServerError(f"TorchServe ended; it said:\n{self._last_words()}")
+
+    def _last_words(self) -> str:
+        """What went wrong: from the log, or from what Java itself printed beside it."""
+        printed = _console(self.run_folder).read_text(errors="replace").strip()
+        return self._log.cause() or trouble(printed) or printed[-2000:]
 
 
-def console_log(run_folder: Path) -> Path:
-    """Everything that TorchServe and its workers print."""
+def server_log(run_folder: Path) -> Path:
+    """What TorchServe and its workers say."""
+    return run_folder / "logs" / "server.log"
+
+
+def _console(run_folder: Path) -> Path:
+    """What Java prints before its log is set up."""
     return run_folder / "logs" / "console.log"
 
 

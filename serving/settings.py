@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..handlers.errors import ServerError
+from ..handlers.strict_yaml import nearest
 
 DEFAULTS = {
     "inference_address": "http://127.0.0.1:8080",
@@ -42,7 +43,7 @@ class ServerSettings:
         """Every setting that the server will see, in one mapping.
 
         Raises:
-            ServerError: the config file or the model store does not exist.
+            ServerError: the config file, the model store or an archive does not exist.
         """
         if not self.model_store.is_dir():
             raise ServerError(
@@ -53,7 +54,20 @@ class ServerSettings:
         if self.config is not None:
             properties |= read_properties(self.config)
         properties |= {"model_store": str(self.model_store.resolve())}
-        return properties | dict(self.overrides)
+        properties |= dict(self.overrides)
+        self._check_models()
+        return properties
+
+    def _check_models(self) -> None:
+        """TorchServe goes on without an archive that it does not find."""
+        for model in self.models:
+            archive = model.partition("=")[2] or model
+            if "://" not in archive and not (self.model_store / archive).exists():
+                there = sorted(path.name for path in self.model_store.glob("*.mar"))
+                raise ServerError(
+                    f"{self.model_store} has no archive {archive}{nearest(archive, there)}; it "
+                    f"has {', '.join(there) or 'none: build one with `ts-ensemble build`'}"
+                )
 
 
 def read_properties(path: Path) -> dict[str, str]:
@@ -74,6 +88,35 @@ def is_loopback(address: str) -> bool:
     """Whether only this machine reaches an address such as ``http://127.0.0.1:8080``."""
     host = urlsplit(address).hostname or ""
     return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def check_ports(properties: Mapping[str, str]) -> None:
+    """Check that the server can listen where it should; TorchServe's gRPC fails without a word.
+
+    Raises:
+        ServerError: a port is in use, or an address is not this machine's.
+    """
+    wanted: dict[str, tuple[str | None, int | None]] = {
+        key: (urlsplit(properties[key]).hostname, urlsplit(properties[key]).port)
+        for key in ("inference_address", "management_address", "metrics_address")
+        if properties[key].startswith("http")
+    }
+    for kind in ("inference", "management"):
+        host = properties.get(f"grpc_{kind}_address", "127.0.0.1")
+        wanted[f"grpc_{kind}_port"] = (host, int(properties[f"grpc_{kind}_port"]))
+    for setting, (named, port) in wanted.items():
+        host = named or "127.0.0.1"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as candidate:
+            # As Java does: a port whose last connections only linger is free.
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                candidate.bind((host, port or 80))
+            except OSError as error:
+                raise ServerError(
+                    f"{setting}: cannot listen on {host}:{port}: {error.strerror}; another server "
+                    f"may run there; choose another, e.g. --set {setting}=..."
+                ) from error
 
 
 def free_ports(count: int) -> list[int]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .handlers.errors import RequestError
 
 if TYPE_CHECKING:
+    from .serving.client import InferenceClient
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
@@ -25,8 +27,13 @@ def add_command(subparsers: Subparsers) -> None:
     command.add_argument("names", nargs="+", metavar="NAME IMAGE", help="model, then image files")
     command.add_argument("--local", type=Path, metavar="SPEC", help="no NAME: run this spec here")
     command.add_argument("--model-version", help="instead of the default version")
-    command.add_argument("--address", default="http://127.0.0.1:8080", help="inference API")
-    command.add_argument("--token", help="inference token, where the server asks for one")
+    command.add_argument(
+        "--run-folder",
+        type=Path,
+        help="of the server that `serve` started here, for its address and token",
+    )
+    command.add_argument("--address", help="inference API of a server that `serve` did not start")
+    command.add_argument("--token", help="its inference token, if it asks for one")
     command.add_argument("--timeout", type=float, default=60, help="seconds")
     command.add_argument("--policy", help="e.g. any, at_least(k=2)")
     command.add_argument("--on-error", choices=["fail", "skip"], help="unreadable images")
@@ -85,17 +92,26 @@ def _local(
 def _remote(
     arguments: argparse.Namespace, contents: list[tuple[str, bytes]], options: dict[str, str]
 ) -> dict[str, Any]:
-    from .serving.client import InferenceClient
-
-    with InferenceClient(
-        arguments.address, token=arguments.token, timeout=arguments.timeout
-    ) as client:
+    with _client(arguments) as client:
         return client.predict(
             arguments.names[0],
             contents,
             version=arguments.model_version,
             options=options,
         )
+
+
+def _client(arguments: argparse.Namespace) -> InferenceClient:
+    from .serving.client import DEFAULT_ADDRESS, InferenceClient
+    from .serving.server import DEFAULT_RUN_FOLDER, Server
+
+    if arguments.address is None:
+        server = Server.attach(arguments.run_folder or DEFAULT_RUN_FOLDER)
+        if server is not None:
+            return server.client(timeout=arguments.timeout)
+    return InferenceClient(
+        arguments.address or DEFAULT_ADDRESS, token=arguments.token, timeout=arguments.timeout
+    )
 
 
 def _print_table(answer: dict[str, Any], names: list[str]) -> None:
