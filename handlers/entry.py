@@ -12,6 +12,7 @@ import http
 import importlib
 import inspect
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class EnsembleHandler:
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer one batch of requests, each with its own status."""
+        arrived = time.monotonic()
         requests = importlib.import_module("handlers.requests")
         responses = importlib.import_module("handlers.responses")
         raw = [
@@ -59,7 +61,7 @@ class EnsembleHandler:
             index for index, request in enumerate(raw) if request.headers.get("describe") == "True"
         ]
         predictions = [request for index, request in enumerate(raw) if index not in asked]
-        answers = iter(self._service.answer(predictions) if predictions else [])
+        answers = iter(self._service.answer(predictions, arrived=arrived) if predictions else [])
         bodies = []
         for index in range(len(raw)):
             if index in asked:

@@ -5,7 +5,8 @@
     EnsembleError
     ├── SpecError             a mistake in ensemble.yaml                      (at build or load)
     ├── ArchiveError          a missing, damaged or foreign archive           (at build or load)
-    ├── MemberError           a member that cannot be loaded or run           (at load: 500)
+    ├── MemberError           a member that cannot be loaded or run           (at load, or 500)
+    ├── LateError             members had not begun at the request's deadline (504)
     ├── ServerError           TorchServe cannot be started or does not answer (client side)
     │   └── WorkerDiedError   a worker ended while its model was loading
     └── RequestError          one request is refused, its neighbours are not  (400)
@@ -44,6 +45,12 @@ class ArchiveError(EnsembleError):
 
 class MemberError(EnsembleError):
     """A member cannot be loaded or run."""
+
+
+class LateError(EnsembleError):
+    """Members had not begun when a request's deadline was over."""
+
+    status = 504
 
 
 class ServerError(EnsembleError):

@@ -2,9 +2,13 @@
 
 The entry hands over each request as a `RawRequest`: its parts in the order they came and its
 headers. `parse_request` turns it into a `ParsedRequest`, or raises a `RequestError` that answers
-this request alone. Forms understood here: one image as the whole body; a multipart or URL-encoded
-form, in which fields named after an option are options and every other part is a sample, repeated
-names included; JSON with ``instances`` (KServe v1, TF Serving).
+this request alone. Forms understood here:
+
+- the whole body: an image, or a bundle of samples (see `bundles`)
+- a multipart or URL-encoded form, in which fields named after an option are options and every
+  other part is an image or a bundle, repeated names included
+- JSON with ``instances`` (KServe v1, TF Serving)
+- JSON with ``inputs``, or with the binary tensor extension (Open Inference Protocol v2)
 """
 
 from __future__ import annotations
@@ -14,18 +18,34 @@ import binascii
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+import numpy as np
+import torch
+from torch import Tensor
 
+from .bundles import BundleLimits, Item, Unreadable, rows, unpack
 from .errors import RequestError, SampleError, TooLargeError
+from .open_inference import InferRequest, InputTensor, parse_infer_request
+from .options import OPTION_NAMES, RequestOptions, from_headers, parse_options
 from .spec import Limits
 from .strict_yaml import nearest
 
 BODY = "body"
 """The name that TorchServe gives to a body that is not a form."""
+
+HEADER_LENGTH = "inference-header-content-length"
+"""Header of Open Inference requests with binary tensors: length of the JSON before them."""
+
+_IGNORED_PARAMETERS = frozenset(
+    {"binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"}
+)
+"""Parameters of Triton's clients that mean nothing here."""
+
+# A form field that is longer than this is no option that was misspelt.
+_LONGEST_TEXT = 4096
+
+_V1_KEYS = frozenset({"instances", "parameters", "signature_name"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +54,7 @@ class Part:
 
     Attributes:
         name: form field, or `BODY`.
-        content_type: as sent; empty for a form field that is not a file.
+        content_type: as sent; empty for a form field that is not a file, and in gRPC.
         value: the bytes; or what TorchServe's worker made of them: text, or decoded JSON.
     """
 
@@ -53,62 +73,34 @@ class RawRequest:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One image, still encoded, or why it could not even be taken out of the request.
+    """One sample of a request.
 
     Attributes:
-        name: form field or place in the JSON.
+        name: form field, place in the JSON, or entry of the archive.
         index: position in the request, from 0.
+        data: an encoded image; pixels, uint8 (3, H, W); a member's input that the client
+            preprocessed itself, float32 (C, H, W); or why the sample could not be read.
     """
 
     name: str
     index: int
-    data: bytes | SampleError
-
-
-class OnError(StrEnum):
-    """What an unreadable sample does to the other samples of its request."""
-
-    FAIL = "fail"
-    SKIP = "skip"
-
-
-def _from_json_text(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"must be a JSON object: {error}") from None
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class RequestOptions:
-    """What a client may set for one request, as form field, header or JSON parameter."""
-
-    policy: Annotated[str | None, Field(description="Combination policy")] = None
-    policy_parameters: Annotated[
-        dict[str, Any],
-        BeforeValidator(_from_json_text),
-        Field(description="The policy's parameters, as a JSON object"),
-    ] = dataclasses.field(default_factory=dict)
-    on_error: Annotated[
-        OnError, Field(description="An unreadable sample refuses the request, or is skipped")
-    ] = OnError.FAIL
-    top_k: Annotated[
-        int | None, Field(ge=1, description="Also give the k best labels with their scores")
-    ] = None
-
-
-OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RequestOptions))
-_OPTIONS = TypeAdapter(RequestOptions)
+    data: bytes | Tensor | SampleError
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedRequest:
-    """A request's samples, in the client's order, and its options."""
+    """A request's samples, in the client's order, its options, and its v2 frame if it has one."""
 
     samples: tuple[Sample, ...]
     options: RequestOptions
+    infer: InferRequest | None = None
+
+
+def is_open_inference(request: RawRequest) -> bool:
+    """Whether a client speaks Open Inference v2, and expects answers and errors in that form."""
+    return HEADER_LENGTH in request.headers or any(
+        isinstance(part.value, dict) and "inputs" in part.value for part in request.parts
+    )
 
 
 def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
@@ -116,119 +108,203 @@ def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
 
     Raises:
         RequestError: nothing to predict, or an option or the JSON is wrong.
-        TooLargeError: more samples than the limit.
+        TooLargeError: more samples or bytes than the limits.
     """
-    options = {
-        name: request.headers[name.replace("_", "-")]
-        for name in OPTION_NAMES
-        if name.replace("_", "-") in request.headers
-    }
-    named: list[tuple[str, bytes | SampleError]] = []
-    for part in request.parts:
+    _check_size(request.parts, limits)
+    given: dict[str, Any] = dict(from_headers(request.headers))
+    documents: list[dict[str, Any]] = []
+    content: list[Part] = []
+    infer: InferRequest | None = None
+    if HEADER_LENGTH in request.headers:
+        infer = _binary_infer(request)
+    for part in request.parts if infer is None else ():
         if part.name in OPTION_NAMES:
-            options[part.name] = _text(part)
-        elif _is_json(part):
-            images, parameters = _from_json(_json(part))
-            named += images
-            options |= parameters
-        elif _is_plain_field(part):
-            raise _unknown_field(part)
+            given[part.name] = _text(part)
+        elif (document := _document(part)) is None:
+            content.append(part)
+        elif "inputs" in document:
+            infer = parse_infer_request(document, None)
         else:
-            named.append((part.name, _bytes(part)))
-    if not named:
-        raise RequestError(
-            "the request has no sample: send an image as the body, or each as a part of a form "
-            "(curl -F file=@image.png)"
-        )
-    if len(named) > limits.max_samples:
+            documents.append(document)
+            given |= _parameters(document)
+    if infer is not None:
+        given |= {k: v for k, v in infer.parameters.items() if k not in _IGNORED_PARAMETERS}
+    options = parse_options(given)
+    found: list[Item] = []
+    for part in content:
+        found += _items(part, options, limits)
+    for document in documents:
+        found += [_instance(value, i) for i, value in enumerate(document["instances"])]
+    for tensor in infer.inputs if infer is not None else ():
+        found += _input_items(tensor, limits)
+    if not found:
+        raise _nothing(request)
+    if len(found) > limits.max_samples:
         raise TooLargeError(
-            f"{len(named)} samples in one request; the limit is {limits.max_samples} "
+            f"{len(found)} samples in one request; the limit is {limits.max_samples} "
             "(limits.max_samples in the spec): split the request"
         )
-    samples = tuple(Sample(name, index, data) for index, (name, data) in enumerate(named))
-    return ParsedRequest(samples, parse_options(options))
+    return ParsedRequest(tuple(map(_sample, found, range(len(found)))), options, infer)
 
 
-def parse_options(options: Mapping[str, Any]) -> RequestOptions:
-    """Check options that came as text or JSON values.
-
-    Raises:
-        RequestError: names each wrong option, what it takes, and the nearest known name.
-    """
-    try:
-        return _OPTIONS.validate_python(dict(options))
-    except ValidationError as error:
-        raise RequestError("; ".join(map(_option_message, error.errors()))) from None
+def _sample(item: Item, index: int) -> Sample:
+    if isinstance(item.data, Unreadable):
+        message = f"sample {index} ({item.name}): {item.data.reason}"
+        return Sample(item.name, index, SampleError(message, sample=item.name, index=index))
+    return Sample(item.name, index, item.data)
 
 
-def _option_message(detail: Any) -> str:
-    name = str(detail["loc"][0])
-    if detail["type"] == "unexpected_keyword_argument":
-        return f"unknown option '{name}'{nearest(name, OPTION_NAMES)}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"option {name}={detail['input']!r}: {message[0].lower()}{message[1:]}"
+def _check_size(parts: Sequence[Part], limits: Limits) -> None:
+    size = sum(len(part.value) for part in parts if isinstance(part.value, bytes | bytearray | str))
+    if size > limits.max_request_bytes:
+        raise TooLargeError(
+            f"the request has {size} bytes; the limit is {limits.max_request_bytes} "
+            "(limits.max_request_bytes in the spec): split the request"
+        )
 
 
-def _is_json(part: Part) -> bool:
+def _document(part: Part) -> dict[str, Any] | None:
+    """A part's JSON; None if it is none. TorchServe decodes it, but not in gRPC."""
+    value = part.value
+    if isinstance(value, bytes | bytearray | str):
+        if not _declares_json(part) and not _begins_as_json(part):
+            return None
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(value, dict) or not (
+        isinstance(value.get("instances"), list) or isinstance(value.get("inputs"), list)
+    ):
+        raise RequestError(
+            'JSON must be an object with a list of "instances", each {"b64": "<base64 image>"}, or '
+            'with a list of "inputs" (Open Inference Protocol v2)'
+        )
+    return value
+
+
+def _declares_json(part: Part) -> bool:
     return part.content_type.split(";")[0].strip().lower() == "application/json"
 
 
-def _json(part: Part) -> Any:
-    """TorchServe decodes most JSON itself; the rest comes as bytes."""
-    if not isinstance(part.value, bytes | bytearray | str):
-        return part.value
-    try:
-        return json.loads(part.value)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from None
+def _begins_as_json(part: Part) -> bool:
+    return not part.content_type and part.value[:1] in (b"{", "{")
 
 
-def _from_json(document: Any) -> tuple[list[tuple[str, bytes | SampleError]], dict[str, Any]]:
-    """KServe v1 / TF Serving: ``{"instances": [...], "parameters": {...}}``."""
-    if not isinstance(document, dict) or not isinstance(document.get("instances"), list):
+def _binary_infer(request: RawRequest) -> InferRequest:
+    text = request.headers[HEADER_LENGTH]
+    if not text.isascii() or not text.isdigit():
+        raise RequestError(f"header {HEADER_LENGTH}: must be a number of bytes, not {text[:40]!r}")
+    if len(request.parts) != 1 or not isinstance(request.parts[0].value, bytes | bytearray):
         raise RequestError(
-            'JSON must be an object with a list of "instances", each {"b64": "<base64 image>"}'
+            f"a request with the header {HEADER_LENGTH} must have one binary body; send it with "
+            "Content-Type: application/octet-stream"
         )
-    parameters = document.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise RequestError('"parameters" must be a JSON object of options')
-    unknown = sorted(set(document) - {"instances", "parameters", "signature_name"})
+    return parse_infer_request(bytes(request.parts[0].value), int(text))
+
+
+def _parameters(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a KServe v1 / TF Serving request."""
+    unknown = sorted(set(document) - _V1_KEYS)
     if unknown:
         raise RequestError(
             f'unknown key \'{unknown[0]}\' beside "instances"; options go into "parameters"'
         )
-    return [
-        _instance(value, index) for index, value in enumerate(document["instances"])
-    ], parameters
+    parameters = document.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise RequestError('"parameters" must be a JSON object of options')
+    return parameters
 
 
-def _instance(value: Any, index: int) -> tuple[str, bytes | SampleError]:
+def _instance(value: Any, index: int) -> Item:
+    """One of ``instances``: base64 of an image, or nested numbers that a member takes as they are.
+
+    TF Serving's named inputs (``{"image": {"b64": "..."}}``) are seen through.
+    """
     name = f"instances[{index}]"
     while isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()
-    reason = 'must be {"b64": "<base64 image>"}'
+    if isinstance(value, list):
+        return Item(name, _numbers(value))
+    reason = 'must be {"b64": "<base64 image>"} or nested numbers (channels, height, width)'
     if isinstance(value, str):
         try:
-            return name, base64.b64decode(value, validate=True)
+            return Item(name, base64.b64decode(value, validate=True))
         except (binascii.Error, ValueError) as error:
             reason = f"not valid base64: {error}"
-    return name, SampleError(f"sample {index} ({name}): {reason}", sample=name, index=index)
+    return Item(name, Unreadable(reason))
 
 
-def _is_plain_field(part: Part) -> bool:
-    """A form field that is no file: TorchServe gives those no content type."""
-    return part.name != BODY and not part.content_type
+def _numbers(value: list[Any]) -> Tensor | Unreadable:
+    try:
+        array = np.asarray(value, dtype=np.float32)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return Unreadable("nested numbers must be rectangular and numbers alone")
+    if array.ndim != 3:
+        return Unreadable(f"nested numbers of shape {array.shape}; send (channels, height, width)")
+    return torch.from_numpy(array)
+
+
+def _input_items(tensor: InputTensor, limits: Limits) -> list[Item]:
+    """The samples of one v2 input: BYTES are encoded images, numbers are pixels or inputs."""
+    if tensor.datatype == "BYTES":
+        values = tensor.data.reshape(-1).tolist()
+        return [Item(f"{tensor.name}[{i}]", value) for i, value in enumerate(values)]
+    return rows(tensor.data, name=tensor.name, limits=_bundle_limits(limits))
+
+
+def _items(part: Part, options: RequestOptions, limits: Limits) -> list[Item]:
+    if _is_text(part):
+        raise _unknown_field(part)
+    data = _bytes(part)
+    items = unpack(data, name=part.name, split_frames=options.frames, limits=_bundle_limits(limits))
+    return [Item(part.name, data)] if items is None else items
+
+
+def _bundle_limits(limits: Limits) -> BundleLimits:
+    return BundleLimits(
+        max_entries=limits.max_samples,
+        max_unpacked_bytes=limits.max_unpacked_bytes,
+        max_pixels=limits.max_pixels,
+    )
+
+
+def _is_text(part: Part) -> bool:
+    """A form field that is no file. TorchServe gives those no content type; nor has gRPC any."""
+    if part.name == BODY or part.content_type:
+        return False
+    value = _bytes(part)
+    try:
+        return len(value) < _LONGEST_TEXT and value.decode("utf-8").isprintable()
+    except UnicodeDecodeError:
+        return not part.name.isprintable() or "\ufffd" in part.name
 
 
 def _unknown_field(part: Part) -> RequestError:
     if not part.name.isprintable() or "\ufffd" in part.name:
-        return RequestError(
-            "binary data came as an URL-encoded form, which garbles it (curl --data-binary does "
-            "so): set the image's type, -H 'Content-Type: image/png', or send a form, -F file=@..."
-        )
+        return _garbled()
     return RequestError(
-        f"unknown form field '{part.name}'{nearest(part.name, OPTION_NAMES)}; options are "
-        f"{', '.join(OPTION_NAMES)}, and samples are sent as files (curl -F {part.name}=@image.png)"
+        f"form field '{part.name}' is text and no option; samples are sent as files (curl -F "
+        f"{part.name}=@image.png), and options are {', '.join(OPTION_NAMES)}"
+        f"{nearest(part.name, OPTION_NAMES)}"
+    )
+
+
+def _nothing(request: RawRequest) -> RequestError:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/x-www-form-urlencoded":
+        return _garbled()
+    return RequestError(
+        "the request has no sample: send an image as the body, or each as a part of a form "
+        "(curl -F file=@image.png)"
+    )
+
+
+def _garbled() -> RequestError:
+    return RequestError(
+        "the body came as an URL-encoded form, which garbles binary data (curl --data-binary "
+        "declares it so): set the image's type, -H 'Content-Type: image/png', or send a form, "
+        "-F file=@image.png"
     )
 
 

@@ -1,4 +1,4 @@
-"""Results and errors as the JSON that a client gets."""
+"""Responses: bodies, their status, and errors as the JSON that a client gets."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from .errors import EnsembleError, SampleError
-from .policies import Outcome
-from .tasks import Task
 
 JSON = "application/json"
 
 
 @dataclass(frozen=True)
 class Response:
-    """The answer to one request."""
+    """The answer to one request. Header values are text, or TorchServe's worker would end."""
 
     body: bytes
     status: int = 200
@@ -41,10 +39,16 @@ def numbers(values: Tensor) -> Any:
     return shortest(values.detach().cpu().float().numpy().astype(str).tolist())
 
 
+def compact(content: object) -> bytes:
+    """Compact JSON in UTF-8; NaN is refused."""
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8"
+    )
+
+
 def encode(content: object, status: int = 200) -> Response:
-    """Compact JSON."""
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return Response(text.encode("utf-8"), status)
+    """A response of compact JSON."""
+    return Response(compact(content), status)
 
 
 def error_content(error: EnsembleError) -> dict[str, Any]:
@@ -59,68 +63,19 @@ def error_content(error: EnsembleError) -> dict[str, Any]:
     return content
 
 
-def encode_error(error: EnsembleError, samples: Sequence[EnsembleError] = ()) -> Response:
-    """One request's refusal; `samples` lists every sample that failed, if samples did."""
+def encode_error(
+    error: EnsembleError, samples: Sequence[EnsembleError] = (), *, open_inference: bool = False
+) -> Response:
+    """One request's refusal.
+
+    Args:
+        error: why.
+        samples: every sample that failed, if samples did.
+        open_inference: add the key ``error``, in which clients of that protocol look for the text.
+    """
     content = error_content(error)
     if samples:
         content["samples"] = [error_content(sample) for sample in samples]
+    if open_inference:
+        content["error"] = error.message
     return encode(content, error.status)
-
-
-@dataclass(frozen=True)
-class Answerer:
-    """Turns scores into the fields of an answer, for one kind of task."""
-
-    task: Task
-    labels: tuple[str, ...]
-    score_labels: tuple[str, ...]
-
-    def answers(
-        self, scores: Tensor, decisions: Tensor | None, top_k: int | None = None
-    ) -> list[dict[str, Any]]:
-        """One dict for each sample.
-
-        Args:
-            scores: (N, C) float32.
-            decisions: (N, C) bool; None for regression.
-            top_k: also give the best labels.
-        """
-        rows = numbers(scores)
-        if decisions is None:
-            return [{"values": dict(zip(self.score_labels, row, strict=True))} for row in rows]
-        chosen = decisions.cpu().tolist()
-        answers = [self._answer(row, flags) for row, flags in zip(rows, chosen, strict=True)]
-        if top_k is not None:
-            for answer, row in zip(answers, rows, strict=True):
-                best = sorted(range(len(row)), key=lambda label: -row[label])[:top_k]
-                answer["top_k"] = [
-                    {"label": self.score_labels[label], "score": row[label]} for label in best
-                ]
-        return answers
-
-    def _answer(self, scores: list[float], chosen: list[bool]) -> dict[str, Any]:
-        if self.task is Task.PRESENCE:
-            label = self.labels[int(chosen[0])]
-            return {"label": label, "labels": [label], "score": scores[0]}
-        labels = [label for label, flag in zip(self.score_labels, chosen, strict=True) if flag]
-        if self.task is Task.MULTILABEL:
-            return {"labels": labels, "scores": dict(zip(self.score_labels, scores, strict=True))}
-        best = max(range(len(scores)), key=lambda label: (chosen[label], scores[label]))
-        return {
-            "label": labels[0] if len(labels) == 1 else None,
-            "labels": labels,
-            "score": scores[best],
-        }
-
-
-def with_outcome(
-    answers: list[dict[str, Any]], outcome: Outcome, score_labels: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Add what only the combined answer has: abstention, and the spread of a regression."""
-    if outcome.abstained is not None:
-        for answer, flag in zip(answers, outcome.abstained.tolist(), strict=True):
-            answer["abstained"] = flag
-    for name, values in outcome.spread.items():
-        for answer, row in zip(answers, numbers(values), strict=True):
-            answer[name] = dict(zip(score_labels, row, strict=True))
-    return answers

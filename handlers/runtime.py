@@ -1,11 +1,12 @@
-"""All members on one batch of images: each distinct preprocessing once, every member once."""
+"""All members on one batch: each distinct preprocessing once, every member once."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 
 import torch
@@ -18,18 +19,38 @@ from .spec import EnsembleSpec
 
 logger = logging.getLogger(__name__)
 
+NOT_FINITE = "its scores are not finite numbers: its weights or this input overflow"
 
-@dataclass(frozen=True)
+
+class State(IntEnum):
+    """What became of one sample at one member."""
+
+    NOT_ASKED = 0
+    ANSWERED = 1
+    FAILED = 2
+    LATE = 3
+
+
+@dataclass
 class MemberScores:
-    """What all members say about a batch, on the CPU.
+    """What the members say about a batch, on the CPU.
 
     Attributes:
-        scores: (M members, N samples, C score labels) float32.
-        logits: same shape, where every member gives logits; else None.
+        scores: (M members, N samples, C score labels) float32; NaN where there is none.
+        logits: same shape; NaN where a member gives none.
+        states: (M, N) uint8 of `State`.
+        reasons: (member, sample) -> why it failed.
     """
 
     scores: Tensor
-    logits: Tensor | None
+    logits: Tensor
+    states: Tensor
+    reasons: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def fail(self, member: int, samples: Tensor, reason: str) -> None:
+        """Note that a member gave nothing for some samples."""
+        self.states[member, samples] = State.FAILED
+        self.reasons |= dict.fromkeys(((member, sample) for sample in samples.tolist()), reason)
 
 
 class Runtime:
@@ -48,6 +69,7 @@ class Runtime:
         self._members = members
         self._preprocessors = preprocessors
         self._group_of_member = group_of_member
+        self._seconds = [0.0] * len(members)
 
     @classmethod
     def load(cls, spec: EnsembleSpec, folder: Path, device: torch.device) -> Runtime:
@@ -79,61 +101,152 @@ class Runtime:
         runtime._check()
         return runtime
 
-    def run(self, images: Sequence[Tensor]) -> MemberScores:
-        """Scores of all members.
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """Shape of an input that fits every member; None if their preprocessings differ."""
+        if len(self._preprocessors) > 1:
+            return None
+        return self._preprocessors[0].shape
+
+    def run(
+        self,
+        images: Sequence[Tensor],
+        *,
+        asked: Tensor | None = None,
+        deadlines: Sequence[float | None] | None = None,
+    ) -> MemberScores:
+        """Scores of the members.
+
+        A member that raises, or gives NaN, does not keep the others from answering: `states` and
+        `reasons` tell.
 
         Args:
-            images: N uint8 tensors (3, height, width), of any sizes.
-
-        Raises:
-            MemberError: a member fails.
+            images: N tensors: pixels, uint8 (3, height, width) of any sizes, or inputs that a
+                client preprocessed itself, float32 of `input_shape`.
+            asked: (M, N) bool, which member is to see which sample; None: all see all.
+            deadlines: for each sample the time of ``time.monotonic`` from which on no further
+                member begins with it; members then run in the order of voting weight per cost.
         """
-        chunk = self.spec.runtime.micro_batch
-        parts = [
-            self._run_chunk(images[start : start + chunk])
-            for start in range(0, max(len(images), 1), chunk)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        logits = [part.logits for part in parts if part.logits is not None]
-        return MemberScores(
-            scores=torch.cat([part.scores for part in parts], dim=1),
-            logits=torch.cat(logits, dim=1) if len(logits) == len(parts) else None,
+        members, samples = len(self._members), len(images)
+        labels = len(self.spec.score_labels)
+        result = MemberScores(
+            scores=torch.full((members, samples, labels), float("nan")),
+            logits=torch.full((members, samples, labels), float("nan")),
+            states=torch.zeros((members, samples), dtype=torch.uint8),
         )
+        wanted = torch.ones((members, samples), dtype=torch.bool) if asked is None else asked
+        bounds = torch.tensor(
+            [float("inf") if limit is None else limit for limit in deadlines or [None] * samples],
+            dtype=torch.float64,
+        )
+        chunk = self.spec.runtime.micro_batch
+        for start in range(0, samples, chunk):
+            self._run_rows(
+                images, range(start, min(start + chunk, samples)), wanted, bounds, result
+            )
+        return result
+
+    def _run_rows(
+        self,
+        images: Sequence[Tensor],
+        rows: range,
+        wanted: Tensor,
+        bounds: Tensor,
+        result: MemberScores,
+    ) -> None:
+        """One micro-batch; where memory is short, its halves."""
+        try:
+            self._run_chunk(images, rows, wanted, bounds, result)
+        except torch.OutOfMemoryError as error:
+            if len(rows) == 1:
+                raise MemberError(
+                    f"out of memory for a single sample of shape {tuple(images[rows[0]].shape)} "
+                    f"on {self.device}: fewer workers, or smaller members"
+                ) from error
+            middle = len(rows) // 2
+            logger.warning("out of memory for %d samples; trying halves", len(rows))
+            torch.cuda.empty_cache()
+            for half in (rows[:middle], rows[middle:]):
+                self._run_rows(images, half, wanted, bounds, result)
 
     @torch.inference_mode()
-    def _run_chunk(self, images: Sequence[Tensor]) -> MemberScores:
-        inputs = [preprocessor(images) for preprocessor in self._preprocessors]
-        all_scores: list[Tensor] = []
-        all_logits: list[Tensor | None] = []
-        for index, member in enumerate(self.spec.members):
-            raw = self._forward(index, inputs[self._group_of_member[index]])
-            member_scores, member_logits = scores(
+    def _run_chunk(
+        self,
+        images: Sequence[Tensor],
+        rows: range,
+        wanted: Tensor,
+        bounds: Tensor,
+        result: MemberScores,
+    ) -> None:
+        part = slice(rows.start, rows.stop)
+        inputs: dict[int, Tensor] = {}
+        for index in self._order(bounds[part]):
+            asked = wanted[index, part]
+            if not bool(asked.any()):
+                continue
+            in_time = bounds[part] > time.monotonic()
+            result.states[index, part][asked & ~in_time] = State.LATE
+            chosen = (asked & in_time).nonzero().flatten()
+            if not len(chosen):
+                continue
+            shared = self._group_of_member[index]
+            if shared not in inputs:
+                inputs[shared] = self._inputs(shared, [images[row] for row in rows])
+            batch = inputs[shared]
+            if len(chosen) < len(rows):
+                batch = batch[chosen.to(self.device)]
+            self._run_member(index, batch, chosen + rows.start, result)
+
+    def _order(self, bounds: Tensor) -> list[int]:
+        """The spec's order; under a deadline the most voting weight per second first."""
+        order = list(range(len(self._members)))
+        if bool(bounds.isinf().all()):
+            return order
+        weights = [member.voting_weight for member in self.spec.members]
+        return sorted(order, key=lambda i: -weights[i] / max(self._seconds[i], 1e-9))
+
+    def _inputs(self, shared: int, images: Sequence[Tensor]) -> Tensor:
+        """(N, channels, height, width) float32 for the members of one preprocessing."""
+        preprocessor = self._preprocessors[shared]
+        pixels = [i for i, image in enumerate(images) if image.dtype is torch.uint8]
+        preprocessed = preprocessor([images[i] for i in pixels])
+        if len(pixels) == len(images):
+            return preprocessed
+        batch = torch.stack(
+            [
+                preprocessed.new_empty(preprocessor.shape)
+                if image.dtype is torch.uint8
+                else image.to(self.device)
+                for image in images
+            ]
+        )
+        batch[pixels] = preprocessed
+        return batch
+
+    def _run_member(self, index: int, batch: Tensor, rows: Tensor, result: MemberScores) -> None:
+        member = self.spec.members[index]
+        try:
+            raw = self._members[index](batch)
+            found, logits = scores(
                 raw, self.spec.task, self.spec.output_of(member), member.temperature
             )
-            all_scores.append(member_scores)
-            all_logits.append(member_logits)
-        known_logits = [logits for logits in all_logits if logits is not None]
-        return MemberScores(
-            scores=torch.stack(all_scores).cpu(),
-            logits=(
-                torch.stack(known_logits).cpu() if len(known_logits) == len(all_logits) else None
-            ),
-        )
-
-    def _forward(self, index: int, batch: Tensor) -> Tensor:
-        try:
-            return self._members[index](batch)
+            found = found.cpu()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise MemberError(
-                f"member '{self.spec.members[index].name}' failed on a batch of "
-                f"{tuple(batch.shape)}: {error}"
-            ) from error
+            logger.exception("member %s failed on a batch of %s", member.name, tuple(batch.shape))
+            result.fail(index, rows, f"it failed on a batch of {tuple(batch.shape)}: {error}")
+            return
+        result.scores[index, rows] = found
+        result.states[index, rows] = State.ANSWERED
+        if logits is not None:
+            result.logits[index, rows] = logits.cpu()
+        finite = found.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            result.fail(index, rows[~finite], NOT_FINITE)
 
     def _check(self) -> None:
-        """Run once on noise, at the sizes that members will see."""
+        """Run once on noise, at the sizes that members will see, and measure each member."""
         generator = torch.Generator().manual_seed(0)
         images = [
             torch.randint(0, 256, (3, 64, 48), dtype=torch.uint8, generator=generator)
@@ -143,3 +256,6 @@ class Runtime:
         for index, loaded in enumerate(self._members):
             batch = batches[self._group_of_member[index]]
             check_member(loaded, self.spec, self.spec.members[index], batch)
+            started = time.perf_counter()
+            loaded(batch[:1]).cpu()
+            self._seconds[index] = time.perf_counter() - started

@@ -6,33 +6,33 @@ No type of TorchServe appears here: the same service answers in a worker, in a t
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import EnsembleError, MemberError, PolicyError, RequestError, SampleError, SpecError
-from .images import decode_image
-from .policies import Ballot, BoundPolicy, Catalogue, check_catalogue, parse_policy
-from .requests import (
-    OPTION_NAMES,
-    OnError,
-    ParsedRequest,
-    RawRequest,
-    Sample,
-    parse_request,
+from .combining import Choice, Combiner, check_frame_order, refuses
+from .errors import (
+    EnsembleError,
+    MemberError,
+    PolicyError,
+    RequestError,
+    SampleError,
+    SpecError,
 )
-from .responses import Answerer, Response, encode, encode_error, error_content, with_outcome
+from .forms import write
+from .images import decode_image
+from .options import describe_options
+from .policies import Catalogue, check_catalogue, load_fitted
+from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, parse_request
+from .responses import Response, encode_error
 from .runtime import MemberScores, Runtime
 from .spec import EnsembleSpec
-from .tasks import Task
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,29 +53,32 @@ class _Pending:
     """A request on its way through the pipeline."""
 
     request: ParsedRequest
-    policy: BoundPolicy
+    choice: Choice
+    accept: str
+    readable: list[int] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
     errors: dict[int, EnsembleError] = field(default_factory=dict)
 
     @property
     def refused(self) -> bool:
         """Whether an unreadable sample refuses the whole request."""
-        readable = bool(self.images)
-        return bool(self.errors) and (self.request.options.on_error is OnError.FAIL or not readable)
+        return refuses(self.errors, len(self.images), self.request.options)
 
 
 class EnsembleService:
     """Answers requests with a loaded ensemble."""
 
-    def __init__(self, spec: EnsembleSpec, runtime: Runtime, identity: Identity) -> None:
+    def __init__(
+        self,
+        spec: EnsembleSpec,
+        runtime: Runtime,
+        identity: Identity,
+        offered: Catalogue | None = None,
+    ) -> None:
         self.spec = spec
         self.identity = identity
         self._runtime = runtime
-        self._answerer = Answerer(spec.task, spec.labels, spec.score_labels)
-        self._catalogue = catalogue(spec)
-        self._weights = torch.tensor([member.voting_weight for member in spec.members])
-        self._member_thresholds = torch.tensor([spec.thresholds(m) for m in spec.members])
-        self._thresholds = torch.tensor(spec.thresholds())
+        self._combiner = Combiner(spec, offered or catalogue(spec), identity.as_json())
 
     @classmethod
     def load(
@@ -101,31 +104,53 @@ class EnsembleService:
             MemberError: a member cannot be loaded.
         """
         torch.set_num_threads(spec.runtime.threads or max(1, (os.cpu_count() or 1) // workers))
-        chosen = device or choose_device(spec, gpu=None)
-        runtime = Runtime.load(spec, folder, chosen)
-        return cls(spec, runtime, identity or Identity(spec.name, spec.version))
+        offered = catalogue(spec, folder)
+        runtime = Runtime.load(spec, folder, device or choose_device(spec, gpu=None))
+        return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered)
 
-    def answer(self, requests: Sequence[RawRequest]) -> list[Response]:
-        """One response for each request, in order; a bad request never fails its neighbours."""
+    def answer(
+        self, requests: Sequence[RawRequest], *, arrived: float | None = None
+    ) -> list[Response]:
+        """One response for each request, in order; a bad request never fails its neighbours.
+
+        Args:
+            requests: the batch.
+            arrived: when it reached the worker, in ``time.monotonic`` seconds; default now.
+        """
+        start = time.monotonic() if arrived is None else arrived
         accepted = [self._accept(request) for request in requests]
-        pending = [entry for entry in accepted if isinstance(entry, _Pending)]
-        live = [entry for entry in pending if not entry.refused]
+        live = [entry for entry in accepted if isinstance(entry, _Pending) and not entry.refused]
         answered: dict[int, Response] = {}
         try:
-            outputs = self._runtime.run([image for entry in live for image in entry.images])
+            outputs = self._run(live, start)
         except MemberError as error:
-            logger.exception("a member failed")
-            answered = {id(entry): encode_error(error) for entry in live}
+            answered = {id(entry): _failure(entry, error) for entry in live}
         else:
-            start = 0
+            first = 0
             for entry in live:
-                stop = start + len(entry.images)
-                answered[id(entry)] = self._combine(entry, outputs, slice(start, stop))
-                start = stop
+                rows = torch.arange(first, first + len(entry.images))
+                answered[id(entry)] = self._combine(entry, outputs, rows)
+                first += len(entry.images)
         return [
-            entry if isinstance(entry, Response) else answered.get(id(entry)) or _refusal(entry)
+            entry if isinstance(entry, Response) else answered.get(id(entry)) or _refused(entry)
             for entry in accepted
         ]
+
+    def _run(self, live: Sequence[_Pending], start: float) -> MemberScores:
+        asked = torch.zeros((len(self.spec.members), len(live)), dtype=torch.bool)
+        for column, entry in enumerate(live):
+            asked[list(entry.choice.members), column] = True
+        lengths = torch.tensor([len(entry.images) for entry in live], dtype=torch.long)
+        deadlines: list[float | None] = []
+        for entry in live:
+            allowed = entry.choice.deadline_ms
+            limit = None if allowed is None else start + allowed / 1000
+            deadlines += [limit] * len(entry.images)
+        return self._runtime.run(
+            [image for entry in live for image in entry.images],
+            asked=asked.repeat_interleave(lengths, dim=1),
+            deadlines=deadlines,
+        )
 
     def describe(self) -> dict[str, Any]:
         """What a client needs to know: members, labels, policies, options, limits."""
@@ -144,30 +169,30 @@ class EnsembleService:
                 }
                 for member in spec.members
             ],
-            "policies": self._catalogue.describe(),
-            "options": list(OPTION_NAMES),
+            "policies": self._combiner.catalogue.describe(),
+            "options": describe_options(),
             "limits": {
                 "max_samples": spec.limits.max_samples,
                 "max_pixels": spec.limits.max_pixels,
+                "max_request_bytes": spec.limits.max_request_bytes,
+                "max_unpacked_bytes": spec.limits.max_unpacked_bytes,
             },
+            "input_shape": self._runtime.input_shape,
             "device": str(self._runtime.device),
         }
 
     def _accept(self, request: RawRequest) -> _Pending | Response:
         try:
             parsed = parse_request(request, self.spec.limits)
-            options = parsed.options
-            policy = parse_policy(
-                options.policy or self.spec.policies.default,
-                options.policy_parameters,
-                self._catalogue,
-            )
+            check_frame_order(parsed)
+            choice = self._combiner.choose(parsed.options)
         except RequestError as error:
-            return encode_error(error)
-        entry = _Pending(parsed, policy)
+            return encode_error(error, open_inference=is_open_inference(request))
+        entry = _Pending(parsed, choice, request.headers.get("accept", ""))
         for sample in parsed.samples:
             try:
                 entry.images.append(self._decode(sample))
+                entry.readable.append(sample.index)
             except RequestError as error:
                 entry.errors[sample.index] = error
         return entry
@@ -175,6 +200,8 @@ class EnsembleService:
     def _decode(self, sample: Sample) -> Tensor:
         if isinstance(sample.data, SampleError):
             raise sample.data
+        if isinstance(sample.data, Tensor):
+            return self._check_tensor(sample, sample.data)
         return decode_image(
             sample.data,
             max_pixels=self.spec.limits.max_pixels,
@@ -182,85 +209,56 @@ class EnsembleService:
             index=sample.index,
         )
 
-    def _combine(self, entry: _Pending, outputs: MemberScores, rows: slice) -> Response:
-        scores = outputs.scores[:, rows]
-        options = entry.request.options
-        errors = dict(entry.errors)
-        readable = [s for s in entry.request.samples if s.index not in errors]
-        finite = scores.isfinite().all(dim=2)
-        for position in (~finite.all(dim=0)).nonzero().flatten().tolist():
-            errors[readable[position].index] = self._not_finite(
-                readable[position], finite[:, position]
+    def _check_tensor(self, sample: Sample, data: Tensor) -> Tensor:
+        if data.dtype is torch.uint8:
+            return data
+        shape, problem = self._runtime.input_shape, None
+        if shape is None:
+            problem = (
+                "the members have different preprocessings, so there is no one preprocessed "
+                "input; send images, or pixels (uint8)"
             )
-        kept = [i for i, sample in enumerate(readable) if sample.index not in errors]
-        if errors and (options.on_error is OnError.FAIL or not kept):
-            return _refused(errors)
-        logits = outputs.logits[:, rows] if outputs.logits is not None else None
-        if len(kept) != len(readable):
-            scores = scores[:, kept]
-            logits = logits[:, kept] if logits is not None else None
-        ballot = Ballot(
-            task=self.spec.task,
-            scores=scores,
-            member_names=tuple(member.name for member in self.spec.members),
-            weights=self._weights,
-            member_thresholds=self._member_thresholds,
-            thresholds=self._thresholds,
-            logits=logits,
-        )
+        elif tuple(data.shape) != shape:
+            problem = (
+                f"a preprocessed sample has shape {tuple(data.shape)}, and the members take {shape}"
+            )
+        elif not bool(data.isfinite().all()):
+            problem = "it holds NaN or infinite numbers; a preprocessed sample must be finite"
+        if problem is not None:
+            raise SampleError(
+                f"sample {sample.index} ({sample.name}): {problem}",
+                sample=sample.name,
+                index=sample.index,
+            )
+        return data
+
+    def _combine(self, entry: _Pending, outputs: MemberScores, rows: Tensor) -> Response:
         try:
-            outcome = entry.policy.combine(ballot)
-        except PolicyError as error:
-            return encode_error(error)
-        combined = with_outcome(
-            self._answerer.answers(outcome.scores, outcome.decisions, options.top_k),
-            outcome,
-            self.spec.score_labels,
-        )
-        by_member = self._member_answers(ballot, options.top_k)
-        predictions: dict[int, dict[str, Any]] = {}
-        for row, position in enumerate(kept):
-            sample = readable[position]
-            members = {name: answers[row] for name, answers in by_member.items()}
-            predictions[sample.index] = {"sample": sample.name, **combined[row], "members": members}
-        for index, failure in errors.items():
-            name = entry.request.samples[index].name
-            predictions[index] = {"sample": name, "error": error_content(failure)}
-        return encode(
-            {
-                "model": self.identity.as_json(),
-                "policy": {"name": entry.policy.name, "parameters": entry.policy.parameters},
-                "predictions": [predictions[index] for index in sorted(predictions)],
-            }
-        )
-
-    def _member_answers(self, ballot: Ballot, top_k: int | None) -> dict[str, list[dict[str, Any]]]:
-        votes = None if self.spec.task is Task.REGRESSION else ballot.votes
-        return {
-            name: self._answerer.answers(
-                ballot.scores[index], votes[index] if votes is not None else None, top_k
+            result = entry.choice.result(entry.request, entry.readable, rows, outputs)
+            entry.errors |= result.errors
+            if refuses(entry.errors, len(result.answered), entry.request.options):
+                return _refused(entry)
+            return write(
+                replace(result, errors=entry.errors),
+                accept=entry.accept,
+                infer=entry.request.infer,
             )
-            for index, name in enumerate(ballot.member_names)
-        }
-
-    def _not_finite(self, sample: Sample, finite: Tensor) -> MemberError:
-        names = [
-            member.name
-            for member, good in zip(self.spec.members, finite.tolist(), strict=True)
-            if not good
-        ]
-        return MemberError(
-            f"sample {sample.index} ({sample.name}): the scores of member {', '.join(names)} are "
-            "not finite numbers; the member's weights or this input overflow"
-        )
+        except EnsembleError as error:
+            return _failure(entry, error)
 
 
-def catalogue(spec: EnsembleSpec) -> Catalogue:
+def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:
     """The policies of a deployment, each checked.
 
+    Args:
+        spec: the ensemble.
+        folder: where the files of its fitted models are; None: it has none.
+
     Raises:
-        SpecError: a policy of the spec does not exist or has a wrong parameter.
+        SpecError: a policy of the spec does not exist or has a wrong parameter, or a fitted model
+            cannot be read.
     """
+    files = spec.policies.fitted if folder is not None else {}
     try:
         result = Catalogue(
             task=spec.task,
@@ -268,6 +266,7 @@ def catalogue(spec: EnsembleSpec) -> Catalogue:
             named=dict(spec.policies.named),
             allowed=None if spec.policies.allowed is None else frozenset(spec.policies.allowed),
             default=spec.policies.default,
+            fitted={name: load_fitted(Path(folder or "") / file) for name, file in files.items()},
         )
         check_catalogue(result)
     except PolicyError as error:
@@ -297,10 +296,11 @@ def choose_device(spec: EnsembleSpec, gpu: int | None) -> torch.device:
     return torch.device(f"cuda:{gpu or 0}")
 
 
-def _refused(errors: Mapping[int, EnsembleError]) -> Response:
-    failed = [errors[index] for index in sorted(errors)]
-    return encode_error(failed[0], failed)
+def _refused(entry: _Pending) -> Response:
+    """The refusal of a request whose samples failed; the first one gives the status."""
+    failed = [entry.errors[index] for index in sorted(entry.errors)]
+    return encode_error(failed[0], failed, open_inference=entry.request.infer is not None)
 
 
-def _refusal(entry: _Pending) -> Response:
-    return _refused(entry.errors)
+def _failure(entry: _Pending, error: EnsembleError) -> Response:
+    return encode_error(error, open_inference=entry.request.infer is not None)

@@ -21,18 +21,21 @@ def moving_average(scores: Tensor, alpha: float) -> Tensor:
     return smoothed
 
 
-def window_majority(decisions: Tensor, window: int) -> Tensor:
-    """Each label's majority over the last `window` frames, the current one included.
+def window_share(decisions: Tensor, window: int) -> Tensor:
+    """The share of the last `window` frames, the current one included, that have each label.
 
-    A label is on when more than half of the frames in the window have it; the first frames look at
-    the fewer frames that there are.
+    The first frames look at the fewer frames that there are. A label has the majority where its
+    share is above one half.
 
     Args:
         decisions: (N, C) bool, in frame order.
         window: frames, at least 1.
+
+    Returns:
+        (N, C) float32.
     """
     counts = torch.cat([torch.zeros_like(decisions[:1], dtype=torch.long), decisions.long()])
     counts = counts.cumsum(dim=0)
     last = torch.arange(1, len(decisions) + 1)
     first = (last - window).clamp(min=0)
-    return (counts[last] - counts[first]) * 2 > (last - first).unsqueeze(1)
+    return (counts[last] - counts[first]) / (last - first).unsqueeze(1)

@@ -207,6 +207,16 @@ class Policies:
         Mapping[Name, str],
         Field(description="The deployment's own names, e.g. high-sensitivity: any"),
     ] = field(default_factory=dict)
+    fitted: Annotated[
+        Mapping[Name, str],
+        Field(
+            description="Name -> file of a fitted model, for the policies that need one; "
+            "`ts-ensemble tune` writes them"
+        ),
+    ] = field(default_factory=dict)
+    client_overrides: Annotated[
+        bool, Field(description="Clients may choose members, weights and thresholds")
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -226,11 +236,51 @@ class Runtime:
     ] = 64
 
 
+class OnFailure(StrEnum):
+    """What a member that fails, or is late, does to a request."""
+
+    FAIL = "fail"
+    DROP = "drop"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Failures:
+    """What happens when a member raises, gives NaN or infinity, or has not run in time."""
+
+    on_failure: Annotated[
+        OnFailure,
+        Field(
+            description="fail: the request is refused; drop: the other members answer, and the "
+            "answer says which"
+        ),
+    ] = OnFailure.FAIL
+    min_members: Annotated[
+        int, Field(ge=1, description="With drop: fewer members than this refuse the request")
+    ] = 1
+    deadline_ms: Annotated[
+        Positive | None,
+        Field(
+            description="A member that has not begun this long after the request reached the "
+            "worker is late, in milliseconds; left out: no deadline"
+        ),
+    ] = None
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Limits:
     """Bounds on one request; a request beyond them is answered with 413."""
 
     max_samples: Annotated[int, Field(ge=1, description="Samples in one request")] = 256
+    max_request_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="All parts of one request; TorchServe's own max_request_size comes first",
+        ),
+    ] = 100 * 1024**2
+    max_unpacked_bytes: Annotated[
+        int, Field(ge=1, description="All samples of one tar or zip file, unpacked")
+    ] = 512 * 1024**2
     max_pixels: Annotated[
         int, Field(ge=1, description="Width times height of one image, before decoding")
     ] = 50_000_000
@@ -300,6 +350,7 @@ class EnsembleSpec:
     ] = 0.5
     policies: Policies = field(default_factory=Policies)
     runtime: Runtime = field(default_factory=Runtime)
+    failures: Failures = field(default_factory=Failures)
     limits: Limits = field(default_factory=Limits)
     serving: Serving = field(default_factory=Serving)
     provenance: Provenance = field(default_factory=Provenance)
@@ -342,6 +393,7 @@ class EnsembleSpec:
         """Every file that the spec names, relative to it, sorted, each once."""
         named = {member.weights for member in self.members}
         named |= {m.architecture_file for m in self.members if m.architecture_file is not None}
+        named |= set(self.policies.fitted.values())
         return tuple(sorted(named | set(self.extra_files)))
 
 
@@ -444,6 +496,10 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
             problems += _check_preprocessing(choice, (*place, "preprocessing"))
     for name, preprocessing in spec.preprocessing.items():
         problems += _check_preprocessing(preprocessing, ("preprocessing", name))
+    if spec.failures.min_members > len(spec.members):
+        problems.append(
+            Problem(("failures", "min_members"), f"there are {len(spec.members)} members only")
+        )
     if all(member.voting_weight == 0 for member in spec.members):
         problems.append(Problem(("members",), "at least one voting_weight must be above 0"))
     if (
@@ -522,6 +578,7 @@ def _check_files(spec: EnsembleSpec, folder: Path | None) -> list[Problem]:
         places.append((("members", index, "weights"), member.weights))
         if member.architecture_file is not None:
             places.append((("members", index, "architecture"), member.architecture_file))
+    places += [(("policies", "fitted", name), f) for name, f in spec.policies.fitted.items()]
     places += [(("extra_files", index), file) for index, file in enumerate(spec.extra_files)]
     problems = []
     for place, file in places:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import requests
@@ -46,6 +47,7 @@ class _State:
     inference_address: str
     management_address: str
     metrics_address: str
+    grpc_address: str
     temporary: str
     tokens: bool
 
@@ -123,6 +125,8 @@ class Server:
             inference_address=properties["inference_address"],
             management_address=properties["management_address"],
             metrics_address=properties["metrics_address"],
+            grpc_address=f"{properties.get('grpc_inference_address', '127.0.0.1')}:"
+            f"{properties['grpc_inference_port']}",
             temporary=temporary,
             tokens=properties.get("disable_token_authorization", "false") != "true",
         )
@@ -141,7 +145,13 @@ class Server:
         path = run_folder / _STATE
         if not path.is_file():
             return None
-        server = cls(run_folder, _State(**json.loads(path.read_text())))
+        try:
+            server = cls(run_folder, _State(**json.loads(path.read_text())))
+        except (ValueError, TypeError) as error:
+            raise ServerError(
+                f"{path} is damaged or of another version: end that server by hand and remove the "
+                f"file ({error})"
+            ) from error
         if server.running:
             return server
         server._clean()
@@ -225,11 +235,13 @@ class Server:
             self.management_address, token=self.token("management"), timeout=timeout
         )
 
-    def client(self, timeout: float = 60) -> InferenceClient:
+    def client(
+        self, timeout: float = 60, *, transport: Literal["rest", "grpc"] = "rest"
+    ) -> InferenceClient:
         """A client of the inference API, with the token."""
-        return InferenceClient(
-            self.inference_address, token=self.token("inference"), timeout=timeout
-        )
+        address = self._state.grpc_address if transport == "grpc" else self.inference_address
+        token = self.token("inference")
+        return InferenceClient(address, transport=transport, token=token, timeout=timeout)
 
     def wait_ready(
         self, models: Sequence[tuple[str, str | None]] | None = None, *, timeout: float = 180

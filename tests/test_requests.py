@@ -14,7 +14,8 @@ from torchserve_ensemble.handlers.errors import (
     SampleError,
     TooLargeError,
 )
-from torchserve_ensemble.handlers.requests import OnError, Part, RawRequest, parse_request
+from torchserve_ensemble.handlers.options import OnError
+from torchserve_ensemble.handlers.requests import Part, RawRequest, parse_request
 from torchserve_ensemble.handlers.spec import Limits
 
 LIMITS = Limits(max_samples=4)

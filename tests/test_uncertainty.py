@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from torchserve_ensemble.handlers.smoothing import moving_average, window_majority
+from torchserve_ensemble.handlers.smoothing import moving_average, window_share
 from torchserve_ensemble.handlers.tasks import Task
 from torchserve_ensemble.handlers.uncertainty import uncertainty
 
@@ -37,4 +37,4 @@ def test_smoothing_over_frames() -> None:
     scores = torch.tensor([[0.0], [1.0], [1.0]])
     assert moving_average(scores, 0.5).flatten().tolist() == [0, 0.5, 0.75]
     flags = torch.tensor([[True], [False], [False], [True]])
-    assert window_majority(flags, 3).flatten().tolist() == [True, False, False, False]
+    assert (window_share(flags, 3) > 0.5).flatten().tolist() == [True, False, False, False]

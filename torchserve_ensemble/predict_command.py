@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .handlers.errors import RequestError
+from .serving import image_sources
 
 if TYPE_CHECKING:
     from .serving.client import InferenceClient
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+Row = dict[str, Any]
+_OVER_ALL = ("smooth", "frames")
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -21,10 +28,16 @@ def add_command(subparsers: Subparsers) -> None:
     command = subparsers.add_parser(
         "predict",
         help="predict images with a running server, or locally from a spec",
-        description="Send images to POST /predictions/NAME[/VERSION] as one form, each as a part "
-        "named 'file'; or, with --local, run the same pipeline in this process without TorchServe.",
+        description="Send images to POST /predictions/NAME[/VERSION] as forms, each image as a "
+        "part named 'file'; or, with --local, run the same pipeline in this process without "
+        "TorchServe.",
     )
-    command.add_argument("names", nargs="+", metavar="NAME IMAGE", help="model, then image files")
+    command.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME IMAGE",
+        help="model, then image files, folders, patterns, or - for standard input",
+    )
     command.add_argument("--local", type=Path, metavar="SPEC", help="no NAME: run this spec here")
     command.add_argument("--model-version", help="instead of the default version")
     command.add_argument(
@@ -34,107 +47,181 @@ def add_command(subparsers: Subparsers) -> None:
     )
     command.add_argument("--address", help="inference API of a server that `serve` did not start")
     command.add_argument("--token", help="its inference token, if it asks for one")
-    command.add_argument("--timeout", type=float, default=60, help="seconds")
+    command.add_argument("--transport", choices=["rest", "grpc"], default="rest")
+    command.add_argument("--timeout", type=float, default=60, help="seconds for each request")
+    command.add_argument("--per-request", type=int, default=32, help="images in one request")
+    command.add_argument("--at-once", type=int, default=4, help="requests at the same time")
     command.add_argument("--policy", help="e.g. any, at_least(k=2)")
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other option of a request; `ts-ensemble describe` lists them; may be repeated",
+    )
     command.add_argument("--on-error", choices=["fail", "skip"], help="unreadable images")
     command.add_argument("--top-k", type=int, help="also the k best labels")
-    command.add_argument("--json", action="store_true", help="print the answer as it came")
+    command.add_argument("--format", choices=["table", "json", "lines", "csv"], default="table")
     command.set_defaults(run=_predict)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    images = [Path(name) for name in arguments.names[0 if arguments.local else 1 :]]
-    if not images:
+    paths = image_sources.find(arguments.names[0 if arguments.local else 1 :])
+    if not paths:
         raise RequestError("name at least one image: ts-ensemble predict NAME IMAGE...")
-    contents = [(image.name, _read(image)) for image in images]
+    options = _options(arguments)
+    with ExitStack() as stack:
+        if arguments.local:
+            rows = _local(arguments, paths, options)
+        else:
+            client = stack.enter_context(_client(arguments))
+            rows = _remote(client, arguments, paths, options)
+        _write(arguments.format, _with_progress(stack, rows, len(paths)))
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, str]:
     options = {
         name: str(value)
         for name in ("policy", "on_error", "top_k")
         if (value := getattr(arguments, name)) is not None
     }
-    answer = (
-        _local(arguments.local, contents, options)
-        if arguments.local
-        else _remote(arguments, contents, options)
-    )
-    if arguments.json:
-        json.dump(answer, sys.stdout, indent=2, ensure_ascii=False)
-        print()
-    else:
-        _print_table(answer, [name for name, _ in contents])
-    return 0
+    for option in arguments.option:
+        name, separator, value = option.partition("=")
+        if not separator:
+            raise RequestError(f"--option {option}: write NAME=VALUE")
+        options[name] = value
+    return options
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read: {error.strerror}") from error
+def _per_request(arguments: argparse.Namespace, paths: list[str], options: dict[str, str]) -> int:
+    """A sequence must be one request; else the size that was asked for."""
+    together = any(name in options for name in _OVER_ALL)
+    return len(paths) if together else arguments.per_request
 
 
 def _local(
-    spec_path: Path, contents: list[tuple[str, bytes]], options: dict[str, str]
-) -> dict[str, Any]:
+    arguments: argparse.Namespace, paths: list[str], options: dict[str, str]
+) -> Iterator[Row]:
     from .handlers.requests import Part, RawRequest
     from .handlers.service import EnsembleService
     from .handlers.spec import load_spec
+    from .serving.client import with_names
 
-    service = EnsembleService.load(load_spec(spec_path), spec_path.parent)
-    parts = [Part("file", "application/octet-stream", data) for _, data in contents]
-    parts += [Part(name, "", value) for name, value in options.items()]
-    (response,) = service.answer([RawRequest(parts)])
-    content: dict[str, Any] = json.loads(response.body)
-    if response.status != 200:
-        raise RequestError(content["message"])
-    return content
+    service = EnsembleService.load(load_spec(arguments.local), arguments.local.parent)
+    size = _per_request(arguments, paths, options)
+    fields = [Part(name, "", value) for name, value in options.items()]
+    for start in range(0, len(paths), size):
+        chunk = paths[start : start + size]
+        images = image_sources.read(chunk)
+        parts = [Part("file", "application/octet-stream", data) for _, data in images]
+        (response,) = service.answer([RawRequest([*parts, *fields])])
+        content: dict[str, Any] = json.loads(response.body)
+        if response.status != 200:
+            raise RequestError(content["message"])
+        yield from with_names(content["predictions"], chunk)
 
 
 def _remote(
-    arguments: argparse.Namespace, contents: list[tuple[str, bytes]], options: dict[str, str]
-) -> dict[str, Any]:
-    with _client(arguments) as client:
-        return client.predict(
-            arguments.names[0],
-            contents,
-            version=arguments.model_version,
-            options=options,
-        )
+    client: InferenceClient,
+    arguments: argparse.Namespace,
+    paths: list[str],
+    options: dict[str, str],
+) -> Iterator[Row]:
+    for prediction in client.predict_all(
+        arguments.names[0],
+        image_sources.read(paths),
+        version=arguments.model_version,
+        options=options,
+        per_request=_per_request(arguments, paths, options),
+        at_once=arguments.at_once,
+    ):
+        yield dict(prediction.raw)
 
 
 def _client(arguments: argparse.Namespace) -> InferenceClient:
-    from .serving.client import DEFAULT_ADDRESS, InferenceClient
+    from .serving.client import InferenceClient
     from .serving.server import DEFAULT_RUN_FOLDER, Server
 
     if arguments.address is None:
         server = Server.attach(arguments.run_folder or DEFAULT_RUN_FOLDER)
         if server is not None:
-            return server.client(timeout=arguments.timeout)
+            return server.client(timeout=arguments.timeout, transport=arguments.transport)
     return InferenceClient(
-        arguments.address or DEFAULT_ADDRESS, token=arguments.token, timeout=arguments.timeout
+        arguments.address,
+        transport=arguments.transport,
+        token=arguments.token,
+        timeout=arguments.timeout,
     )
 
 
-def _print_table(answer: dict[str, Any], names: list[str]) -> None:
+def _with_progress(stack: ExitStack, rows: Iterator[Row], total: int) -> Iterator[Row]:
+    """Rows as they come; a bar on standard error if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    stack.enter_context(bar)
+    return iter(bar.track(rows, total=total, description="predicting"))
+
+
+def _write(form: str, rows: Iterator[Row]) -> None:
+    """Lines and CSV are written as answers come; a table and JSON need them all."""
+    match form:
+        case "lines":
+            for row in rows:
+                print(json.dumps(row, ensure_ascii=False))
+        case "csv":
+            _write_csv(rows)
+        case "json":
+            json.dump(list(rows), sys.stdout, indent=2, ensure_ascii=False)
+            print()
+        case _:
+            _print_table(list(rows))
+
+
+def _write_csv(rows: Iterator[Row]) -> None:
+    writer = None
+    for row in rows:
+        cells = {"sample": row.get("sample", ""), "combined": "", "score": "", "error": ""}
+        if "error" in row:
+            cells["error"] = row["error"]["message"]
+        else:
+            cells |= {"combined": _text(row), "score": row.get("score", "")}
+            cells |= {name: _text(answer) for name, answer in row.get("members", {}).items()}
+        if writer is None:
+            writer = csv.DictWriter(sys.stdout, list(cells), extrasaction="ignore", restval="")
+            writer.writeheader()
+        writer.writerow(cells)
+
+
+def _print_table(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    predictions = answer["predictions"]
-    members = list(next((p["members"] for p in predictions if "members" in p), {}))
-    model, policy = answer["model"], answer["policy"]
-    table = Table(title=f"{model['name']} {model['version']}, policy {policy['name']}")
+    members = list(dict.fromkeys(name for row in rows for name in row.get("members", {})))
+    table = Table()
     for column in ("image", *members, "combined"):
-        table.add_column(column)
-    for name, prediction in zip(names, predictions, strict=True):
-        if "error" in prediction:
-            table.add_row(name, *["-"] * len(members), f"[red]{prediction['error']['message']}")
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        if "error" in row:
+            cells = ["-"] * len(members)
+            table.add_row(row["sample"], *cells, f"[red]{row['error']['message']}")
         else:
-            cells = [_cell(prediction["members"][member]) for member in members]
-            table.add_row(name, *cells, f"[bold]{_cell(prediction)}")
+            answers = row.get("members", {})
+            cells = [_cell(answers[name]) if name in answers else "-" for name in members]
+            table.add_row(row.get("sample", ""), *cells, f"[bold]{_cell(row)}")
     Console().print(table)
 
 
-def _cell(answer: dict[str, Any]) -> str:
+def _text(answer: Row) -> str:
     if "values" in answer:
         return ", ".join(f"{label} {value:.4g}" for label, value in answer["values"].items())
-    text = ", ".join(answer["labels"]) or "none"
-    return f"{text} {answer['score']:.3f}" if "score" in answer else text
+    return ", ".join(answer.get("labels", [])) or str(answer.get("label") or "none")
+
+
+def _cell(answer: Row) -> str:
+    text = _text(answer)
+    score = answer.get("score")
+    return text if score is None else f"{text} {score:.3f}"

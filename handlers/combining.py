@@ -1,0 +1,295 @@
+"""From what the members say about a batch to the result of one request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .answers import Group, MembersOfSample, Result, Smoothed
+from .errors import EnsembleError, LateError, MemberError, PolicyError, RequestError, SampleError
+from .options import AnswerField, OnError, RequestOptions, Smoothing
+from .policies import BoundPolicy, Catalogue, Panel, one_hot, parse_policy
+from .requests import ParsedRequest, Sample
+from .runtime import MemberScores, State
+from .smoothing import moving_average, window_share
+from .spec import EnsembleSpec, OnFailure
+from .strict_yaml import nearest
+from .tasks import Task
+from .uncertainty import uncertainty
+
+
+@dataclass(frozen=True)
+class Combiner:
+    """The deployment's part: its members and policies.
+
+    Attributes:
+        spec: the ensemble.
+        catalogue: the policies that it offers.
+        model: name, version and archive digest, for answers.
+    """
+
+    spec: EnsembleSpec
+    catalogue: Catalogue
+    model: Mapping[str, str | None]
+
+    @cached_property
+    def panel(self) -> Panel:
+        """All members with the spec's weights and thresholds."""
+        spec = self.spec
+        return Panel(
+            task=spec.task,
+            member_names=tuple(member.name for member in spec.members),
+            weights=torch.tensor([member.voting_weight for member in spec.members]),
+            member_thresholds=torch.tensor([spec.thresholds(m) for m in spec.members]),
+            thresholds=torch.tensor(spec.thresholds()),
+        )
+
+    def choose(self, options: RequestOptions) -> Choice:
+        """What one client chose, checked before any member runs.
+
+        Raises:
+            PolicyError: an unknown policy or member, or one that the deployment does not allow.
+        """
+        panel = self._panel_for(options)
+        chosen = options.members or panel.member_names
+        choice = Choice(self, options, panel, tuple(panel.member_names.index(m) for m in chosen))
+        choice.policy(chosen)
+        if self.spec.task is Task.REGRESSION and AnswerField.UNCERTAINTY in options.include:
+            raise PolicyError("uncertainty needs probabilities; a regression gives its spread")
+        if self.spec.task is Task.REGRESSION and options.smooth is Smoothing.MAJORITY:
+            raise PolicyError("a regression has no majority; choose smooth=average")
+        return choice
+
+    def _panel_for(self, options: RequestOptions) -> Panel:
+        panel = self.panel
+        overrides = {
+            "members": options.members or (),
+            "weights": options.weights,
+            "thresholds": options.thresholds,
+        }
+        for option, names in overrides.items():
+            if names and not self.spec.policies.client_overrides:
+                raise PolicyError(
+                    f"option {option} is not allowed here (policies.client_overrides in the spec)"
+                )
+            for name in names:
+                if name not in panel.member_names:
+                    raise PolicyError(
+                        f"option {option}: there is no member '{name}'; the members are "
+                        f"{', '.join(panel.member_names)}{nearest(name, panel.member_names)}"
+                    )
+        if options.members and len(set(options.members)) < len(options.members):
+            raise PolicyError(f"option members names one twice: {', '.join(options.members)}")
+        weights, thresholds = panel.weights.clone(), panel.member_thresholds.clone()
+        for name, weight in options.weights.items():
+            weights[panel.member_names.index(name)] = weight
+        for name, threshold in options.thresholds.items():
+            thresholds[panel.member_names.index(name)] = threshold
+        return replace(panel, weights=weights, member_thresholds=thresholds)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One request's part: its policy, members, weights and thresholds.
+
+    Attributes:
+        members: positions of the members that are to answer.
+    """
+
+    combiner: Combiner
+    options: RequestOptions
+    panel: Panel
+    members: tuple[int, ...]
+    _bound: dict[tuple[str, ...], BoundPolicy] = field(default_factory=dict)
+
+    @property
+    def deadline_ms(self) -> float | None:
+        """How long after the request's arrival a member may still begin."""
+        return self.options.deadline_ms or self.combiner.spec.failures.deadline_ms
+
+    def policy(self, member_names: Sequence[str]) -> BoundPolicy:
+        """The policy over some members.
+
+        Raises:
+            PolicyError: it does not exist, or does not work with these members.
+        """
+        names = tuple(member_names)
+        if names not in self._bound:
+            catalogue = self.combiner.catalogue
+            self._bound[names] = parse_policy(
+                self.options.policy or catalogue.default,
+                self.options.policy_parameters,
+                replace(catalogue, member_names=names),
+            )
+        return self._bound[names]
+
+    def result(
+        self, request: ParsedRequest, readable: Sequence[int], rows: Tensor, outputs: MemberScores
+    ) -> Result:
+        """Combine.
+
+        Args:
+            request: the request.
+            readable: positions of its N samples that reached the members.
+            rows: (N,) int64, where they are in the batch.
+            outputs: what the members say about the batch.
+
+        Raises:
+            PolicyError: the policy cannot combine these scores.
+        """
+        errors: dict[int, EnsembleError] = {}
+        groups: list[Group] = []
+        for available, positions in self._by_members(rows, outputs).items():
+            indices = [readable[position] for position in positions]
+            missing = self._missing(int(rows[positions[0]]), outputs)
+            try:
+                self._check_enough(available, missing)
+                groups.append(self._group(available, indices, rows[positions], outputs, missing))
+            except EnsembleError as error:
+                for index in indices:
+                    errors[index] = _of_sample(error, request.samples[index])
+        return self._result(request, tuple(groups), errors)
+
+    def _by_members(self, rows: Tensor, outputs: MemberScores) -> dict[tuple[int, ...], list[int]]:
+        """Members that answered -> positions of the samples that exactly they answered."""
+        answered = outputs.states[:, rows] == State.ANSWERED
+        if bool(answered[list(self.members)].all()):
+            return {self.members: list(range(len(rows)))} if len(rows) else {}
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for position in range(len(rows)):
+            available = tuple(m for m in self.members if bool(answered[m, position]))
+            groups.setdefault(available, []).append(position)
+        return groups
+
+    def _missing(self, row: int, outputs: MemberScores) -> MembersOfSample:
+        names, states = self.panel.member_names, outputs.states[:, row].tolist()
+        return MembersOfSample(
+            failed={
+                names[m]: outputs.reasons[m, row] for m in self.members if states[m] == State.FAILED
+            },
+            late=tuple(names[m] for m in self.members if states[m] == State.LATE),
+        )
+
+    def _check_enough(self, available: tuple[int, ...], missing: MembersOfSample) -> None:
+        failures = self.combiner.spec.failures
+        drops = failures.on_failure is OnFailure.DROP
+        if drops and len(available) >= failures.min_members:
+            return
+        if not missing.failed and not missing.late:
+            return
+        short = (
+            f"; {len(available)} members answered, and failures.min_members is "
+            f"{failures.min_members}"
+            if drops
+            else ""
+        )
+        if missing.failed:
+            reasons = "; ".join(f"member {name}: {why}" for name, why in missing.failed.items())
+            raise MemberError(f"{reasons}{short}")
+        raise LateError(
+            f"member {', '.join(missing.late)} had not begun when the deadline of "
+            f"{self.deadline_ms:g} ms was over{short}; allow more time (deadline_ms), send fewer "
+            "samples, or let the deployment drop late members (failures.on_failure: drop)"
+        )
+
+    def _group(
+        self,
+        available: tuple[int, ...],
+        indices: Sequence[int],
+        rows: Tensor,
+        outputs: MemberScores,
+        missing: MembersOfSample,
+    ) -> Group:
+        chosen = list(available)
+        panel = replace(
+            self.panel,
+            member_names=tuple(self.panel.member_names[m] for m in chosen),
+            weights=self.panel.weights[chosen],
+            member_thresholds=self.panel.member_thresholds[chosen],
+        )
+        logits = outputs.logits[chosen][:, rows]
+        ballot = panel.ballot(
+            outputs.scores[chosen][:, rows], logits if bool(logits.isfinite().all()) else None
+        )
+        outcome = self.policy(panel.member_names).combine(ballot)
+        return Group(indices=tuple(indices), ballot=ballot, outcome=outcome, missing=missing)
+
+    def _result(
+        self,
+        request: ParsedRequest,
+        groups: tuple[Group, ...],
+        errors: Mapping[int, EnsembleError],
+    ) -> Result:
+        spec, options = self.combiner.spec, self.options
+        policy = self.policy(tuple(self.panel.member_names[m] for m in self.members))
+        result = Result(
+            task=spec.task,
+            labels=spec.labels,
+            score_labels=spec.score_labels,
+            model=self.combiner.model,
+            policy={"name": policy.name, "parameters": policy.parameters},
+            options=options,
+            samples=request.samples,
+            groups=groups,
+            errors=errors,
+        )
+        if AnswerField.UNCERTAINTY in result.fields and spec.task is not Task.REGRESSION:
+            measures = [uncertainty(g.ballot.scores, g.ballot.votes, spec.task) for g in groups]
+            result = replace(result, uncertainties=tuple(measures))
+        if options.smooth is not None and groups:
+            result = replace(result, smoothed=self._smoothed(result, options.smooth))
+        return result
+
+    def _smoothed(self, result: Result, how: Smoothing) -> Smoothed:
+        """Over the answered samples, in the order of their frames."""
+        order = self.options.frame_order or tuple(range(len(result.samples)))
+        indices = torch.tensor([index for group in result.groups for index in group.indices])
+        time = torch.tensor([order[index] for index in indices.tolist()], dtype=torch.float64)
+        sequence = time.argsort(stable=True)
+        scores = torch.cat([group.outcome.scores for group in result.groups])[sequence]
+        flags = [g.outcome.decisions for g in result.groups if g.outcome.decisions is not None]
+        decisions: Tensor | None
+        if how is Smoothing.MAJORITY:
+            scores = window_share(torch.cat(flags)[sequence], self.options.smooth_window)
+            decisions = scores > 0.5
+        else:
+            scores = moving_average(scores, self.options.smooth_alpha)
+            decisions = self._decide(scores) if flags else None
+        ordered = tuple(indices[sequence].tolist())
+        return Smoothed(indices=ordered, scores=scores, decisions=decisions)
+
+    def _decide(self, scores: Tensor) -> Tensor:
+        if self.combiner.spec.task is Task.CLASSIFICATION:
+            return one_hot(scores)
+        return scores >= self.panel.thresholds
+
+
+def check_frame_order(request: ParsedRequest) -> None:
+    """Check that each sample has its place in time.
+
+    Raises:
+        RequestError: there are more or fewer places than samples.
+    """
+    order = request.options.frame_order
+    if order is not None and len(order) != len(request.samples):
+        raise RequestError(
+            f"option frame_order has {len(order)} numbers for {len(request.samples)} samples; "
+            "give each sample one"
+        )
+
+
+def refuses(errors: Mapping[int, EnsembleError], answered: int, options: RequestOptions) -> bool:
+    """Whether failed samples refuse the whole request."""
+    return bool(errors) and (options.on_error is OnError.FAIL or answered == 0)
+
+
+def _of_sample(error: EnsembleError, sample: Sample) -> EnsembleError:
+    """The error with the sample's name; a tensor that overflows a member is its sender's."""
+    message = f"sample {sample.index} ({sample.name}): {error.message}"
+    if isinstance(sample.data, Tensor) and sample.data.is_floating_point():
+        return SampleError(message, sample=sample.name, index=sample.index)
+    return type(error)(message)

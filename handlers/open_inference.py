@@ -1,0 +1,411 @@
+"""The Open Inference Protocol v2 over REST, with its binary tensor data extension.
+
+Specification: https://github.com/kserve/open-inference-protocol (inference REST) and
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md.
+A pure codec: bytes to arrays and back, with no knowledge of ensembles.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import RequestError
+from .strict_yaml import nearest
+
+Array = NDArray[Any]
+
+BYTES = "BYTES"
+_DTYPES: Mapping[str, str] = {
+    "BOOL": "<?",
+    "UINT8": "<u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "INT8": "<i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+}
+_DATATYPES = (*_DTYPES, "BF16", BYTES)
+_BINARY_ONLY = ("FP16", "BF16")
+_REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
+_INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
+_OUTPUT_KEYS = frozenset({"name", "parameters"})
+_LONGEST_ID = 1000
+
+
+@dataclass(frozen=True)
+class InputTensor:
+    """One input.
+
+    Attributes:
+        datatype: as sent.
+        shape: as sent; that of `data`.
+        data: BYTES are an object array of bytes, FP16 and BF16 float32, all others as sent.
+        parameters: the input's own.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Array
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """An output that the client wants, and whether as binary data."""
+
+    name: str
+    binary: bool = False
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """One request.
+
+    Attributes:
+        id: to be sent back.
+        parameters: of the request, the protocol's own included.
+        inputs: in the order sent; names are all different.
+        outputs: None asks for all.
+        binary_output: outputs that are not named are wanted as binary data.
+    """
+
+    id: str | None
+    parameters: Mapping[str, Any]
+    inputs: tuple[InputTensor, ...]
+    outputs: tuple[RequestedOutput, ...] | None
+    binary_output: bool = False
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One output; BYTES take an object array of bytes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Array
+    binary: bool = False
+
+
+def parse_infer_request(body: bytes | Mapping[str, Any], header_length: int | None) -> InferRequest:
+    """Read a request.
+
+    Args:
+        body: JSON as bytes or decoded; with a header length JSON and then binary data.
+        header_length: bytes of JSON, from the header Inference-Header-Content-Length; None where
+            all is JSON.
+
+    Raises:
+        RequestError: names the input or key that is wrong, and the remedy.
+    """
+    binary = b""
+    if isinstance(body, bytes):
+        length = len(body) if header_length is None else header_length
+        if not 0 <= length <= len(body):
+            raise RequestError(
+                f"Inference-Header-Content-Length is {length} and the body has {len(body)} bytes; "
+                "it must be the length of the JSON that comes before the binary data"
+            )
+        binary, body = body[length:], _json(body[:length])
+    _check_keys(body, _REQUEST_KEYS, "the request")
+    parameters = _parameters(body, "the request")
+    tensors: list[InputTensor] = []
+    rest = binary
+    for position, entry in enumerate(_objects(body, "inputs")):
+        tensor, rest = _input(entry, f"inputs[{position}]", rest)
+        if tensor.name in {other.name for other in tensors}:
+            raise RequestError(f"two inputs are named '{tensor.name}'; names must differ")
+        tensors.append(tensor)
+    if rest:
+        raise RequestError(
+            f"{len(rest)} bytes of binary data belong to no input; check each input's parameter "
+            "binary_data_size"
+        )
+    return InferRequest(
+        id=_id(body.get("id")),
+        parameters=parameters,
+        inputs=tuple(tensors),
+        outputs=_requested(body),
+        binary_output=bool(parameters.get("binary_data_output", False)),
+    )
+
+
+def encode_infer_response(
+    *,
+    model_name: str,
+    model_version: str,
+    id: str | None,
+    parameters: Mapping[str, Any],
+    outputs: Iterable[OutputTensor],
+) -> tuple[bytes, int | None]:
+    """Write a response.
+
+    Returns:
+        The body, and the length of its JSON if binary data follow it.
+    """
+    content: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
+    if id is not None:
+        content["id"] = id
+    content["parameters"] = dict(parameters)
+    sections = []
+    content["outputs"] = written = []
+    for output in outputs:
+        entry: dict[str, Any] = {
+            "name": output.name,
+            "shape": list(output.shape),
+            "datatype": output.datatype,
+        }
+        if output.binary:
+            section = _to_binary(output)
+            sections.append(section)
+            entry["parameters"] = {"binary_data_size": len(section)}
+        else:
+            entry["data"] = _to_json(output)
+        written.append(entry)
+    header = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    encoded = header.encode("utf-8")
+    return (encoded + b"".join(sections), len(encoded)) if sections else (encoded, None)
+
+
+def _json(text: bytes) -> Mapping[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the request's JSON is not valid: {error}") from None
+    if not isinstance(content, dict):
+        raise RequestError('the request must be a JSON object with a list of "inputs"')
+    return content
+
+
+def _check_keys(content: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise RequestError(
+                f"{where}: unknown key '{key}'{nearest(str(key), sorted(known))}; the keys are "
+                f"{', '.join(sorted(known))}"
+            )
+
+
+def _objects(content: Mapping[str, Any], key: str) -> Sequence[Mapping[str, Any]]:
+    found = content.get(key)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise RequestError(f'"{key}" must be a list of JSON objects')
+    return found
+
+
+def _parameters(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    parameters = content.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise RequestError(f'{where}: "parameters" must be a JSON object')
+    return parameters
+
+
+def _id(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) > _LONGEST_ID:
+        raise RequestError(f'"id" must be a text of at most {_LONGEST_ID} characters')
+    return value
+
+
+def _requested(body: Mapping[str, Any]) -> tuple[RequestedOutput, ...] | None:
+    if not body.get("outputs"):
+        return None
+    outputs = []
+    for position, entry in enumerate(_objects(body, "outputs")):
+        where = f"outputs[{position}]"
+        _check_keys(entry, _OUTPUT_KEYS, where)
+        if not isinstance(entry.get("name"), str):
+            raise RequestError(f'{where}: "name" must be a text')
+        parameters = _parameters(entry, where)
+        outputs.append(RequestedOutput(entry["name"], bool(parameters.get("binary_data", False))))
+    return tuple(outputs)
+
+
+def _input(entry: Mapping[str, Any], where: str, binary: bytes) -> tuple[InputTensor, bytes]:
+    """One input, and the binary data that are left for the next."""
+    _check_keys(entry, _INPUT_KEYS, where)
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        raise RequestError(f'{where}: "name" must be a text')
+    where = f"input '{name}'"
+    datatype = entry.get("datatype")
+    if datatype not in _DATATYPES:
+        raise RequestError(
+            f"{where}: unknown datatype {datatype!r}; it is one of {', '.join(_DATATYPES)}"
+        )
+    shape = _shape(entry.get("shape"), where)
+    parameters = _parameters(entry, where)
+    size = parameters.get("binary_data_size")
+    if size is None:
+        if "data" not in entry:
+            raise RequestError(f'{where}: neither "data" nor the parameter binary_data_size')
+        data = _from_json(entry["data"], datatype, shape, parameters, where)
+        return InputTensor(name, datatype, shape, data, parameters), binary
+    if "data" in entry:
+        raise RequestError(f'{where}: "data" and binary_data_size exclude each other')
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(binary):
+        raise RequestError(
+            f"{where}: binary_data_size is {size!r}, and {len(binary)} bytes of binary data are "
+            "left; send Inference-Header-Content-Length and the data after the JSON"
+        )
+    data = _from_binary(binary[:size], datatype, shape, where)
+    return InputTensor(name, datatype, shape, data, parameters), binary[size:]
+
+
+def _shape(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in value
+    ):
+        raise RequestError(f'{where}: "shape" must be a list of numbers from 0 on')
+    if len(value) > 8:
+        raise RequestError(f"{where}: {len(value)} dimensions; there can be 8 at most")
+    return tuple(value)
+
+
+def _from_json(
+    data: Any, datatype: str, shape: tuple[int, ...], parameters: Mapping[str, Any], where: str
+) -> Array:
+    if datatype in _BINARY_ONLY:
+        raise RequestError(f"{where}: {datatype} has no JSON form; send it as binary data, or FP32")
+    if not isinstance(data, list):
+        raise RequestError(f'{where}: "data" must be a list')
+    values = list(_flat(data))
+    if len(values) != math.prod(shape):
+        raise RequestError(
+            f"{where}: {len(values)} values for shape {list(shape)}, which takes {math.prod(shape)}"
+        )
+    if datatype == BYTES:
+        in_base64 = parameters.get("content_type") == "base64"
+        return _objects_of([_text(value, in_base64, where) for value in values], shape)
+    return _numbers(values, datatype, where).reshape(shape)
+
+
+def _flat(data: list[Any]) -> Iterable[Any]:
+    """Row by row, without recursion: nesting comes from the client."""
+    pending = [iter(data)]
+    while pending:
+        for value in pending[-1]:
+            if isinstance(value, list):
+                pending.append(iter(value))
+                break
+            yield value
+        else:
+            pending.pop()
+
+
+def _text(value: Any, in_base64: bool, where: str) -> bytes:
+    if not isinstance(value, str):
+        raise RequestError(f"{where}: BYTES in JSON are texts, not {type(value).__name__}")
+    if not in_base64:
+        return value.encode("utf-8", errors="surrogatepass")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RequestError(f"{where}: not valid base64: {error}") from None
+
+
+def _numbers(values: list[Any], datatype: str, where: str) -> Array:
+    """Numbers that fit the datatype as they are: nothing is rounded, wrapped or guessed."""
+    dtype = np.dtype(_DTYPES[datatype])
+    allowed: tuple[type, ...] = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
+    for value in values:
+        if not isinstance(value, allowed) or (isinstance(value, bool) and dtype.kind != "b"):
+            raise RequestError(f"{where}: {value!r} is no {datatype}")
+    if dtype.kind in "iu" and values:
+        bounds = np.iinfo(dtype)
+        worst = min(values) if min(values) < bounds.min else max(values)
+        if not bounds.min <= worst <= bounds.max:
+            raise RequestError(f"{where}: {worst} is no {datatype} ({bounds.min} to {bounds.max})")
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=dtype)
+    except OverflowError:
+        raise RequestError(f"{where}: a number is too large for {datatype}") from None
+    if dtype.kind == "f" and not bool(np.isfinite(array).all()):
+        raise RequestError(f"{where}: a number is not finite as {datatype}")
+    return array
+
+
+def _from_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) -> Array:
+    elements = math.prod(shape)
+    if datatype == BYTES:
+        return _objects_of(_sized(data, elements, where), shape)
+    itemsize = 2 if datatype == "BF16" else np.dtype(_DTYPES[datatype]).itemsize
+    if len(data) != elements * itemsize:
+        raise RequestError(
+            f"{where}: {len(data)} bytes for shape {list(shape)} of {datatype}, which takes "
+            f"{elements * itemsize}"
+        )
+    if datatype == "BF16":
+        # The upper half of a float32.
+        wide = np.frombuffer(data, "<u2").astype("<u4") << 16
+        return wide.view("<f4").reshape(shape)
+    if datatype == "BOOL":
+        return np.frombuffer(data, np.uint8).astype(bool).reshape(shape)
+    array = np.frombuffer(data, _DTYPES[datatype])
+    return (array.astype(np.float32) if datatype == "FP16" else array).reshape(shape)
+
+
+def _sized(data: bytes, elements: int, where: str) -> list[bytes]:
+    """Texts, each after its length in four bytes, little-endian."""
+    values: list[bytes] = []
+    start = 0
+    while start < len(data):
+        if start + 4 > len(data):
+            raise RequestError(f"{where}: the binary data end within a length")
+        (size,) = struct.unpack_from("<I", data, start)
+        start += 4
+        if start + size > len(data):
+            raise RequestError(
+                f"{where}: element {len(values)} has {size} bytes by its length, and "
+                f"{len(data) - start} are left"
+            )
+        values.append(data[start : start + size])
+        start += size
+    if len(values) != elements:
+        raise RequestError(f"{where}: {len(values)} elements, and the shape takes {elements}")
+    return values
+
+
+def _objects_of(values: list[bytes], shape: tuple[int, ...]) -> Array:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array.reshape(shape)
+
+
+def _to_binary(output: OutputTensor) -> bytes:
+    if output.datatype == BYTES:
+        values = output.data.reshape(-1).tolist()
+        return b"".join(struct.pack("<I", len(value)) + value for value in values)
+    return output.data.astype(_DTYPES[output.datatype]).tobytes()
+
+
+def _to_json(output: OutputTensor) -> list[Any]:
+    """Flat, row by row; floats as the shortest decimals that read back alike, null if not finite.
+
+    float32 goes through its text because the decimals of the same number as float64 are longer.
+    """
+    flat = output.data.reshape(-1)
+    if output.datatype == BYTES:
+        return [value.decode("utf-8", errors="replace") for value in flat.tolist()]
+    if flat.dtype.kind != "f":
+        return list(flat.tolist())
+    texts = flat.astype(_DTYPES[output.datatype]).astype(str).tolist()
+    return [float(text) if text not in ("nan", "inf", "-inf") else None for text in texts]

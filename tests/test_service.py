@@ -1,0 +1,347 @@
+"""The whole pipeline without a server: requests in, responses out."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from probe_ensemble import ask, form, image, probes, read, refusal
+
+from torchserve_ensemble.handlers import runtime
+from torchserve_ensemble.handlers.errors import SpecError
+from torchserve_ensemble.handlers.requests import Part, RawRequest
+from torchserve_ensemble.handlers.service import EnsembleService
+
+DARK, DIM, GRAY, BRIGHT = image(0.1), image(0.4), image(0.6), image(0.9)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> EnsembleService:
+    return probes(tmp_path_factory.mktemp("probes"))
+
+
+def test_every_sample_is_answered_in_order(service: EnsembleService) -> None:
+    answer = ask(service, BRIGHT, DARK, GRAY, policy="majority")
+    assert [p["label"] for p in answer["predictions"]] == ["bright", "dark", "bright"]
+    last = answer["predictions"][2]
+    assert {name: m["label"] for name, m in last["members"].items()} == {
+        "a": "bright",
+        "b": "bright",
+        "c": "dark",
+    }
+    assert last["members"]["a"]["score"] == pytest.approx(torch.tensor(3.5).sigmoid().item(), 1e-3)
+    assert answer["model"] == {"name": "probes", "version": "1.0", "archive": None}
+    assert answer["policy"] == {"name": "majority", "parameters": {}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "label"), [("any", "bright"), ("all", "dark"), ("at_least(k=2)", "dark")]
+)
+def test_each_request_of_a_batch_has_its_own_policy(
+    tmp_path: Path, policy: str, label: str
+) -> None:
+    service = probes(tmp_path, task="presence")
+    requests = [form(DIM, policy=policy), form(DARK, policy="any"), form(BRIGHT, policy="all")]
+    labels = [read(response)["predictions"][0]["label"] for response in service.answer(requests)]
+    assert labels == [label, "dark", "bright"]
+
+
+def test_a_bad_request_leaves_its_neighbours_alone(service: EnsembleService) -> None:
+    requests = [form(BRIGHT), form(b"<html>"), form(DARK, policy="nonsense"), form(), form(DARK)]
+    responses = service.answer(requests)
+    assert [response.status for response in responses] == [200, 400, 400, 400, 200]
+    assert read(responses[1])["type"] == "SampleError"
+    assert read(responses[2])["type"] == "PolicyError"
+    assert read(responses[4])["predictions"][0]["label"] == "dark"
+
+
+def test_answers_do_not_depend_on_the_neighbours(service: EnsembleService) -> None:
+    alone = [read(service.answer([form(each)])[0]) for each in (DARK, GRAY, BRIGHT)]
+    together = service.answer([form(DARK), form(b"junk"), form(GRAY), form(BRIGHT)])
+    assert [read(together[i]) for i in (0, 2, 3)] == alone
+
+
+def test_a_bad_sample_is_named_or_skipped(service: EnsembleService) -> None:
+    told = refusal(service, DARK, b"junk", b"", BRIGHT)
+    assert (told["code"], told["index"]) == (400, 1)
+    assert [sample["index"] for sample in told["samples"]] == [1, 2]
+    predictions = ask(service, DARK, b"junk", BRIGHT, on_error="skip")["predictions"]
+    assert [p.get("label") for p in predictions] == ["dark", None, "bright"]
+    assert predictions[1]["error"]["index"] == 1
+    assert refusal(service, b"junk", on_error="skip")["code"] == 400
+
+
+def test_an_abstaining_presence_names_no_label(tmp_path: Path) -> None:
+    service = probes(tmp_path, task="presence")
+    sure, unsure = ask(service, BRIGHT, GRAY, policy="unanimous")["predictions"]
+    assert (sure["label"], sure["abstained"]) == ("bright", False)
+    assert (unsure["label"], unsure["labels"], unsure["abstained"]) == (None, [], True)
+
+
+def test_multilabel_gives_labels_and_scores(tmp_path: Path) -> None:
+    service = probes(tmp_path, task="multilabel")
+    (prediction,) = ask(service, BRIGHT)["predictions"]
+    assert prediction["labels"] == ["bright"]
+    assert set(prediction["scores"]) == {"bright", "dark"}
+    assert "label" not in prediction
+
+
+def test_regression_gives_values_and_their_spread(tmp_path: Path) -> None:
+    service = probes(tmp_path, task="regression", policies={"default": "mean"})
+    (prediction,) = ask(service, image(0.6))["predictions"]
+    assert prediction["values"]["brightness"] == pytest.approx(1.0, abs=0.02)
+    assert prediction["standard_deviation"]["brightness"] > 0
+    assert "uncertainty" in refusal(service, DARK, include="uncertainty")["message"]
+
+
+class TestFields:
+    def test_narrow(self, service: EnsembleService) -> None:
+        assert ask(service, DARK, fields="label") == {"predictions": [{"label": "dark"}]}
+
+    def test_scores_of_all_labels(self, service: EnsembleService) -> None:
+        (prediction,) = ask(service, DARK, include="scores")["predictions"]
+        assert sum(prediction["scores"].values()) == pytest.approx(1)
+        assert set(prediction["members"]["a"]["scores"]) == {"dark", "bright"}
+
+    def test_top_k(self, service: EnsembleService) -> None:
+        (prediction,) = ask(service, DARK, top_k="1")["predictions"]
+        assert [best["label"] for best in prediction["top_k"]] == ["dark"]
+        assert prediction["top_k"][0]["score"] == prediction["score"]
+
+    def test_uncertainty(self, service: EnsembleService) -> None:
+        sure, unsure = ask(service, image(0.0), GRAY, include="uncertainty")["predictions"]
+        for name in ("predictive_entropy", "mutual_information", "disagreement"):
+            assert 0 <= sure["uncertainty"][name] < unsure["uncertainty"][name]
+
+
+class TestConsumersOwnChoice:
+    def test_members(self, service: EnsembleService) -> None:
+        (prediction,) = ask(service, DIM, members="b,c", policy="all")["predictions"]
+        assert list(prediction["members"]) == ["b", "c"]
+        assert prediction["label"] == "dark"
+
+    def test_only_members_that_someone_wants_are_run(
+        self, service: EnsembleService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ran: list[int] = []
+        original = runtime.Runtime._run_member
+
+        def spy(self: runtime.Runtime, index: int, batch: torch.Tensor, *rest: object) -> None:
+            ran.append(len(batch))
+            original(self, index, batch, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(runtime.Runtime, "_run_member", spy)
+        service.answer([form(DARK, DIM, members="a"), form(GRAY, members="a,c")])
+        assert ran == [3, 1]
+
+    def test_weights(self, service: EnsembleService) -> None:
+        one = ask(service, GRAY, policy="weighted_mean", weights='{"a": 0, "b": 0}')
+        assert one["predictions"][0]["label"] == "dark"
+
+    def test_thresholds(self, tmp_path: Path) -> None:
+        service = probes(tmp_path, task="presence")
+        assert ask(service, DIM, policy="any")["predictions"][0]["label"] == "bright"
+        strict = '{"a": 1.0}'
+        (prediction,) = ask(service, DIM, policy="any", thresholds=strict)["predictions"]
+        assert prediction["label"] == "dark"
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"members": "a,d"}, "no member 'd'"),
+            ({"members": "a,a"}, "twice"),
+            ({"weights": '{"aa": 1}'}, "did you mean 'a'"),
+            ({"weights": '{"a": -1}'}, "weights"),
+            ({"thresholds": '{"a": 2}'}, "thresholds"),
+            ({"members": "a,b", "policy": "at_least(k=3)"}, "exceeds the number of members, 2"),
+        ],
+    )
+    def test_mistakes(self, service: EnsembleService, options: dict[str, str], words: str) -> None:
+        told = refusal(service, DARK, **options)
+        assert told["code"] == 400
+        assert words in told["message"]
+
+    def test_a_deployment_may_forbid_it(self, tmp_path: Path) -> None:
+        service = probes(tmp_path, policies={"client_overrides": False})
+        assert "not allowed here" in refusal(service, DARK, members="a")["message"]
+
+
+class TestFailedMembers:
+    def test_fail_is_the_default(self, tmp_path: Path) -> None:
+        service = probes(tmp_path, arguments={"b": {"raises_above": 0.8}})
+        good, bad = service.answer([form(DARK, members="a,b"), form(BRIGHT)])
+        assert bad.status == 500
+        assert "member b: it failed" in read(bad)["message"]
+        assert "too bright" in read(bad)["message"]
+        assert good.status == 500, "the member fails on the batch that both requests share"
+
+    def test_drop_answers_with_the_others(self, tmp_path: Path) -> None:
+        service = probes(
+            tmp_path, arguments={"b": {"nan_below": 0.2}}, failures={"on_failure": "drop"}
+        )
+        dark, bright = ask(service, DARK, BRIGHT)["predictions"]
+        assert list(dark["members"]) == ["a", "c"]
+        assert "not finite" in dark["failed_members"]["b"]
+        assert dark["label"] == "dark"
+        assert list(bright["members"]) == ["a", "b", "c"]
+        assert "failed_members" not in bright
+
+    def test_too_few_members_refuse(self, tmp_path: Path) -> None:
+        service = probes(
+            tmp_path,
+            arguments={"b": {"nan_below": 0.2}},
+            failures={"on_failure": "drop", "min_members": 3},
+        )
+        told = refusal(service, DARK)
+        assert told["code"] == 500
+        assert "min_members is 3" in told["message"]
+
+    def test_a_policy_that_the_rest_cannot_satisfy(self, tmp_path: Path) -> None:
+        service = probes(
+            tmp_path, arguments={"b": {"nan_below": 0.2}}, failures={"on_failure": "drop"}
+        )
+        told = refusal(service, DARK, policy="at_least(k=3)")
+        assert "exceeds the number of members, 2" in told["message"]
+
+    def test_nan_names_the_sample(self, tmp_path: Path) -> None:
+        service = probes(tmp_path, arguments={"b": {"nan_below": 0.2}})
+        told = refusal(service, BRIGHT, DARK)
+        assert told["code"] == 500
+        assert "sample 1 (file): member b: its scores are not finite" in told["message"]
+
+
+class TestDeadline:
+    def test_all_late(self, service: EnsembleService) -> None:
+        past = time.monotonic() - 10
+        (response,) = service.answer([form(DARK, deadline_ms="9000")], arrived=past)
+        assert response.status == 504
+        assert "deadline of 9000 ms" in read(response)["message"]
+
+    def test_a_request_in_time_is_answered_beside_a_late_one(
+        self, service: EnsembleService
+    ) -> None:
+        past = time.monotonic() - 10
+        responses = service.answer(
+            [form(DARK, deadline_ms="9000"), form(BRIGHT), form(GRAY, deadline_ms="90000")],
+            arrived=past,
+        )
+        assert [response.status for response in responses] == [504, 200, 200]
+
+    def test_members_that_ran_in_time_answer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service = probes(tmp_path, failures={"on_failure": "drop", "deadline_ms": 1500})
+        seconds = iter(range(100))
+        monkeypatch.setattr(runtime.time, "monotonic", lambda: float(next(seconds)))
+        (response,) = service.answer([form(DARK)], arrived=0.0)
+        (prediction,) = read(response)["predictions"]
+        assert len(prediction["late_members"]) == 1
+        assert sorted([*prediction["members"], *prediction["late_members"]]) == ["a", "b", "c"]
+
+
+class TestSequences:
+    def test_majority_of_the_window(self, service: EnsembleService) -> None:
+        frames = [DARK, BRIGHT, DARK, DARK, BRIGHT, BRIGHT]
+        answer = ask(service, *frames, smooth="majority", smooth_window="3", stream="camera-1")
+        assert answer["stream"] == "camera-1"
+        smoothed = [p["smoothed"]["label"] for p in answer["predictions"]]
+        assert smoothed == ["dark", None, "dark", "dark", "dark", "bright"]
+        assert answer["sequence"]["label"] == "bright"
+
+    def test_moving_average(self, service: EnsembleService) -> None:
+        answer = ask(service, DARK, BRIGHT, smooth="average", smooth_alpha="0.4")
+        first, second = answer["predictions"]
+        assert first["smoothed"]["score"] == first["score"]
+        assert second["smoothed"]["label"] == "dark"
+
+    def test_frame_order_is_time(self, service: EnsembleService) -> None:
+        answer = ask(
+            service, BRIGHT, DARK, DARK, smooth="majority", frame_order="3,1,2", smooth_window="1"
+        )
+        assert [p["label"] for p in answer["predictions"]] == ["bright", "dark", "dark"]
+        assert answer["sequence"]["label"] == "bright"
+        told = refusal(service, DARK, frame_order="1,2")
+        assert "2 numbers for 1 samples" in told["message"]
+
+    def test_requests_do_not_influence_each_other(self, service: EnsembleService) -> None:
+        request = form(BRIGHT, smooth="average", stream="one")
+        first, _, again = service.answer([request, form(DARK, stream="one"), request])
+        assert first.body == again.body
+
+
+class TestLimits:
+    def test_samples(self, tmp_path: Path) -> None:
+        told = refusal(probes(tmp_path, limits={"max_samples": 2}), DARK, DARK, DARK)
+        assert told["code"] == 413
+        assert "limits.max_samples" in told["message"]
+
+    def test_bytes(self, tmp_path: Path) -> None:
+        told = refusal(probes(tmp_path, limits={"max_request_bytes": 100}), DARK, DARK)
+        assert told["code"] == 413
+        assert "limits.max_request_bytes" in told["message"]
+
+    def test_pixels(self, tmp_path: Path) -> None:
+        told = refusal(probes(tmp_path, limits={"max_pixels": 8}), DARK)
+        assert told["code"] == 413
+        assert "limits.max_pixels" in told["message"]
+
+
+def test_describe_tells_all_that_a_client_may_choose(service: EnsembleService) -> None:
+    told = service.describe()
+    assert [member["name"] for member in told["members"]] == ["a", "b", "c"]
+    assert told["labels"] == ["dark", "bright"]
+    assert told["input_shape"] == (3, 2, 2)
+    assert {"policy", "on_error", "fields"} <= {option["name"] for option in told["options"]}
+    assert json.loads(json.dumps(told))
+
+
+def test_a_wrong_default_policy_is_found_at_load(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="policies of ensemble 'probes'"):
+        probes(tmp_path, policies={"default": "meen"})
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    parts=st.lists(
+        st.tuples(
+            st.sampled_from(["body", "file", "policy", "fields", "frames", "members", "x"]),
+            st.sampled_from(["", "image/png", "application/json", "text/plain"]),
+            st.one_of(
+                st.binary(max_size=64),
+                st.sampled_from([DARK, BRIGHT, b"any", b"true", b"\x93NUMPY", b"PK\x03\x04"]),
+                st.recursive(
+                    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+                    lambda inner: (
+                        st.lists(inner, max_size=3)
+                        | st.dictionaries(
+                            st.sampled_from(["instances", "inputs", "b64", "parameters", "name"]),
+                            inner,
+                            max_size=3,
+                        )
+                    ),
+                    max_leaves=6,
+                ),
+            ),
+        ),
+        max_size=4,
+    ),
+    headers=st.dictionaries(
+        st.sampled_from(["accept", "policy", "inference-header-content-length", "response"]),
+        st.text(max_size=8),
+        max_size=2,
+    ),
+)
+def test_whatever_comes_is_answered_or_refused_as_the_clients_mistake(
+    service: EnsembleService, parts: list[tuple[str, str, object]], headers: dict[str, str]
+) -> None:
+    request = RawRequest([Part(*part) for part in parts], headers)
+    neighbour, response = service.answer([form(DARK), request])
+    assert neighbour.status == 200
+    assert response.status == 200 or 400 <= response.status < 500, response.body
