@@ -41,7 +41,8 @@ _DTYPES: Mapping[str, str] = {
 }
 _DATATYPES = (*_DTYPES, "BF16", BYTES)
 _BINARY_ONLY = ("FP16", "BF16")
-_REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs"})
+# KServe's client writes the model's name into the request as well; the route decides.
+_REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs", "model_name", "model_version"})
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
 _LONGEST_ID = 1000

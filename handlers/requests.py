@@ -98,9 +98,13 @@ class ParsedRequest:
 
 def is_open_inference(request: RawRequest) -> bool:
     """Whether a client speaks Open Inference v2, and expects answers and errors in that form."""
-    return HEADER_LENGTH in request.headers or any(
-        isinstance(part.value, dict) and "inputs" in part.value for part in request.parts
-    )
+    return HEADER_LENGTH in request.headers or any(map(_asks_for_inference, request.parts))
+
+
+def _asks_for_inference(part: Part) -> bool:
+    if isinstance(part.value, dict):
+        return "inputs" in part.value
+    return _begins_as_json(part) and '"inputs"' in str(part.value[:10_000])
 
 
 def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
@@ -188,7 +192,13 @@ def _declares_json(part: Part) -> bool:
 
 
 def _begins_as_json(part: Part) -> bool:
-    return not part.content_type and part.value[:1] in (b"{", "{")
+    """JSON without a content type, as Triton's client and gRPC send it."""
+    value = part.value
+    return (
+        isinstance(value, bytes | bytearray | str)
+        and value[:1] in (b"{", "{")
+        and (not part.content_type)
+    )
 
 
 def _binary_infer(request: RawRequest) -> InferRequest:

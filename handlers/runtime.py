@@ -234,8 +234,14 @@ class Runtime:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            logger.exception("member %s failed on a batch of %s", member.name, tuple(batch.shape))
-            result.fail(index, rows, f"it failed on a batch of {tuple(batch.shape)}: {error}")
+            if len(rows) > 1:
+                # One sample may be to blame: the halves find it, so that it fails alone.
+                middle = len(rows) // 2
+                self._run_member(index, batch[:middle], rows[:middle], result)
+                self._run_member(index, batch[middle:], rows[middle:], result)
+                return
+            logger.exception("member %s failed on a sample", member.name)
+            result.fail(index, rows, f"it failed on a sample of {tuple(batch.shape[1:])}: {error}")
             return
         result.scores[index, rows] = found
         result.states[index, rows] = State.ANSWERED

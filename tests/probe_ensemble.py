@@ -94,7 +94,7 @@ def probes(
 def image(brightness: float) -> bytes:
     """A gray PNG."""
     file = io.BytesIO()
-    Image.new("RGB", (3, 3), (round(255 * brightness),) * 3).save(file, "PNG")
+    Image.new("RGB", (4, 4), (round(255 * brightness),) * 3).save(file, "PNG")
     return file.getvalue()
 
 

@@ -174,11 +174,17 @@ class TestConsumersOwnChoice:
 class TestFailedMembers:
     def test_fail_is_the_default(self, tmp_path: Path) -> None:
         service = probes(tmp_path, arguments={"b": {"raises_above": 0.8}})
-        good, bad = service.answer([form(DARK, members="a,b"), form(BRIGHT)])
+        (bad,) = service.answer([form(BRIGHT)])
         assert bad.status == 500
         assert "member b: it failed" in read(bad)["message"]
         assert "too bright" in read(bad)["message"]
-        assert good.status == 500, "the member fails on the batch that both requests share"
+
+    def test_a_sample_that_a_member_cannot_take_fails_alone(self, tmp_path: Path) -> None:
+        service = probes(tmp_path, arguments={"b": {"raises_above": 0.8}})
+        images = [[DARK], [GRAY, DIM], [BRIGHT], [DIM], [DARK, BRIGHT]]
+        responses = service.answer([form(*each) for each in images])
+        assert [response.status for response in responses] == [200, 200, 500, 200, 500]
+        assert read(responses[0]) == ask(service, DARK)
 
     def test_drop_answers_with_the_others(self, tmp_path: Path) -> None:
         service = probes(

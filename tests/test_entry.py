@@ -1,0 +1,70 @@
+"""The seam in TorchServe's worker: mended only where it is as expected."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ts
+from ts.service import Service
+
+from torchserve_ensemble.handlers import entry
+
+
+@pytest.fixture
+def original(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The function as TorchServe ships it, put back after the test."""
+    function = Service.retrieve_data_for_inference
+    monkeypatch.setattr(Service, "retrieve_data_for_inference", staticmethod(function))
+    return function
+
+
+BATCH = [
+    {
+        "requestId": b"1",
+        "headers": [{"name": b"policy", "value": b"any"}],
+        "parameters": [
+            {"name": "file", "contentType": "image/png", "value": b"first"},
+            {"name": "file", "contentType": "image/png", "value": b"second"},
+        ],
+    }
+]
+
+
+def test_torchserve_itself_loses_parts_of_one_name(original: Any) -> None:
+    _, inputs, _ = original(BATCH)
+    assert inputs == [{"file": b"second"}]
+
+
+def test_every_part_arrives_in_order(original: Any) -> None:
+    entry._keep_every_part()
+    entry._keep_every_part()
+    _, inputs, ids = Service.retrieve_data_for_inference(BATCH)
+    assert [part[2] for part in inputs[0]["parts"]] == [b"first", b"second"]
+    assert inputs[0]["headers"] == [("policy", "any")]
+    assert ids == {0: b"1"} or list(ids.values()) == ["1"]
+
+
+def test_another_torchserve_is_refused(original: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ts, "__version__", "0.13.0")
+    with pytest.raises(
+        RuntimeError, match=r"0\.13\.0 is not 0\.12\.x .* install torchserve==0\.12\.0"
+    ):
+        entry._keep_every_part()
+
+
+def test_another_seam_is_refused(original: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(batch: object, more: object) -> None: ...
+
+    monkeypatch.setattr(Service, "retrieve_data_for_inference", staticmethod(changed))
+    with pytest.raises(RuntimeError, match="has changed"):
+        entry._keep_every_part()
+
+
+def test_a_handlers_package_from_elsewhere_is_refused(tmp_path: Any) -> None:
+    context = SimpleNamespace(
+        system_properties={"model_dir": str(tmp_path)}, model_name="x", model_yaml_config={}
+    )
+    with pytest.raises(RuntimeError, match="imported from .*, not from the archive"):
+        entry.EnsembleHandler().initialize(context)
