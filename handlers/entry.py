@@ -73,6 +73,9 @@ class EnsembleHandler:
             context.set_response_content_type(index, response.content_type)
             for name, value in response.headers.items():
                 context.set_response_header(index, name, value)
+            if "host" not in raw[index].headers:
+                # gRPC. TorchServe ends the worker over a StreamPredictions answer without this.
+                context.set_response_header(index, "ts_stream_next", "false")
             bodies.append(response.body)
         return bodies
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -361,12 +362,15 @@ class Server:
             try:
                 with self.management(timeout=5) as management:
                     management.models()
-                return
+                # gRPC comes up after REST.
+                host, _, port = self._state.grpc_address.rpartition(":")
+                with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5):
+                    return
+                problem = f"nothing listens on {self._state.grpc_address} (gRPC)"
             except ServerError as error:
-                if time.monotonic() > deadline:
-                    raise ServerError(
-                        f"TorchServe does not answer after {timeout:g} s: {error.message}"
-                    ) from error
+                problem = error.message
+            if time.monotonic() > deadline:
+                raise ServerError(f"TorchServe does not answer after {timeout:g} s: {problem}")
             time.sleep(_POLL_SECONDS)
 
     def _raise_if_dead(self, models: set[str]) -> None:
