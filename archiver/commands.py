@@ -28,6 +28,9 @@ def add_commands(subparsers: Subparsers) -> None:
     )
     build.set_defaults(run=_build)
     schema = subparsers.add_parser("schema", help="print the JSON Schema of the spec")
+    schema.add_argument(
+        "--markdown", action="store_true", help="print the reference for people instead"
+    )
     schema.set_defaults(run=_schema)
 
 
@@ -41,6 +44,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _schema(arguments: argparse.Namespace) -> int:
     from ..handlers.spec import json_schema
+    from .spec_reference import spec_reference
 
-    print(json.dumps(json_schema(), indent=2))
+    if arguments.markdown:
+        print(spec_reference(json_schema()), end="")
+    else:
+        print(json.dumps(json_schema(), indent=2))
     return 0

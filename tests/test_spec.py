@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchserve_ensemble.archiver.spec_reference import spec_reference
 from torchserve_ensemble.handlers.errors import SpecError
 from torchserve_ensemble.handlers.spec import (
     Output,
@@ -136,6 +137,13 @@ def test_the_schema_accepts_what_the_parser_accepts() -> None:
     wrong = yaml.safe_load(MINIMAL) | {"lables": []}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, json_schema())
+
+
+def test_the_published_reference_is_current() -> None:
+    published = Path(__file__).parent.parent / "docs" / "spec.md"
+    assert published.read_text() == spec_reference(json_schema()), (
+        "run: ts-ensemble schema --markdown > docs/spec.md"
+    )
 
 
 def test_the_published_schema_is_current() -> None:

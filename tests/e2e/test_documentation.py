@@ -1,0 +1,170 @@
+"""Every command that README.md and docs/ mark as runnable (```sh) works as printed.
+
+Only the ports are others: free ones of this machine, in the documents as in config.properties.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from examples import data
+from examples.presence.train import train
+from torchserve_ensemble.serving.java import find_java
+from torchserve_ensemble.serving.server import Server
+from torchserve_ensemble.serving.settings import free_ports
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parent.parent.parent
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(document: str) -> list[str]:
+    found = BLOCK.findall((ROOT / document).read_text())
+    assert found, f"{document} has no runnable block"
+    return found
+
+
+class Reader:
+    """Somebody who types what the documents say, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        ports = (8080, 8081, 8082, 7070, 7071)
+        self.ports = dict(zip(map(str, ports), map(str, free_ports(len(ports))), strict=True))
+        self._fill()
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        temporary = folder / "temporary"
+        temporary.mkdir()
+        # A plain torchserve takes an inherited PYTHONPATH to its workers; a reader has none.
+        self.environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        self.environment |= {"PATH": path, "TEMP": str(temporary), "COLUMNS": "120"}
+        self.environment["JAVA_HOME"] = str(find_java().home)
+
+    def _fill(self) -> None:
+        example = self.folder / "examples" / "presence"
+        example.mkdir(parents=True)
+        for file in ("ensemble.yaml", "members.py"):
+            shutil.copy(ROOT / "examples" / "presence" / file, example)
+        training, held_out = data.load()
+        train(example, training)
+        (self.folder / "model_store").mkdir()
+        (self.folder / "images").mkdir()
+        for name, file in zip(
+            ("a", "b", "images/1", "images/2", "images/3"), held_out.files, strict=False
+        ):
+            (self.folder / f"{name}.png").write_bytes(file)
+        config = (ROOT / "config.properties").read_text()
+        (self.folder / "config.properties").write_text(self.localised(config))
+
+    def localised(self, text: str) -> str:
+        return re.sub(r"\b(8080|8081|8082|7070|7071)\b", lambda m: self.ports[m[0]], text)
+
+    def types(self, text: str, **variables: str) -> str:
+        """Run lines one after the other; the first that fails fails the test."""
+        # To a file: a server that stays behind would keep a pipe open.
+        output = self.folder / "output.txt"
+        with output.open("w") as file:
+            status = subprocess.call(
+                ["bash", "-euo", "pipefail", "-c", self.localised(text)],
+                cwd=self.folder,
+                env=self.environment | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=120,
+            )
+        told = output.read_text()
+        assert status == 0, f"{text}\n{told}"
+        return told
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    reader = Reader(tmp_path_factory.mktemp("reader"))
+    yield reader
+    server = Server.attach(reader.folder / ".ts-ensemble")
+    if server is not None:
+        server.stop()
+    for process in psutil.process_iter():
+        if is_of(reader, process):
+            process.kill()
+
+
+def test_readme(reader: Reader) -> None:
+    day, versions, local, start, ask = blocks("README.md")
+    told = reader.types(day)
+    assert "presence-1.0.mar" in told
+    assert "READY" in told
+    told = reader.types(versions)
+    assert "stopped" in told
+    assert reader.types(local)
+    reader.types(start)
+    try:
+        wait_until_ready(reader)
+        answer = reader.types(ask)
+    finally:
+        # `torchserve --stop` does not wait.
+        wait_until_gone(reader)
+    assert '"policy":{"name":"any"' in answer
+    assert answer.count('"sample"') == 2
+
+
+def test_requests(reader: Reader) -> None:
+    reader.types("ts-ensemble serve presence-1.0.mar --set disable_token_authorization=true")
+    try:
+        server = f"http://127.0.0.1:{reader.ports['8080']}"
+        for block in blocks("docs/requests.md"):
+            for line in block.splitlines():
+                told = reader.types(line, SERVER=server)
+                assert '"code"' not in told, f"{line}\n{told}"
+    finally:
+        reader.types("ts-ensemble stop")
+    assert (reader.folder / "scores.safetensors").stat().st_size > 0
+
+
+def wait_until_ready(reader: Reader, seconds: float = 60) -> None:
+    """With a plain TorchServe a reader would look at the management API now and then."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        key_file = reader.folder / "key_file.json"
+        try:
+            token = json.loads(key_file.read_text())["management"]["key"]
+            answer = requests.get(
+                f"http://127.0.0.1:{reader.ports['8081']}/models/presence",
+                headers={"Authorization": f"Bearer {token}"},
+                timeout=5,
+            )
+            if [w["status"] for w in answer.json()[0]["workers"]] == ["READY"]:
+                return
+        except (OSError, ValueError, KeyError, requests.RequestException):
+            pass
+        time.sleep(0.2)
+    raise AssertionError("a plain TorchServe was not ready in time")
+
+
+def wait_until_gone(reader: Reader) -> None:
+    pid_file = Path(reader.environment["TEMP"]) / ".model_server.pid"
+    if pid_file.exists():
+        psutil.Process(int(pid_file.read_text())).terminate()
+    left = [p for p in psutil.process_iter() if is_of(reader, p)]
+    _, alive = psutil.wait_procs(left, timeout=30)
+    assert not alive
+
+
+def is_of(reader: Reader, process: psutil.Process) -> bool:
+    try:
+        return bool(process.environ().get("TEMP") == reader.environment["TEMP"])
+    except psutil.Error:
+        return False
