@@ -6,6 +6,7 @@ Run it with ``scripts/quickstart``; ``--keep`` leaves the server up.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     training, held_out = load()
     console.print(f"{len(training.files)} images to train on, {len(held_out.files)} held out")
     archives = []
+    started = time.monotonic()
     for name, trainer in (("digits", train_digits), ("presence", train_presence)):
         folder = ROOT / "examples" / name
         _train(console, name, folder, trainer, training)
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         if not options.keep:
             server.stop()
+    console.print(f"all of it took {time.monotonic() - started:.0f} s")
     if options.keep:
         console.print("The server stays up; stop it with: .venv/bin/ts-ensemble stop")
 
@@ -108,7 +111,7 @@ def show_digits(console: Console, client: InferenceClient, part: Part) -> None:
     shown = [*split[: SHOWN - 2], *[i for i in range(len(first)) if i not in split][:2]]
     table = Table(title="digits: held-out images, first those on which the members disagree")
     for column in ("image", *members, *DIGIT_POLICIES, "truth"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for index in shown:
         table.add_row(
             f"{part.indices[index]}.png",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -87,7 +88,10 @@ def read_properties(path: Path) -> dict[str, str]:
 def is_loopback(address: str) -> bool:
     """Whether only this machine reaches an address such as ``http://127.0.0.1:8080``."""
     host = urlsplit(address).hostname or ""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_ports(properties: Mapping[str, str]) -> None:

@@ -1,0 +1,25 @@
+"""The examples' data: fixed, and nothing of the held-out part is ever trained on."""
+
+from __future__ import annotations
+
+import hashlib
+
+from examples import data
+from examples.presence.train import IMAGES_EACH
+
+
+def test_the_split_is_fixed() -> None:
+    training, held_out = data.load()
+    assert (len(training.files), len(held_out.files)) == (1347, 450)
+    assert not set(training.indices) & set(held_out.indices)
+    listing = ",".join(map(str, held_out.indices)).encode()
+    assert hashlib.sha256(listing).hexdigest()[:16] == "5d8f2959acf867cf"
+
+
+def test_every_digit_is_in_both_parts() -> None:
+    for part in data.load():
+        assert set(part.digits) == set(range(10))
+
+
+def test_the_presence_members_see_less_than_there_is() -> None:
+    assert len(data.load()[0].files) > 3 * IMAGES_EACH
