@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -29,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 IMAGES_PER_REQUEST = 150
 SHOWN = 6
 DIGIT_POLICIES = ("mean", "majority", "median", "two-agree")
+SHOWN_POLICIES = ("mean", "majority", "two-agree")
 PRESENCE_POLICIES = ("high-sensitivity", "majority", "mean", "high-specificity")
 
 Predictions = list[dict[str, Any]]
@@ -109,14 +111,20 @@ def show_digits(console: Console, client: InferenceClient, part: Part) -> None:
     members = list(first[0]["members"])
     split = [i for i, p in enumerate(first) if len({m["label"] for m in p["members"].values()}) > 1]
     shown = [*split[: SHOWN - 2], *[i for i in range(len(first)) if i not in split][:2]]
-    table = Table(title="digits: held-out images, first those on which the members disagree")
-    for column in ("image", *members, *DIGIT_POLICIES, "truth"):
-        table.add_column(column, overflow="fold")
+    # Eight columns fit into 80 characters only without padding on both sides.
+    table = Table(
+        title="digits: held-out images, first those on which the members disagree",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for column in ("image", *members, *SHOWN_POLICIES, "truth"):
+        table.add_column(column)
     for index in shown:
         table.add_row(
-            f"{part.indices[index]}.png",
+            str(part.indices[index]),
             *(first[index]["members"][member]["label"] for member in members),
-            *(f"[bold]{answers[p][index]['label'] or 'none'}" for p in DIGIT_POLICIES),
+            *(f"[bold]{answers[p][index]['label'] or 'none'}" for p in SHOWN_POLICIES),
             str(part.digits[index]),
         )
     console.print(table)
