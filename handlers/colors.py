@@ -99,7 +99,7 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     else:
         low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
     if finite.any():
-        least, most = float(values[finite].min()), float(values[finite].max())
+        least, most = float(np.min(values[finite])), float(np.max(values[finite]))
         if least < low or most > high:
             low, high = least, most
     scaled = np.where(finite, values - low, 0.0) * (255.0 / ((high - low) or 1.0))

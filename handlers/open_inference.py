@@ -46,6 +46,9 @@ _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs", "model_name"
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
 _LONGEST_ID = 1000
+_LONGEST_SIDE = 2**31
+_MOST_DIMENSIONS = 8
+_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,13 @@ def parse_infer_request(body: bytes | Mapping[str, Any], header_length: int | No
     _check_keys(body, _REQUEST_KEYS, "the request")
     parameters = _parameters(body, "the request")
     tensors: list[InputTensor] = []
-    rest = binary
+    names: set[str] = set()
+    rest = memoryview(binary)
     for position, entry in enumerate(_objects(body, "inputs")):
         tensor, rest = _input(entry, f"inputs[{position}]", rest)
-        if tensor.name in {other.name for other in tensors}:
+        if tensor.name in names:
             raise RequestError(f"two inputs are named '{tensor.name}'; names must differ")
+        names.add(tensor.name)
         tensors.append(tensor)
     if rest:
         raise RequestError(
@@ -143,7 +148,7 @@ def parse_infer_request(body: bytes | Mapping[str, Any], header_length: int | No
         parameters=parameters,
         inputs=tuple(tensors),
         outputs=_requested(body),
-        binary_output=bool(parameters.get("binary_data_output", False)),
+        binary_output=_flag(parameters, "binary_data_output", "the request"),
     )
 
 
@@ -184,6 +189,12 @@ def encode_infer_response(
     return (encoded + b"".join(sections), len(encoded)) if sections else (encoded, None)
 
 
+def _shown(value: Any) -> str:
+    """A client's value in a message, cut to a length that stays readable."""
+    text = repr(value) if not isinstance(value, str) else repr(value[:_SHOWN])
+    return text if len(text) <= _SHOWN + 2 else f"{text[:_SHOWN]}..."
+
+
 def _json(text: bytes) -> Mapping[str, Any]:
     try:
         content = json.loads(text)
@@ -198,8 +209,8 @@ def _check_keys(content: Mapping[str, Any], known: frozenset[str], where: str) -
     for key in content:
         if key not in known:
             raise RequestError(
-                f"{where}: unknown key '{key}'{nearest(str(key), sorted(known))}; the keys are "
-                f"{', '.join(sorted(known))}"
+                f"{where}: unknown key {_shown(key)}{nearest(str(key), sorted(known))}; the keys "
+                f"are {', '.join(sorted(known))}"
             )
 
 
@@ -217,11 +228,30 @@ def _parameters(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     return parameters
 
 
+def _flag(parameters: Mapping[str, Any], name: str, where: str) -> bool:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise RequestError(f"{where}: parameter {name} must be true or false")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can spell half a character (``\\ud800``), and no answer can repeat it in UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _id(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > _LONGEST_ID:
-        raise RequestError(f'"id" must be a text of at most {_LONGEST_ID} characters')
+    if not isinstance(value, str) or len(value) > _LONGEST_ID or not _is_unicode(value):
+        raise RequestError(
+            f'"id" must be a Unicode text of at most {_LONGEST_ID} characters, without lone '
+            "surrogates"
+        )
     return value
 
 
@@ -232,24 +262,26 @@ def _requested(body: Mapping[str, Any]) -> tuple[RequestedOutput, ...] | None:
     for position, entry in enumerate(_objects(body, "outputs")):
         where = f"outputs[{position}]"
         _check_keys(entry, _OUTPUT_KEYS, where)
-        if not isinstance(entry.get("name"), str):
+        if not isinstance(entry.get("name"), str) or not _is_unicode(entry["name"]):
             raise RequestError(f'{where}: "name" must be a text')
         parameters = _parameters(entry, where)
-        outputs.append(RequestedOutput(entry["name"], bool(parameters.get("binary_data", False))))
+        outputs.append(RequestedOutput(entry["name"], _flag(parameters, "binary_data", where)))
     return tuple(outputs)
 
 
-def _input(entry: Mapping[str, Any], where: str, binary: bytes) -> tuple[InputTensor, bytes]:
+def _input(
+    entry: Mapping[str, Any], where: str, binary: memoryview
+) -> tuple[InputTensor, memoryview]:
     """One input, and the binary data that are left for the next."""
     _check_keys(entry, _INPUT_KEYS, where)
     name = entry.get("name")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not _is_unicode(name):
         raise RequestError(f'{where}: "name" must be a text')
-    where = f"input '{name}'"
+    where = f"input {_shown(name)}"
     datatype = entry.get("datatype")
     if datatype not in _DATATYPES:
         raise RequestError(
-            f"{where}: unknown datatype {datatype!r}; it is one of {', '.join(_DATATYPES)}"
+            f"{where}: unknown datatype {_shown(datatype)}; it is one of {', '.join(_DATATYPES)}"
         )
     shape = _shape(entry.get("shape"), where)
     parameters = _parameters(entry, where)
@@ -263,8 +295,8 @@ def _input(entry: Mapping[str, Any], where: str, binary: bytes) -> tuple[InputTe
         raise RequestError(f'{where}: "data" and binary_data_size exclude each other')
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(binary):
         raise RequestError(
-            f"{where}: binary_data_size is {size!r}, and {len(binary)} bytes of binary data are "
-            "left; send Inference-Header-Content-Length and the data after the JSON"
+            f"{where}: binary_data_size is {_shown(size)}, and {len(binary)} bytes of binary data "
+            "are left; send Inference-Header-Content-Length and the data after the JSON"
         )
     data = _from_binary(binary[:size], datatype, shape, where)
     return InputTensor(name, datatype, shape, data, parameters), binary[size:]
@@ -275,9 +307,23 @@ def _shape(value: Any, where: str) -> tuple[int, ...]:
         isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in value
     ):
         raise RequestError(f'{where}: "shape" must be a list of numbers from 0 on')
-    if len(value) > 8:
-        raise RequestError(f"{where}: {len(value)} dimensions; there can be 8 at most")
+    if len(value) > _MOST_DIMENSIONS:
+        raise RequestError(
+            f"{where}: {len(value)} dimensions; there can be {_MOST_DIMENSIONS} at most"
+        )
+    # Beside a 0, numpy multiplies the other sides all the same, and fails from 2**63 bytes on.
+    if (
+        any(side >= _LONGEST_SIDE for side in value)
+        or math.prod(map(_one_at_least, value)) >= 2**59
+    ):
+        raise RequestError(
+            f"{where}: shape {_shown(value)} is larger than any request; send the data's own shape"
+        )
     return tuple(value)
+
+
+def _one_at_least(side: int) -> int:
+    return max(side, 1)
 
 
 def _from_json(
@@ -315,7 +361,13 @@ def _text(value: Any, in_base64: bool, where: str) -> bytes:
     if not isinstance(value, str):
         raise RequestError(f"{where}: BYTES in JSON are texts, not {type(value).__name__}")
     if not in_base64:
-        return value.encode("utf-8", errors="surrogatepass")
+        try:
+            return value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise RequestError(
+                f"{where}: a text holds a lone surrogate, which UTF-8 has not; send base64 or "
+                "binary data"
+            ) from None
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -328,12 +380,14 @@ def _numbers(values: list[Any], datatype: str, where: str) -> Array:
     allowed: tuple[type, ...] = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
     for value in values:
         if not isinstance(value, allowed) or (isinstance(value, bool) and dtype.kind != "b"):
-            raise RequestError(f"{where}: {value!r} is no {datatype}")
+            raise RequestError(f"{where}: {_shown(value)} is no {datatype}")
     if dtype.kind in "iu" and values:
         bounds = np.iinfo(dtype)
         worst = min(values) if min(values) < bounds.min else max(values)
         if not bounds.min <= worst <= bounds.max:
-            raise RequestError(f"{where}: {worst} is no {datatype} ({bounds.min} to {bounds.max})")
+            raise RequestError(
+                f"{where}: {_shown(worst)} is no {datatype} ({bounds.min} to {bounds.max})"
+            )
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=dtype)
@@ -344,7 +398,7 @@ def _numbers(values: list[Any], datatype: str, where: str) -> Array:
     return array
 
 
-def _from_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str) -> Array:
+def _from_binary(data: memoryview, datatype: str, shape: tuple[int, ...], where: str) -> Array:
     elements = math.prod(shape)
     if datatype == BYTES:
         return _objects_of(_sized(data, elements, where), shape)
@@ -364,7 +418,7 @@ def _from_binary(data: bytes, datatype: str, shape: tuple[int, ...], where: str)
     return (array.astype(np.float32) if datatype == "FP16" else array).reshape(shape)
 
 
-def _sized(data: bytes, elements: int, where: str) -> list[bytes]:
+def _sized(data: memoryview, elements: int, where: str) -> list[bytes]:
     """Texts, each after its length in four bytes, little-endian."""
     values: list[bytes] = []
     start = 0
@@ -378,7 +432,7 @@ def _sized(data: bytes, elements: int, where: str) -> list[bytes]:
                 f"{where}: element {len(values)} has {size} bytes by its length, and "
                 f"{len(data) - start} are left"
             )
-        values.append(data[start : start + size])
+        values.append(bytes(data[start : start + size]))
         start += size
     if len(values) != elements:
         raise RequestError(f"{where}: {len(values)} elements, and the shape takes {elements}")

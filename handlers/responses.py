@@ -40,10 +40,13 @@ def numbers(values: Tensor) -> Any:
 
 
 def compact(content: object) -> bytes:
-    """Compact JSON in UTF-8; NaN is refused."""
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
-        "utf-8"
-    )
+    """Compact JSON in UTF-8; NaN is refused.
+
+    Half a character, which JSON can spell (``\\ud800``) and UTF-8 cannot, comes back as it was
+    spelt: a client's own text in an error message must not keep the message from being sent.
+    """
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def encode(content: object, status: int = 200) -> Response:

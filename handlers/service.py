@@ -6,6 +6,7 @@ No type of TorchServe appears here: the same service answers in a worker, in a t
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, pars
 from .responses import Response, encode_error
 from .runtime import MemberScores, Runtime
 from .spec import EnsembleSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,14 @@ class EnsembleService:
         }
 
     def _accept(self, request: RawRequest) -> _Pending | Response:
+        """The request on its way, or its refusal; no error of one reaches its neighbours."""
+        try:
+            return self._parse(request)
+        except Exception:
+            logger.exception("a request could not be parsed")
+            return encode_error(_unforeseen())
+
+    def _parse(self, request: RawRequest) -> _Pending | Response:
         try:
             parsed = parse_request(request, self.spec.limits)
             check_frame_order(parsed)
@@ -245,6 +256,9 @@ class EnsembleService:
             )
         except EnsembleError as error:
             return _failure(entry, error)
+        except Exception:
+            logger.exception("a request could not be answered")
+            return _failure(entry, _unforeseen())
 
 
 def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:
@@ -300,6 +314,13 @@ def _refused(entry: _Pending) -> Response:
     """The refusal of a request whose samples failed; the first one gives the status."""
     failed = [entry.errors[index] for index in sorted(entry.errors)]
     return encode_error(failed[0], failed, open_inference=entry.request.infer is not None)
+
+
+def _unforeseen() -> EnsembleError:
+    """For a mistake of this project: the other requests of the batch are answered all the same."""
+    return EnsembleError(
+        "an error that was not foreseen; its traceback is in the worker's log: please report it"
+    )
 
 
 def _failure(entry: _Pending, error: EnsembleError) -> Response:

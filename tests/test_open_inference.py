@@ -107,7 +107,7 @@ def test_bfloat16_is_the_upper_half_of_a_float() -> None:
         (request(entry(datatype="FLOAT")), "input 'x': unknown datatype 'FLOAT'"),
         (request(entry(shape=[-1])), '"shape" must be'),
         (request(entry(shape=[1] * 9)), "9 dimensions"),
-        (request(entry(shape=[10**30])), "2 values for shape"),
+        (request(entry(shape=[10**30])), "larger than any request"),
         (request(entry(shape=[3])), "2 values for shape [3]"),
         (request(entry(data=...)), 'neither "data"'),
         (request(entry(data="ab")), '"data" must be a list'),
@@ -220,3 +220,63 @@ def test_damage_is_the_clients_mistake(
         parse_infer_request(bytes(body[:cut]), length)
     except RequestError as error:
         assert error.message
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("datatype", ["INT32", "BYTES"])
+@pytest.mark.parametrize(
+    "shape", [[0, 10**30], [0, 2**62, 2**62], [10**4000, 10**4000], [0] + [2**30] * 7]
+)
+def test_a_huge_shape_is_the_clients_mistake(shape: list[int], datatype: str, binary: bool) -> None:
+    with_data: dict[str, Any] = {"data": []}
+    if binary:
+        with_data = {"data": ..., "parameters": {"binary_data_size": 0}}
+    header = request(entry(shape=shape, datatype=datatype, **with_data))
+    with pytest.raises(RequestError, match="input 'x': shape .* larger than any request"):
+        parse_infer_request(header, len(header))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (request(entry(), id="\ud800"), '"id" must be'),
+        (request(entry(name="\ud800")), '"name" must be'),
+        (request(entry(), outputs=[{"name": "\ud800"}]), '"name" must be'),
+        (request(entry(datatype="\ud800")), "unknown datatype"),
+        (request(entry(**{"\ud800": 1})), "unknown key"),
+        (request(entry(datatype="BYTES", data=["\ud800", ""])), "lone surrogate"),
+    ],
+)
+def test_half_a_character_is_refused_in_a_message_that_utf8_can_write(
+    body: bytes, words: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_infer_request(body, None)
+    assert words in caught.value.message
+    assert caught.value.message.encode("utf-8")
+
+
+@pytest.mark.parametrize("changes", [{"datatype": "a" * 10**6}, {"data": ["a" * 10**6, 1]}])
+def test_messages_stay_short(changes: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_infer_request(request(entry(**changes)), None)
+    assert len(caught.value.message) < 400
+
+
+@given(
+    shape=st.lists(st.sampled_from([0, 1, 2, 2**31, 2**62, 2**70, 10**4000]), max_size=9),
+    data=st.lists(st.one_of(st.integers(), st.text(st.characters(), max_size=3)), max_size=4),
+    datatype=st.sampled_from(["BOOL", "UINT8", "INT64", "FP16", "BF16", "FP32", "BYTES", "?"]),
+    size=st.one_of(st.none(), st.integers(-1, 9)),
+    binary=st.binary(max_size=9),
+)
+def test_wellformed_json_of_any_content_is_read_or_refused(
+    shape: list[int], data: list[Any], datatype: str, size: int | None, binary: bytes
+) -> None:
+    given_data = {"data": data} if size is None else {"data": ...}
+    more = {} if size is None else {"parameters": {"binary_data_size": size}}
+    header = request(entry(shape=shape, datatype=datatype, **given_data, **more))
+    try:
+        parse_infer_request(header + binary, len(header))
+    except RequestError as error:
+        assert error.message.encode("utf-8")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from probe_ensemble import ask, form, image, probes, read, refusal
 
 from torchserve_ensemble.handlers import runtime
+from torchserve_ensemble.handlers import service as service_module
 from torchserve_ensemble.handlers.errors import SpecError
 from torchserve_ensemble.handlers.requests import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
@@ -58,6 +59,28 @@ def test_a_bad_request_leaves_its_neighbours_alone(service: EnsembleService) -> 
     assert read(responses[1])["type"] == "SampleError"
     assert read(responses[2])["type"] == "PolicyError"
     assert read(responses[4])["predictions"][0]["label"] == "dark"
+
+
+def test_half_a_character_in_a_key_is_the_clients_mistake(service: EnsembleService) -> None:
+    bad = RawRequest([Part("body", "application/json", {"instances": [], "\ud800": 1})])
+    good, refused = service.answer([form(DARK), bad])
+    assert (good.status, refused.status) == (200, 400)
+    assert read(refused)["message"]
+
+
+def test_an_unforeseen_error_fails_its_request_alone(
+    service: EnsembleService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(request: RawRequest, limits: object) -> None:
+        if request.headers:
+            raise ZeroDivisionError
+        return original(request, limits)
+
+    original = service_module.parse_request
+    monkeypatch.setattr(service_module, "parse_request", broken)
+    good, bad = service.answer([form(DARK), form(DARK, headers={"x": "y"})])
+    assert (good.status, bad.status) == (200, 500)
+    assert "worker's log" in read(bad)["message"]
 
 
 def test_answers_do_not_depend_on_the_neighbours(service: EnsembleService) -> None:
