@@ -314,6 +314,9 @@ class Provenance:
     source_revision: str | None = None
     training_data: str | None = None
     training_data_version: str | None = None
+    tuning_data: Annotated[
+        str | None, Field(description="Digest of the data that policies were tuned on")
+    ] = None
     url: str | None = None
     licence: str | None = None
     metrics: Annotated[

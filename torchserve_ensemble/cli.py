@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from . import __version__, predict_command
 from .archiver import commands as archive_commands
+from .archiver.tuning import commands as tuning_commands
 from .handlers.errors import EnsembleError, WorkerDiedError
 from .serving import commands as serving_commands
 
@@ -22,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = root.add_subparsers(metavar="VERB", required=True)
     archive_commands.add_commands(subparsers)
+    tuning_commands.add_commands(subparsers)
     serving_commands.add_commands(subparsers)
     predict_command.add_command(subparsers)
     return root

@@ -1,0 +1,1 @@
+"""Choosing a policy from labelled data, and measuring one."""

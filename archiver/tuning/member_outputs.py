@@ -1,0 +1,65 @@
+"""What the members say about labelled images, in the worker's own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ...handlers.combining import Combiner
+from ...handlers.errors import MemberError, RequestError, SpecError
+from ...handlers.images import decode_image
+from ...handlers.runtime import Runtime, State
+from ...handlers.service import catalogue, choose_device
+from ...handlers.spec import EnsembleSpec
+from .fitting import Outputs
+from .labelled_data import LabelledData
+
+
+def member_outputs(
+    spec: EnsembleSpec,
+    folder: Path,
+    data: LabelledData,
+    *,
+    on_image: Callable[[int], None] = lambda total: None,
+) -> Outputs:
+    """Run every member over the data.
+
+    Args:
+        spec: the ensemble.
+        folder: where its files are.
+        data: labelled images.
+        on_image: called with the number of images, after each.
+
+    Raises:
+        SpecError: an image cannot be read.
+        MemberError: a member fails, or gives NaN.
+    """
+    runtime = Runtime.load(spec, folder, choose_device(spec, gpu=None))
+    scores, logits = [], []
+    step = spec.runtime.micro_batch
+    for start in range(0, len(data.paths), step):
+        images = []
+        for path in data.paths[start : start + step]:
+            try:
+                images.append(
+                    decode_image(
+                        path.read_bytes(), max_pixels=spec.limits.max_pixels, name=str(path)
+                    )
+                )
+            except RequestError as error:
+                raise SpecError(f"{path}: {error.message}; remove it from the data") from error
+            on_image(len(data.paths))
+        found = runtime.run(images)
+        failed = (found.states != State.ANSWERED).nonzero()
+        if len(failed):
+            member, row = failed[0].tolist()
+            raise MemberError(
+                f"member {spec.members[member].name} on {data.paths[start + row]}: "
+                f"{found.reasons[member, row]}"
+            )
+        scores.append(found.scores)
+        logits.append(found.logits)
+    panel = Combiner(spec, catalogue(spec, folder), {}).panel
+    return Outputs(panel, torch.cat(scores, dim=1), torch.cat(logits, dim=1), data.targets)
