@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from ...handlers.tasks import Task
@@ -106,16 +106,14 @@ def _classification(decisions: Tensor, targets: Tensor) -> Figures:
     right = int((answered & (truth == chosen)).sum())
     total, given = len(targets), int(answered.sum())
     # A sample without exactly one label is a miss of its class and a hit of none.
-    chosen[~answered] = -1
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        truth.numpy(),
-        chosen.numpy(),
-        labels=list(range(targets.shape[1])),
-        average="macro",
-        zero_division=0,
-    )
+    labels = targets.shape[1]
+    hits = torch.bincount(truth[answered & (truth == chosen)], minlength=labels).double()
+    recall = hits / torch.bincount(truth, minlength=labels).clamp(min=1)
+    precision = hits / torch.bincount(chosen[answered], minlength=labels).clamp(min=1)
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
     values = {"accuracy": _ratio(right, given), "coverage": _ratio(given, total)}
-    values |= {"recall": float(recall), "precision": float(precision), "f1": float(f1)}
+    values |= {"recall": float(recall.mean()), "precision": float(precision.mean())}
+    values["f1"] = float(f1.mean())
     intervals = {"accuracy": wilson(right, given), "coverage": wilson(given, total)}
     return Figures(values, intervals, {"right": right, "answered": given, "samples": total})
 
