@@ -38,15 +38,20 @@ class Group:
 
     Attributes:
         indices: positions of the N samples in the request.
-        ballot: what the members say about them.
+        ballot: what the members say about them; None where members ran only as far as needed.
         outcome: what the policy makes of it.
         missing: the members that did not take part.
     """
 
     indices: tuple[int, ...]
-    ballot: Ballot
+    ballot: Ballot | None
     outcome: Outcome
     missing: MembersOfSample = field(default_factory=MembersOfSample)
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """Members whose own answers are known."""
+        return self.ballot.member_names if self.ballot is not None else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,7 @@ class Result:
     @property
     def member_names(self) -> tuple[str, ...]:
         """Members that answered at least one sample, in the deployment's order."""
-        names = [name for group in self.groups for name in group.ballot.member_names]
+        names = [name for group in self.groups for name in group.member_names]
         return tuple(dict.fromkeys(names))
 
 
@@ -155,8 +160,8 @@ def _group_answers(
         columns["uncertainty"] = _uncertainty_rows(uncertainty)
     if outcome.members_used is not None:
         columns["members_used"] = outcome.members_used.tolist()
-    if AnswerField.MEMBERS in fields:
-        columns["members"] = _member_rows(result, group)
+    if AnswerField.MEMBERS in fields and group.ballot is not None:
+        columns["members"] = _member_rows(result, group.ballot)
     if group.missing.failed:
         columns["failed_members"] = [dict(group.missing.failed)] * len(group.indices)
     if group.missing.late:
@@ -169,19 +174,19 @@ def _group_answers(
     return answers
 
 
-def _member_rows(result: Result, group: Group) -> list[dict[str, Any]]:
-    votes = None if result.task is Task.REGRESSION else group.ballot.votes
+def _member_rows(result: Result, ballot: Ballot) -> list[dict[str, Any]]:
+    votes = None if result.task is Task.REGRESSION else ballot.votes
     by_member = [
         answers_of(
             result,
-            group.ballot.scores[index],
+            ballot.scores[index],
             votes[index] if votes is not None else None,
             result.fields,
             result.options.top_k,
         )
-        for index in range(len(group.ballot.member_names))
+        for index in range(len(ballot.member_names))
     ]
-    names = group.ballot.member_names
+    names = ballot.member_names
     return [dict(zip(names, answers, strict=True)) for answers in zip(*by_member, strict=True)]
 
 

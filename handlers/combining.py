@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,10 +12,21 @@ from torch import Tensor
 
 from .answers import Group, MembersOfSample, Result, Smoothed
 from .errors import EnsembleError, LateError, MemberError, PolicyError, RequestError, SampleError
-from .options import AnswerField, OnError, RequestOptions, Smoothing
-from .policies import BoundPolicy, Catalogue, Panel, one_hot, parse_policy
+from .options import AnswerField, Form, OnError, RequestOptions, Smoothing
+from .policies import (
+    BoundPolicy,
+    Catalogue,
+    Outcome,
+    Panel,
+    can_stop_early,
+    combine_lazily,
+    joined,
+    one_hot,
+    parse_policy,
+    votes_for_majority,
+)
 from .requests import ParsedRequest, Sample
-from .runtime import MemberScores, State
+from .runtime import MemberScores, Runtime, State
 from .smoothing import moving_average, window_share
 from .spec import EnsembleSpec, OnFailure
 from .strict_yaml import nearest
@@ -127,6 +139,97 @@ class Choice:
             )
         return self._bound[names]
 
+    def _without(self, available: tuple[str, ...]) -> BoundPolicy:
+        """The policy over the members that answered.
+
+        A missing member's neutral vote is no vote: `at_least` and `majority` still ask for as many
+        votes as with all members; every other policy treats a member that does not vote as absent.
+        """
+        asked = tuple(self.panel.member_names[m] for m in self.members)
+        if available == asked or (self.combiner.spec.failures.on_failure is not OnFailure.NEUTRAL):
+            return self.policy(available)
+        whole = self.policy(asked)
+        parameters = dict(whole.parameters)
+        if whole.name == "majority":
+            parameters["k"] = votes_for_majority(len(asked))
+        elif whole.name != "at_least":
+            return self.policy(available)
+        if parameters["k"] > len(available):
+            raise MemberError(
+                f"policy {whole.name} needs {parameters['k']} votes, and {len(available)} of "
+                f"{len(asked)} members answered"
+            )
+        catalogue = replace(self.combiner.catalogue, member_names=available, allowed=None, named={})
+        return parse_policy("at_least", parameters, catalogue)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether no more members are to run than the decision needs."""
+        options = self.options
+        asked = self.combiner.spec.policies.lazy if options.lazy is None else options.lazy
+        needs_members = (
+            self.deadline_ms is not None
+            or AnswerField.UNCERTAINTY in {*options.include, *(options.fields or ())}
+            or options.response is Form.FLEXSERVE
+        )
+        names = tuple(self.panel.member_names[m] for m in self.members)
+        return asked and not needs_members and can_stop_early(self.policy(names))
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for requests whose samples can be combined together."""
+        options = self.options
+        return (
+            options.policy,
+            json.dumps(options.policy_parameters, sort_keys=True, default=str),
+            self.members,
+            tuple(sorted(options.weights.items())),
+            tuple(sorted(options.thresholds.items())),
+        )
+
+    def run_lazily(self, runtime: Runtime, images: Sequence[Tensor]) -> Outcome:
+        """The outcome of N samples, from as few members as decide it.
+
+        Members run from the cheapest on, where the policy leaves the order open.
+
+        Args:
+            runtime: the members.
+            images: N, as `Runtime.run` takes them.
+
+        Raises:
+            MemberError: a member failed, or gave NaN; run all members instead.
+        """
+        names = tuple(self.panel.member_names[m] for m in self.members)
+        panel = self._panel_of(self.members)
+        policy = self.policy(names)
+        order = None
+        if policy.name != "cascade":
+            cost = [runtime.seconds[m] for m in self.members]
+            order = sorted(range(len(names)), key=cost.__getitem__)
+        outcomes = []
+        chunk = self.combiner.spec.runtime.micro_batch
+        for start in range(0, len(images), chunk):
+            inputs = runtime.inputs(images[start : start + chunk])
+            outcomes.append(
+                combine_lazily(
+                    policy,
+                    panel,
+                    lambda member, rows, inputs=inputs: inputs.scores(  # type: ignore[misc]
+                        self.members[member], rows
+                    ),
+                    samples=len(images[start : start + chunk]),
+                    order=order,
+                )
+            )
+        return joined(outcomes)
+
+    def result_of(
+        self, request: ParsedRequest, readable: Sequence[int], outcome: Outcome
+    ) -> Result:
+        """The result of a request whose outcome is known already."""
+        group = Group(indices=tuple(readable), ballot=None, outcome=outcome)
+        return self._result(request, (group,), {})
+
     def result(
         self, request: ParsedRequest, readable: Sequence[int], rows: Tensor, outputs: MemberScores
     ) -> Result:
@@ -176,7 +279,7 @@ class Choice:
 
     def _check_enough(self, available: tuple[int, ...], missing: MembersOfSample) -> None:
         failures = self.combiner.spec.failures
-        drops = failures.on_failure is OnFailure.DROP
+        drops = failures.on_failure is not OnFailure.FAIL
         if drops and len(available) >= failures.min_members:
             return
         if not missing.failed and not missing.late:
@@ -205,18 +308,22 @@ class Choice:
         missing: MembersOfSample,
     ) -> Group:
         chosen = list(available)
-        panel = replace(
+        panel = self._panel_of(available)
+        logits = outputs.logits[chosen][:, rows]
+        ballot = panel.ballot(
+            outputs.scores[chosen][:, rows], logits if bool(logits.isfinite().all()) else None
+        )
+        outcome = self._without(panel.member_names).combine(ballot)
+        return Group(indices=tuple(indices), ballot=ballot, outcome=outcome, missing=missing)
+
+    def _panel_of(self, members: Sequence[int]) -> Panel:
+        chosen = list(members)
+        return replace(
             self.panel,
             member_names=tuple(self.panel.member_names[m] for m in chosen),
             weights=self.panel.weights[chosen],
             member_thresholds=self.panel.member_thresholds[chosen],
         )
-        logits = outputs.logits[chosen][:, rows]
-        ballot = panel.ballot(
-            outputs.scores[chosen][:, rows], logits if bool(logits.isfinite().all()) else None
-        )
-        outcome = self.policy(panel.member_names).combine(ballot)
-        return Group(indices=tuple(indices), ballot=ballot, outcome=outcome, missing=missing)
 
     def _result(
         self,
@@ -238,7 +345,8 @@ class Choice:
             errors=errors,
         )
         if AnswerField.UNCERTAINTY in result.fields and spec.task is not Task.REGRESSION:
-            measures = [uncertainty(g.ballot.scores, g.ballot.votes, spec.task) for g in groups]
+            ballots = [group.ballot for group in groups if group.ballot is not None]
+            measures = [uncertainty(each.scores, each.votes, spec.task) for each in ballots]
             result = replace(result, uncertainties=tuple(measures))
         if options.smooth is not None and groups:
             result = replace(result, smoothed=self._smoothed(result, options.smooth))

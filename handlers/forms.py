@@ -87,11 +87,14 @@ def flexserve(result: Result) -> Response:
     }
     fields = frozenset({AnswerField.LABEL, AnswerField.LABELS, AnswerField.VALUES})
     for group in result.groups:
-        votes = None if result.task is Task.REGRESSION else group.ballot.votes
-        for position, name in enumerate(group.ballot.member_names):
+        ballot = group.ballot
+        if ballot is None:
+            continue
+        votes = None if result.task is Task.REGRESSION else ballot.votes
+        for position, name in enumerate(ballot.member_names):
             rows = answers.answers_of(
                 result,
-                group.ballot.scores[position],
+                ballot.scores[position],
                 votes[position] if votes is not None else None,
                 fields,
                 None,
@@ -239,5 +242,6 @@ def _columns(result: Result) -> dict[str, Tensor]:
 def _scatter_members(
     member_scores: Tensor, names: tuple[str, ...], group: Group, rows: list[int]
 ) -> None:
-    for position, name in enumerate(group.ballot.member_names):
-        member_scores[names.index(name), rows] = group.ballot.scores[position]
+    if group.ballot is not None:
+        for position, name in enumerate(group.ballot.member_names):
+            member_scores[names.index(name), rows] = group.ballot.scores[position]

@@ -110,6 +110,13 @@ class RequestOptions:
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
         Field(description="Instead of failures.deadline_ms"),
     ] = None
+    lazy: Annotated[
+        bool | None,
+        Field(
+            description="Run no more members than the decision needs; the answer then has no "
+            "members. For any, all, at_least, majority, plurality, unanimous and cascade"
+        ),
+    ] = None
     on_error: Annotated[
         OnError, Field(description="An unreadable sample refuses the request, or is skipped")
     ] = OnError.FAIL

@@ -69,7 +69,8 @@ class Runtime:
         self._members = members
         self._preprocessors = preprocessors
         self._group_of_member = group_of_member
-        self._seconds = [0.0] * len(members)
+        self.seconds = [0.0] * len(members)
+        """What each member took for one sample when it was loaded."""
 
     @classmethod
     def load(cls, spec: EnsembleSpec, folder: Path, device: torch.device) -> Runtime:
@@ -146,6 +147,10 @@ class Runtime:
             )
         return result
 
+    def inputs(self, images: Sequence[Tensor]) -> BatchInputs:
+        """A batch whose members are asked one by one."""
+        return BatchInputs(self, images)
+
     def _run_rows(
         self,
         images: Sequence[Tensor],
@@ -203,7 +208,7 @@ class Runtime:
         if bool(bounds.isinf().all()):
             return order
         weights = [member.voting_weight for member in self.spec.members]
-        return sorted(order, key=lambda i: -weights[i] / max(self._seconds[i], 1e-9))
+        return sorted(order, key=lambda i: -weights[i] / max(self.seconds[i], 1e-9))
 
     def _inputs(self, shared: int, images: Sequence[Tensor]) -> Tensor:
         """(N, channels, height, width) float32 for the members of one preprocessing."""
@@ -264,4 +269,42 @@ class Runtime:
             check_member(loaded, self.spec, self.spec.members[index], batch)
             started = time.perf_counter()
             loaded(batch[:1]).cpu()
-            self._seconds[index] = time.perf_counter() - started
+            self.seconds[index] = time.perf_counter() - started
+
+
+class BatchInputs:
+    """A batch of samples, preprocessed when the first member of a preprocessing asks for it."""
+
+    def __init__(self, runtime: Runtime, images: Sequence[Tensor]) -> None:
+        self._runtime = runtime
+        self._images = images
+        self._prepared: dict[int, Tensor] = {}
+
+    @torch.inference_mode()
+    def scores(self, member: int, rows: Tensor) -> Tensor:
+        """(n, C) float32 scores of one member on some samples.
+
+        Args:
+            member: its position.
+            rows: (n,) int64.
+
+        Raises:
+            MemberError: it fails, or gives NaN or infinity.
+        """
+        runtime = self._runtime
+        shared = runtime._group_of_member[member]
+        if shared not in self._prepared:
+            self._prepared[shared] = runtime._inputs(shared, self._images)
+        labels = len(runtime.spec.score_labels)
+        shape = (len(runtime.spec.members), len(self._images), labels)
+        result = MemberScores(
+            scores=torch.full(shape, float("nan")),
+            logits=torch.full(shape, float("nan")),
+            states=torch.zeros(shape[:2], dtype=torch.uint8),
+        )
+        batch = self._prepared[shared][rows.to(runtime.device)]
+        runtime._run_member(member, batch, rows, result)
+        if result.reasons:
+            name = runtime.spec.members[member].name
+            raise MemberError(f"member {name}: {next(iter(result.reasons.values()))}")
+        return result.scores[member, rows]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .answers import Result
 from .combining import Choice, Combiner, check_frame_order, refuses
 from .errors import (
     EnsembleError,
@@ -29,7 +30,7 @@ from .errors import (
 from .forms import write
 from .images import decode_image
 from .options import describe_options
-from .policies import Catalogue, check_catalogue, load_fitted
+from .policies import Catalogue, Outcome, check_catalogue, load_fitted, rows_of
 from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, parse_request
 from .responses import Response, encode_error
 from .runtime import MemberScores, Runtime
@@ -123,11 +124,12 @@ class EnsembleService:
         start = time.monotonic() if arrived is None else arrived
         accepted = [self._accept(request) for request in requests]
         live = [entry for entry in accepted if isinstance(entry, _Pending) and not entry.refused]
-        answered: dict[int, Response] = {}
+        answered = self._answer_lazily([entry for entry in live if entry.choice.lazy])
+        live = [entry for entry in live if id(entry) not in answered]
         try:
             outputs = self._run(live, start)
         except MemberError as error:
-            answered = {id(entry): _failure(entry, error) for entry in live}
+            answered |= {id(entry): _failure(entry, error) for entry in live}
         else:
             first = 0
             for entry in live:
@@ -138,6 +140,29 @@ class EnsembleService:
             entry if isinstance(entry, Response) else answered.get(id(entry)) or _refused(entry)
             for entry in accepted
         ]
+
+    def _answer_lazily(self, entries: Sequence[_Pending]) -> dict[int, Response]:
+        """Requests of one policy together, each with no more members than its samples need.
+
+        Where a member fails nothing is answered here: with all members the deployment's rule for
+        failed members holds.
+        """
+        groups: dict[tuple[object, ...], list[_Pending]] = {}
+        for entry in entries:
+            groups.setdefault(entry.choice.key, []).append(entry)
+        answered: dict[int, Response] = {}
+        for group in groups.values():
+            images = [image for entry in group for image in entry.images]
+            try:
+                outcome = group[0].choice.run_lazily(self._runtime, images)
+            except MemberError:
+                continue
+            first = 0
+            for entry in group:
+                rows = slice(first, first + len(entry.images))
+                answered[id(entry)] = self._from_outcome(entry, rows_of(outcome, rows))
+                first = rows.stop
+        return answered
 
     def _run(self, live: Sequence[_Pending], start: float) -> MemberScores:
         asked = torch.zeros((len(self.spec.members), len(live)), dtype=torch.bool)
@@ -243,9 +268,19 @@ class EnsembleService:
             )
         return data
 
+    def _from_outcome(self, entry: _Pending, outcome: Outcome) -> Response:
+        return self._respond(
+            entry, lambda: entry.choice.result_of(entry.request, entry.readable, outcome)
+        )
+
     def _combine(self, entry: _Pending, outputs: MemberScores, rows: Tensor) -> Response:
+        return self._respond(
+            entry, lambda: entry.choice.result(entry.request, entry.readable, rows, outputs)
+        )
+
+    def _respond(self, entry: _Pending, combine: Callable[[], Result]) -> Response:
         try:
-            result = entry.choice.result(entry.request, entry.readable, rows, outputs)
+            result = combine()
             entry.errors |= result.errors
             if refuses(entry.errors, len(result.answered), entry.request.options):
                 return _refused(entry)

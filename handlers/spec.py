@@ -214,6 +214,13 @@ class Policies:
             "`ts-ensemble tune` writes them"
         ),
     ] = field(default_factory=dict)
+    lazy: Annotated[
+        bool,
+        Field(
+            description="Requests that do not say run no more members than their decision needs; "
+            "decisions stay the same, answers have no members"
+        ),
+    ] = False
     client_overrides: Annotated[
         bool, Field(description="Clients may choose members, weights and thresholds")
     ] = True
@@ -241,6 +248,7 @@ class OnFailure(StrEnum):
 
     FAIL = "fail"
     DROP = "drop"
+    NEUTRAL = "neutral"
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -250,12 +258,14 @@ class Failures:
     on_failure: Annotated[
         OnFailure,
         Field(
-            description="fail: the request is refused; drop: the other members answer, and the "
-            "answer says which"
+            description="fail: the request is refused; drop: the policy runs over the other "
+            "members; neutral: the same, but at_least and majority ask for as many votes as "
+            "before. The answer says which members are missing"
         ),
     ] = OnFailure.FAIL
     min_members: Annotated[
-        int, Field(ge=1, description="With drop: fewer members than this refuse the request")
+        int,
+        Field(ge=1, description="With drop or neutral: fewer members than this refuse the request"),
     ] = 1
     deadline_ms: Annotated[
         Positive | None,

@@ -243,6 +243,93 @@ class TestFailedMembers:
         assert told["code"] == 500
         assert "sample 1 (file): member b: its scores are not finite" in told["message"]
 
+    def test_neutral_asks_for_as_many_votes_as_before(self, tmp_path: Path) -> None:
+        """b is missing; a says bright, c dark: one vote of three is no majority, of two a tie."""
+        arguments = {"b": {"nan_below": 0.45}}
+        found = {}
+        for rule in ("drop", "neutral"):
+            folder = tmp_path / rule
+            folder.mkdir()
+            service = probes(
+                folder, task="presence", arguments=arguments, failures={"on_failure": rule}
+            )
+            found[rule] = [
+                ask(service, DIM, GRAY, policy=policy)["predictions"][0]["label"]
+                for policy in ("any", "all", "majority", "at_least(k=1)", "mean")
+            ]
+            if rule == "drop":
+                assert "exceeds" in refusal(service, DIM, policy="at_least(k=3)")["message"]
+            else:
+                told = refusal(service, DIM, policy="at_least(k=3)")["message"]
+                assert "needs 3 votes, and 2 of 3 members answered" in told
+        assert found["drop"] == found["neutral"]
+        service = probes(
+            tmp_path,
+            task="presence",
+            bounds=(0.2, 0.3, 0.5, 0.5, 0.5),
+            arguments={name: {"nan_below": 0.45} for name in "cd"},
+            failures={"on_failure": "neutral"},
+        )
+        (prediction,) = ask(service, DIM, policy="majority")["predictions"]
+        assert prediction["label"] == "dark", "two of three votes, where five members need three"
+        assert len(prediction["failed_members"]) == 2
+
+
+class TestLazy:
+    POLICIES = ("any", "all", "majority", "at_least(k=2)", "unanimous", "plurality")
+
+    def test_decisions_stay_the_same_and_members_are_saved(self, tmp_path: Path) -> None:
+        service = probes(tmp_path, task="presence")
+        images = [image(level / 20) for level in range(21)]
+        for policy in (*self.POLICIES, "cascade(confidence=0.9)"):
+            full = ask(service, *images, policy=policy)["predictions"]
+            lazy = ask(service, *images, policy=policy, lazy="true")["predictions"]
+            assert [p["label"] for p in lazy] == [p["label"] for p in full], policy
+            assert all("members" not in p for p in lazy)
+            used = [p["members_used"] for p in lazy]
+            assert set(used) <= {1, 2, 3}
+            assert sum(used) < 3 * len(images), policy
+
+    def test_requests_of_one_policy_share_their_batches(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service = probes(tmp_path, task="presence", policies={"lazy": True, "default": "any"})
+        ran: list[int] = []
+        original = runtime.Runtime._run_member
+
+        def spy(self: runtime.Runtime, index: int, batch: torch.Tensor, *rest: object) -> None:
+            ran.append(len(batch))
+            original(self, index, batch, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(runtime.Runtime, "_run_member", spy)
+        responses = service.answer([form(BRIGHT), form(DARK, BRIGHT), form(BRIGHT, lazy="false")])
+        assert [response.status for response in responses] == [200] * 3
+        assert ran[0] == 3
+        assert sorted(ran[1:]) == [1, 1, 1, 1, 1], "dark goes on alone; the last request runs all"
+        assert "members" in read(responses[2])["predictions"][0]
+
+    def test_large_requests_in_micro_batches(self, tmp_path: Path) -> None:
+        service = probes(tmp_path, task="presence", runtime={"micro_batch": 2})
+        images = [DARK, BRIGHT, GRAY, DIM, BRIGHT]
+        full = ask(service, *images, policy="all")["predictions"]
+        lazy = ask(service, *images, policy="all", lazy="true")["predictions"]
+        assert [p["label"] for p in lazy] == [p["label"] for p in full]
+
+    def test_a_failing_member_falls_back_to_the_deployments_rule(self, tmp_path: Path) -> None:
+        service = probes(
+            tmp_path,
+            task="presence",
+            arguments={"b": {"raises_above": 0.55}},
+            failures={"on_failure": "drop"},
+        )
+        (prediction,) = ask(service, BRIGHT, policy="all", lazy="true")["predictions"]
+        assert list(prediction["failed_members"]) == ["b"]
+
+    def test_policies_that_need_all_members_get_them(self, tmp_path: Path) -> None:
+        service = probes(tmp_path, task="presence")
+        (prediction,) = ask(service, GRAY, policy="mean", lazy="true")["predictions"]
+        assert len(prediction["members"]) == 3
+
 
 class TestDeadline:
     def test_all_late(self, service: EnsembleService) -> None:

@@ -5,7 +5,7 @@ registered policies live in `votes`, `averages`, `learned` and `lazy`, and impor
 registers them all.
 """
 
-from .ballot import Ballot, Outcome, Panel, one_hot
+from .ballot import Ballot, Outcome, Panel, joined, one_hot, rows_of
 from .catalogue import Catalogue
 from .fitted import (
     ClassWeightsModel,
@@ -19,6 +19,7 @@ from .lazy import can_stop_early, combine_lazily, settled
 from .learned import dawid_skene, per_class_weights, stacking
 from .parsing import check_catalogue, parse_policy
 from .registry import BoundPolicy, Definition, definitions, policy
+from .votes import votes_for_majority
 
 __all__ = [
     "Ballot",
@@ -36,12 +37,15 @@ __all__ = [
     "combine_lazily",
     "dawid_skene",
     "definitions",
+    "joined",
     "load_fitted",
     "one_hot",
     "parse_policy",
     "per_class_weights",
     "policy",
+    "rows_of",
     "save_fitted",
     "settled",
     "stacking",
+    "votes_for_majority",
 ]

@@ -159,6 +159,40 @@ class Outcome:
     members_used: Tensor | None = None
 
 
+def joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """Outcomes of one policy, one after the other."""
+
+    def together(parts: Sequence[Tensor | None]) -> Tensor | None:
+        present = [part for part in parts if part is not None]
+        return torch.cat(present) if present else None
+
+    return Outcome(
+        scores=torch.cat([outcome.scores for outcome in outcomes]),
+        decisions=together([outcome.decisions for outcome in outcomes]),
+        abstained=together([outcome.abstained for outcome in outcomes]),
+        spread={
+            name: torch.cat([outcome.spread[name] for outcome in outcomes])
+            for name in outcomes[0].spread
+        },
+        members_used=together([outcome.members_used for outcome in outcomes]),
+    )
+
+
+def rows_of(outcome: Outcome, rows: slice | Tensor) -> Outcome:
+    """Some of an outcome's samples."""
+
+    def part(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    return Outcome(
+        scores=outcome.scores[rows],
+        decisions=part(outcome.decisions),
+        abstained=part(outcome.abstained),
+        spread={name: values[rows] for name, values in outcome.spread.items()},
+        members_used=part(outcome.members_used),
+    )
+
+
 def one_hot(scores: Tensor) -> Tensor:
     """Bool of the same shape, true at the largest of the last dimension, lowest index on a tie."""
     best = scores.argmax(dim=-1, keepdim=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import PolicyError
 from ..tasks import Task
 from .averages import decide
-from .ballot import DECIDING, Ballot, Outcome, Panel
+from .ballot import DECIDING, Ballot, Outcome, Panel, joined, rows_of
 from .registry import BoundPolicy, apply_threshold, definition, policy
 from .selective import Probability, confidence
 from .votes import votes_for_majority
@@ -223,15 +223,4 @@ def _confident(ballot: Ballot, scores: Tensor, enough: float) -> Tensor:
 def _assembled(finished: Sequence[tuple[Tensor, Outcome]]) -> Outcome:
     """One outcome in the order of the samples, from those of the steps."""
     order = torch.cat([rows for rows, _ in finished]).argsort()
-    outcomes = [outcome for _, outcome in finished]
-
-    def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-        present = [part for part in parts if part is not None]
-        return torch.cat(present)[order] if present else None
-
-    return Outcome(
-        scores=torch.cat([outcome.scores for outcome in outcomes])[order],
-        decisions=joined([outcome.decisions for outcome in outcomes]),
-        abstained=joined([outcome.abstained for outcome in outcomes]),
-        members_used=joined([outcome.members_used for outcome in outcomes]),
-    )
+    return rows_of(joined([outcome for _, outcome in finished]), order)
