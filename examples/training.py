@@ -13,6 +13,10 @@ from torch.nn.functional import cross_entropy, pad
 from torchserve_ensemble.handlers.architecture import build_architecture
 from torchserve_ensemble.handlers.spec import EnsembleSpec, Member
 
+# A second thread gains nothing for members this small, and on a busy machine it costs twenty-fold:
+# every operation then waits until both threads have had their turn.
+_SMALL = 200_000
+
 
 def train_member(
     spec: EnsembleSpec,
@@ -43,6 +47,25 @@ def train_member(
     """
     torch.manual_seed(seed)
     model = build_architecture(member, folder).train()
+    threads = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        _fit(model, inputs, targets, epochs, shift, learning_rate, on_epoch)
+    finally:
+        torch.set_num_threads(threads)
+    _save(model, folder / member.weights)
+
+
+def _fit(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    epochs: int,
+    shift: int,
+    learning_rate: float,
+    on_epoch: Callable[[], None],
+) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-2)
     batch = 64
     steps = epochs * -(-len(inputs) // batch)
@@ -55,7 +78,6 @@ def train_member(
             optimizer.step()
             schedule.step()
         on_epoch()
-    _save(model, folder / member.weights)
 
 
 def _shifted(images: Tensor, most: int) -> Tensor:
