@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .answers import Group, MembersOfSample, Result, Smoothed
-from .errors import EnsembleError, LateError, MemberError, PolicyError, RequestError, SampleError
+from .answers import Group, MembersOfSample, Result
+from .errors import EnsembleError, LateError, MemberError, PolicyError, SampleError
 from .options import AnswerField, Form, OnError, RequestOptions, Smoothing
 from .policies import (
     BoundPolicy,
@@ -21,13 +21,12 @@ from .policies import (
     can_stop_early,
     combine_lazily,
     joined,
-    one_hot,
     parse_policy,
     votes_for_majority,
 )
 from .requests import ParsedRequest, Sample
 from .runtime import MemberScores, Runtime, State
-from .smoothing import moving_average, window_share
+from .sequences import smooth
 from .spec import EnsembleSpec, OnFailure
 from .strict_yaml import nearest
 from .tasks import Task
@@ -349,45 +348,8 @@ class Choice:
             measures = [uncertainty(each.scores, each.votes, spec.task) for each in ballots]
             result = replace(result, uncertainties=tuple(measures))
         if options.smooth is not None and groups:
-            result = replace(result, smoothed=self._smoothed(result, options.smooth))
+            result = replace(result, smoothed=smooth(result, self.panel.thresholds))
         return result
-
-    def _smoothed(self, result: Result, how: Smoothing) -> Smoothed:
-        """Over the answered samples, in the order of their frames."""
-        order = self.options.frame_order or tuple(range(len(result.samples)))
-        indices = torch.tensor([index for group in result.groups for index in group.indices])
-        time = torch.tensor([order[index] for index in indices.tolist()], dtype=torch.float64)
-        sequence = time.argsort(stable=True)
-        scores = torch.cat([group.outcome.scores for group in result.groups])[sequence]
-        flags = [g.outcome.decisions for g in result.groups if g.outcome.decisions is not None]
-        decisions: Tensor | None
-        if how is Smoothing.MAJORITY:
-            scores = window_share(torch.cat(flags)[sequence], self.options.smooth_window)
-            decisions = scores > 0.5
-        else:
-            scores = moving_average(scores, self.options.smooth_alpha)
-            decisions = self._decide(scores) if flags else None
-        ordered = tuple(indices[sequence].tolist())
-        return Smoothed(indices=ordered, scores=scores, decisions=decisions)
-
-    def _decide(self, scores: Tensor) -> Tensor:
-        if self.combiner.spec.task is Task.CLASSIFICATION:
-            return one_hot(scores)
-        return scores >= self.panel.thresholds
-
-
-def check_frame_order(request: ParsedRequest) -> None:
-    """Check that each sample has its place in time.
-
-    Raises:
-        RequestError: there are more or fewer places than samples.
-    """
-    order = request.options.frame_order
-    if order is not None and len(order) != len(request.samples):
-        raise RequestError(
-            f"option frame_order has {len(order)} numbers for {len(request.samples)} samples; "
-            "give each sample one"
-        )
 
 
 def refuses(errors: Mapping[int, EnsembleError], answered: int, options: RequestOptions) -> bool:

@@ -13,19 +13,16 @@ this request alone. Forms understood here:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .bundles import BundleLimits, Item, Unreadable, rows, unpack
 from .errors import RequestError, SampleError, TooLargeError
+from .instances import instance, instance_parameters
 from .open_inference import InferRequest, InputTensor, parse_infer_request
 from .options import OPTION_NAMES, RequestOptions, from_headers, parse_options
 from .spec import Limits
@@ -44,8 +41,6 @@ _IGNORED_PARAMETERS = frozenset(
 
 # A form field that is longer than this is no option that was misspelt.
 _LONGEST_TEXT = 4096
-
-_V1_KEYS = frozenset({"instances", "parameters", "signature_name"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +125,7 @@ def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
             infer = parse_infer_request(document, None)
         else:
             documents.append(document)
-            given |= _parameters(document)
+            given |= instance_parameters(document)
     if infer is not None:
         given |= {k: v for k, v in infer.parameters.items() if k not in _IGNORED_PARAMETERS}
     options = parse_options(given)
@@ -138,7 +133,7 @@ def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
     for part in content:
         found += _items(part, options, limits)
     for document in documents:
-        found += [_instance(value, i) for i, value in enumerate(document["instances"])]
+        found += [instance(value, i) for i, value in enumerate(document["instances"])]
     for tensor in infer.inputs if infer is not None else ():
         found += _input_items(tensor, limits)
     if not found:
@@ -211,48 +206,6 @@ def _binary_infer(request: RawRequest) -> InferRequest:
             "Content-Type: application/octet-stream"
         )
     return parse_infer_request(bytes(request.parts[0].value), int(text))
-
-
-def _parameters(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a KServe v1 / TF Serving request."""
-    unknown = sorted(set(document) - _V1_KEYS)
-    if unknown:
-        raise RequestError(
-            f'unknown key \'{unknown[0]}\' beside "instances"; options go into "parameters"'
-        )
-    parameters = document.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise RequestError('"parameters" must be a JSON object of options')
-    return parameters
-
-
-def _instance(value: Any, index: int) -> Item:
-    """One of ``instances``: base64 of an image, or nested numbers that a member takes as they are.
-
-    TF Serving's named inputs (``{"image": {"b64": "..."}}``) are seen through.
-    """
-    name = f"instances[{index}]"
-    while isinstance(value, dict) and len(value) == 1:
-        (value,) = value.values()
-    if isinstance(value, list):
-        return Item(name, _numbers(value))
-    reason = 'must be {"b64": "<base64 image>"} or nested numbers (channels, height, width)'
-    if isinstance(value, str):
-        try:
-            return Item(name, base64.b64decode(value, validate=True))
-        except (binascii.Error, ValueError) as error:
-            reason = f"not valid base64: {error}"
-    return Item(name, Unreadable(reason))
-
-
-def _numbers(value: list[Any]) -> Tensor | Unreadable:
-    try:
-        array = np.asarray(value, dtype=np.float32)
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        return Unreadable("nested numbers must be rectangular and numbers alone")
-    if array.ndim != 3:
-        return Unreadable(f"nested numbers of shape {array.shape}; send (channels, height, width)")
-    return torch.from_numpy(array)
 
 
 def _input_items(tensor: InputTensor, limits: Limits) -> list[Item]:

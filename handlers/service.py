@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .answers import Result
-from .combining import Choice, Combiner, check_frame_order, refuses
+from .combining import Choice, Combiner, refuses
 from .errors import (
     EnsembleError,
     MemberError,
@@ -34,6 +34,7 @@ from .policies import Catalogue, Outcome, check_catalogue, load_fitted, rows_of
 from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, parse_request
 from .responses import Response, encode_error
 from .runtime import MemberScores, Runtime
+from .sequences import check_frame_order
 from .spec import EnsembleSpec
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import re
@@ -19,13 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-import requests
 
 from ..handlers.errors import ServerError, WorkerDiedError
 from .client import InferenceClient
 from .java import find_java
 from .management import ManagementClient, ModelVersion
 from .settings import ServerSettings, check_ports
+from .tokens import read_token
 from .worker_log import DeadWorker, WorkerLog, trouble
 
 DEFAULT_RUN_FOLDER = Path(".ts-ensemble")
@@ -34,7 +33,6 @@ _POLL_SECONDS = 0.1
 _STOP_SECONDS = 30
 _DEATH_SECONDS = 5
 _LOGGING = Path(__file__).parent / "log4j2.xml"
-_TOKEN_SPARE = datetime.timedelta(seconds=60)
 _REGISTERED = re.compile(r'Model "(.+?)" Version: (\S+) registered')
 _FAILED = re.compile(r"Failed to start workers for model (\S+) version: (\S+)")
 
@@ -187,48 +185,12 @@ class Server:
     def token(self, kind: str) -> str | None:
         """A valid token: ``management`` or ``inference``; None where they are off.
 
-        TorchServe writes them to key_file.json and lets them expire (token_expiration_min, an
-        hour by default); an expired one is renewed with the file's API key.
-
         Raises:
             ServerError: the file is missing, or the server does not renew the token.
         """
         if not self._state.tokens:
             return None
-        keys = self._keys()
-        try:
-            expires = datetime.datetime.fromisoformat(keys[kind]["expiration time"])
-            if expires < datetime.datetime.now(datetime.UTC) + _TOKEN_SPARE:
-                self._renew(kind, keys["API"]["key"])
-                keys = self._keys()
-            return str(keys[kind]["key"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ServerError(
-                f"{self._key_file}: no {kind} token can be read: {error!r}; start the server again"
-            ) from error
-
-    @property
-    def _key_file(self) -> Path:
-        return self.run_folder / "key_file.json"
-
-    def _keys(self) -> dict[str, dict[str, str]]:
-        try:
-            keys: dict[str, dict[str, str]] = json.loads(self._key_file.read_text())
-        except (OSError, ValueError) as error:
-            raise ServerError(f"{self._key_file}: cannot be read: {error}") from error
-        return keys
-
-    def _renew(self, kind: str, api_key: str) -> None:
-        url = f"{self.management_address}/token"
-        try:
-            requests.get(
-                url,
-                params={"type": kind},
-                headers={"Authorization": f"Bearer {api_key}"},
-                timeout=30,
-            ).raise_for_status()
-        except requests.RequestException as error:
-            raise ServerError(f"{url}: the {kind} token was not renewed: {error}") from error
+        return read_token(self.run_folder / "key_file.json", kind, self.management_address)
 
     def management(self, timeout: float = 60) -> ManagementClient:
         """A client of the management API, with the token."""

@@ -1,9 +1,4 @@
-"""The Open Inference Protocol v2 over REST, with its binary tensor data extension.
-
-Specification: https://github.com/kserve/open-inference-protocol (inference REST) and
-https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md.
-A pure codec: bytes to arrays and back, with no knowledge of ensembles.
-"""
+"""From a body to a request."""
 
 from __future__ import annotations
 
@@ -13,33 +8,15 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .errors import RequestError
-from .strict_yaml import nearest
+from ..errors import RequestError
+from ..strict_yaml import nearest
+from .types import BYTES, DTYPES, Array, InferRequest, InputTensor, RequestedOutput
 
-Array = NDArray[Any]
-
-BYTES = "BYTES"
-_DTYPES: Mapping[str, str] = {
-    "BOOL": "<?",
-    "UINT8": "<u1",
-    "UINT16": "<u2",
-    "UINT32": "<u4",
-    "UINT64": "<u8",
-    "INT8": "<i1",
-    "INT16": "<i2",
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "FP16": "<f2",
-    "FP32": "<f4",
-    "FP64": "<f8",
-}
-_DATATYPES = (*_DTYPES, "BF16", BYTES)
+_DATATYPES = (*DTYPES, "BF16", BYTES)
 _BINARY_ONLY = ("FP16", "BF16")
 # KServe's client writes the model's name into the request as well; the route decides.
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs", "model_name", "model_version"})
@@ -49,62 +26,6 @@ _LONGEST_ID = 1000
 _LONGEST_SIDE = 2**31
 _MOST_DIMENSIONS = 8
 _SHOWN = 80
-
-
-@dataclass(frozen=True)
-class InputTensor:
-    """One input.
-
-    Attributes:
-        datatype: as sent.
-        shape: as sent; that of `data`.
-        data: BYTES are an object array of bytes, FP16 and BF16 float32, all others as sent.
-        parameters: the input's own.
-    """
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Array
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RequestedOutput:
-    """An output that the client wants, and whether as binary data."""
-
-    name: str
-    binary: bool = False
-
-
-@dataclass(frozen=True)
-class InferRequest:
-    """One request.
-
-    Attributes:
-        id: to be sent back.
-        parameters: of the request, the protocol's own included.
-        inputs: in the order sent; names are all different.
-        outputs: None asks for all.
-        binary_output: outputs that are not named are wanted as binary data.
-    """
-
-    id: str | None
-    parameters: Mapping[str, Any]
-    inputs: tuple[InputTensor, ...]
-    outputs: tuple[RequestedOutput, ...] | None
-    binary_output: bool = False
-
-
-@dataclass(frozen=True)
-class OutputTensor:
-    """One output; BYTES take an object array of bytes."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Array
-    binary: bool = False
 
 
 def parse_infer_request(body: bytes | Mapping[str, Any], header_length: int | None) -> InferRequest:
@@ -150,43 +71,6 @@ def parse_infer_request(body: bytes | Mapping[str, Any], header_length: int | No
         outputs=_requested(body),
         binary_output=_flag(parameters, "binary_data_output", "the request"),
     )
-
-
-def encode_infer_response(
-    *,
-    model_name: str,
-    model_version: str,
-    id: str | None,
-    parameters: Mapping[str, Any],
-    outputs: Iterable[OutputTensor],
-) -> tuple[bytes, int | None]:
-    """Write a response.
-
-    Returns:
-        The body, and the length of its JSON if binary data follow it.
-    """
-    content: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
-    if id is not None:
-        content["id"] = id
-    content["parameters"] = dict(parameters)
-    sections = []
-    content["outputs"] = written = []
-    for output in outputs:
-        entry: dict[str, Any] = {
-            "name": output.name,
-            "shape": list(output.shape),
-            "datatype": output.datatype,
-        }
-        if output.binary:
-            section = _to_binary(output)
-            sections.append(section)
-            entry["parameters"] = {"binary_data_size": len(section)}
-        else:
-            entry["data"] = _to_json(output)
-        written.append(entry)
-    header = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    encoded = header.encode("utf-8")
-    return (encoded + b"".join(sections), len(encoded)) if sections else (encoded, None)
 
 
 def _shown(value: Any) -> str:
@@ -376,7 +260,7 @@ def _text(value: Any, in_base64: bool, where: str) -> bytes:
 
 def _numbers(values: list[Any], datatype: str, where: str) -> Array:
     """Numbers that fit the datatype as they are: nothing is rounded, wrapped or guessed."""
-    dtype = np.dtype(_DTYPES[datatype])
+    dtype = np.dtype(DTYPES[datatype])
     allowed: tuple[type, ...] = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
     for value in values:
         if not isinstance(value, allowed) or (isinstance(value, bool) and dtype.kind != "b"):
@@ -402,7 +286,7 @@ def _from_binary(data: memoryview, datatype: str, shape: tuple[int, ...], where:
     elements = math.prod(shape)
     if datatype == BYTES:
         return _objects_of(_sized(data, elements, where), shape)
-    itemsize = 2 if datatype == "BF16" else np.dtype(_DTYPES[datatype]).itemsize
+    itemsize = 2 if datatype == "BF16" else np.dtype(DTYPES[datatype]).itemsize
     if len(data) != elements * itemsize:
         raise RequestError(
             f"{where}: {len(data)} bytes for shape {list(shape)} of {datatype}, which takes "
@@ -414,7 +298,7 @@ def _from_binary(data: memoryview, datatype: str, shape: tuple[int, ...], where:
         return wide.view("<f4").reshape(shape)
     if datatype == "BOOL":
         return np.frombuffer(data, np.uint8).astype(bool).reshape(shape)
-    array = np.frombuffer(data, _DTYPES[datatype])
+    array = np.frombuffer(data, DTYPES[datatype])
     return (array.astype(np.float32) if datatype == "FP16" else array).reshape(shape)
 
 
@@ -443,24 +327,3 @@ def _objects_of(values: list[bytes], shape: tuple[int, ...]) -> Array:
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array.reshape(shape)
-
-
-def _to_binary(output: OutputTensor) -> bytes:
-    if output.datatype == BYTES:
-        values = output.data.reshape(-1).tolist()
-        return b"".join(struct.pack("<I", len(value)) + value for value in values)
-    return output.data.astype(_DTYPES[output.datatype]).tobytes()
-
-
-def _to_json(output: OutputTensor) -> list[Any]:
-    """Flat, row by row; floats as the shortest decimals that read back alike, null if not finite.
-
-    float32 goes through its text because the decimals of the same number as float64 are longer.
-    """
-    flat = output.data.reshape(-1)
-    if output.datatype == BYTES:
-        return [value.decode("utf-8", errors="replace") for value in flat.tolist()]
-    if flat.dtype.kind != "f":
-        return list(flat.tolist())
-    texts = flat.astype(_DTYPES[output.datatype]).astype(str).tolist()
-    return [float(text) if text not in ("nan", "inf", "-inf") else None for text in texts]

@@ -1,25 +1,18 @@
-"""The ensemble spec: one strict YAML file that says what an ensemble is.
-
-The dataclasses below are the only description of the format: the parser, the JSON Schema in
-``docs/ensemble.schema.json`` and the reference in ``docs/spec.md`` all come from them.
-Nothing here imports torch, so that editors and build tools can read a spec quickly.
-"""
+"""What an ensemble is: the dataclasses that describe ensemble.yaml."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import field
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter
+from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from .errors import SpecError
-from .strict_yaml import Problem, parse_strictly
-from .tasks import Task
+from ..errors import SpecError
+from ..tasks import Task
 
 _STRICT = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=False)
 
@@ -414,197 +407,3 @@ def _by_label(value: float | Mapping[str, float] | None, label: str, default: fl
     if value is None:
         return default
     return value.get(label, default) if isinstance(value, Mapping) else value
-
-
-_ADAPTER = TypeAdapter(EnsembleSpec)
-
-
-def load_spec(path: Path, *, check_files: bool = True) -> EnsembleSpec:
-    """Read and check an ensemble spec.
-
-    Args:
-        path: the YAML file.
-        check_files: also check that every file that the spec names exists.
-
-    Raises:
-        SpecError: with one line for each mistake: file, line, key, what is wrong, the remedy.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SpecError(f"{path}: no such file; name the ensemble's YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from error
-    return parse_spec(text, source=str(path), folder=path.parent if check_files else None)
-
-
-def parse_spec(text: str, *, source: str = "spec", folder: Path | None = None) -> EnsembleSpec:
-    """As `load_spec`, from the text; with a folder, the files named must exist in it."""
-
-    def check(spec: EnsembleSpec) -> list[Problem]:
-        return [*_check_labels(spec), *_check_members(spec), *_check_files(spec, folder)]
-
-    return parse_strictly(text, _ADAPTER, EnsembleSpec, source=source, check=check)
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the spec, for editors."""
-    schema = _ADAPTER.json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "torchserve-ensemble spec"
-    return schema
-
-
-def _check_labels(spec: EnsembleSpec) -> list[Problem]:
-    problems = []
-    if len(set(spec.labels)) != len(spec.labels):
-        twice = sorted({label for label in spec.labels if spec.labels.count(label) > 1})
-        problems.append(Problem(("labels",), f"labels must differ; given twice: {twice}"))
-    if spec.task is Task.PRESENCE and len(spec.labels) != 2:
-        problems.append(
-            Problem(("labels",), "task presence takes exactly two labels: [absent, present]")
-        )
-    if spec.task is Task.CLASSIFICATION and len(spec.labels) < 2:
-        problems.append(Problem(("labels",), "task classification takes at least two labels"))
-    places: list[tuple[tuple[str | int, ...], object]] = [(("threshold",), spec.threshold)]
-    places += [(("members", i, "threshold"), m.threshold) for i, m in enumerate(spec.members)]
-    for place, threshold in places:
-        if isinstance(threshold, Mapping):
-            problems += [
-                Problem((*place, label), "not a label that is scored", label, spec.score_labels)
-                for label in threshold
-                if label not in spec.score_labels
-            ]
-    return problems
-
-
-def _check_members(spec: EnsembleSpec) -> list[Problem]:
-    problems = []
-    names = [member.name for member in spec.members]
-    for index, member in enumerate(spec.members):
-        place: tuple[str | int, ...] = ("members", index)
-        if member.name in names[:index]:
-            problems.append(Problem((*place, "name"), f"two members are named '{member.name}'"))
-        problems += _check_format(spec, member, place)
-        choice = member.preprocessing
-        if choice is None and len(spec.preprocessing) != 1:
-            problems.append(
-                Problem(
-                    place,
-                    "preprocessing is missing: the member must say which, unless the ensemble "
-                    "has exactly one",
-                )
-            )
-        elif isinstance(choice, str) and choice not in spec.preprocessing and "." not in choice:
-            problems.append(
-                Problem(
-                    (*place, "preprocessing"),
-                    f"'{choice}' is neither in the top-level preprocessing nor torchvision "
-                    "weights such as ResNet18_Weights.DEFAULT",
-                    choice,
-                    tuple(spec.preprocessing),
-                )
-            )
-        elif isinstance(choice, Preprocessing):
-            problems += _check_preprocessing(choice, (*place, "preprocessing"))
-    for name, preprocessing in spec.preprocessing.items():
-        problems += _check_preprocessing(preprocessing, ("preprocessing", name))
-    if spec.failures.min_members > len(spec.members):
-        problems.append(
-            Problem(("failures", "min_members"), f"there are {len(spec.members)} members only")
-        )
-    if all(member.voting_weight == 0 for member in spec.members):
-        problems.append(Problem(("members",), "at least one voting_weight must be above 0"))
-    if (
-        spec.policies.default in spec.policies.named
-        and spec.policies.named[spec.policies.default] == spec.policies.default
-    ):
-        problems.append(Problem(("policies", "named"), "a named policy cannot name itself"))
-    return problems
-
-
-def _check_format(
-    spec: EnsembleSpec, member: Member, place: tuple[str | int, ...]
-) -> list[Problem]:
-    problems = []
-    try:
-        needs_architecture = member.weights_format in {
-            WeightsFormat.SAFETENSORS,
-            WeightsFormat.STATE_DICT,
-        }
-    except SpecError as error:
-        return [Problem((*place, "weights"), str(error).partition(": ")[2])]
-    if needs_architecture and member.architecture is None:
-        problems.append(
-            Problem(
-                place,
-                f"architecture is missing: {member.weights_format} weights need one "
-                "(torchvision.models.NAME or FILE.py:CLASS)",
-            )
-        )
-    if not needs_architecture and (member.architecture is not None or member.arguments):
-        problems.append(
-            Problem(
-                (*place, "architecture" if member.architecture is not None else "arguments"),
-                f"{member.weights_format} files carry their own architecture; remove the key",
-            )
-        )
-    regression = spec.task is Task.REGRESSION
-    if member.output is not None and (member.output is Output.VALUES) != regression:
-        fitting = "values" if regression else "logits or probabilities"
-        problems.append(
-            Problem((*place, "output"), f"task {spec.task} takes members that give {fitting}")
-        )
-    if member.temperature != 1 and spec.output_of(member) is not Output.LOGITS:
-        problems.append(Problem((*place, "temperature"), "only logits can be divided by it"))
-    return problems
-
-
-def _check_preprocessing(
-    preprocessing: Preprocessing, place: tuple[str | int, ...]
-) -> list[Problem]:
-    if preprocessing.weights is not None:
-        if preprocessing != Preprocessing(weights=preprocessing.weights):
-            return [Problem((*place, "weights"), "goes alone: it sets every other key itself")]
-        return []
-    problems = []
-    if preprocessing.size is None:
-        problems.append(
-            Problem(
-                place, "images of every size must end alike: set crop, or resize: [height, width]"
-            )
-        )
-    for key in ("mean", "std"):
-        values = getattr(preprocessing, key)
-        if values is not None and len(values) not in (1, preprocessing.channels):
-            problems.append(
-                Problem((*place, key), f"takes {preprocessing.channels} numbers, or one for all")
-            )
-    if math.isclose(*preprocessing.value_range):
-        problems.append(Problem((*place, "value_range"), "black and white must differ"))
-    return problems
-
-
-def _check_files(spec: EnsembleSpec, folder: Path | None) -> list[Problem]:
-    places: list[tuple[tuple[str | int, ...], str]] = []
-    for index, member in enumerate(spec.members):
-        places.append((("members", index, "weights"), member.weights))
-        if member.architecture_file is not None:
-            places.append((("members", index, "architecture"), member.architecture_file))
-    places += [(("policies", "fitted", name), f) for name, f in spec.policies.fitted.items()]
-    places += [(("extra_files", index), file) for index, file in enumerate(spec.extra_files)]
-    problems = []
-    for place, file in places:
-        path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or "\\" in file:
-            problems.append(
-                Problem(place, f"{file} must lie in the spec's folder, written with '/'")
-            )
-        elif folder is not None and not (folder / path).is_file():
-            others = tuple(
-                found.relative_to(folder).as_posix()
-                for found in (folder / path).parent.glob("*")
-                if found.is_file()
-            )
-            problems.append(Problem(place, f"no such file: {folder / path}", file, others))
-    return problems
