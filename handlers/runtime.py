@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import MemberError
+from .execution import accelerate
 from .members import LoadedMember, check_member, load_member, scores
 from .preprocess import Preprocessor, group, resolve
 from .spec import EnsembleSpec
@@ -66,7 +67,7 @@ class Runtime:
     ) -> None:
         self.spec = spec
         self.device = device
-        self._members = members
+        self._members = list(members)
         self._preprocessors = preprocessors
         self._group_of_member = group_of_member
         self.seconds = [0.0] * len(members)
@@ -256,6 +257,7 @@ class Runtime:
         if not bool(finite.all()):
             result.fail(index, rows[~finite], NOT_FINITE)
 
+    @torch.inference_mode()
     def _check(self) -> None:
         """Run once on noise, at the sizes that members will see, and measure each member."""
         generator = torch.Generator().manual_seed(0)
@@ -267,8 +269,9 @@ class Runtime:
         for index, loaded in enumerate(self._members):
             batch = batches[self._group_of_member[index]]
             check_member(loaded, self.spec, self.spec.members[index], batch)
+            self._members[index] = accelerate(loaded, self.spec, self.spec.members[index], batch)
             started = time.perf_counter()
-            loaded(batch[:1]).cpu()
+            self._members[index](batch[:1]).cpu()
             self.seconds[index] = time.perf_counter() - started
 
 
