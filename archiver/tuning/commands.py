@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...handlers.errors import SpecError
+from .printing import print_figures, print_tuning
 
 if TYPE_CHECKING:
-    from .figures import Figures
-    from .tuning import Tuning
+    from ...serving.server import Server
+    from .labelled_data import Answering
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -42,6 +44,11 @@ def add_commands(subparsers: Subparsers) -> None:
     tune.add_argument("--folds", type=int, default=5)
     tune.add_argument("--seed", type=int, default=0)
     tune.add_argument("--no-calibration", action="store_true", help="leave temperatures alone")
+    tune.add_argument(
+        "--no-nested",
+        action="store_true",
+        help="do not measure what the choice itself gives on new images, which takes longest",
+    )
     tune.add_argument("--no-write", action="store_true", help="leave the spec alone")
     tune.set_defaults(run=_tune)
     evaluate = subparsers.add_parser(
@@ -52,7 +59,9 @@ def add_commands(subparsers: Subparsers) -> None:
     )
     evaluate.add_argument("name", metavar="NAME", help="the model")
     evaluate.add_argument("--data", type=Path, required=True, help=_DATA_HELP)
-    evaluate.add_argument("--spec", type=Path, required=True, help="for its task and labels")
+    evaluate.add_argument(
+        "--spec", type=Path, help="for its task and labels, of a server that `serve` did not start"
+    )
     evaluate.add_argument("--policy", help="instead of the default one")
     evaluate.add_argument("--model-version", help="instead of the default version")
     evaluate.add_argument("--run-folder", type=Path, help="of the server that `serve` started")
@@ -70,7 +79,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     from .report import write_report
     from .targets import parse_target
     from .tuning import tune
-    from .writing import write_operating_point
+    from .writing import side_effects, write_operating_point
 
     spec = load_spec(arguments.spec)
     target = parse_target(arguments.target, spec.task)
@@ -86,13 +95,14 @@ def _tune(arguments: argparse.Namespace) -> int:
             folds=arguments.folds,
             seed=arguments.seed,
             calibrate=not arguments.no_calibration,
+            nested=not arguments.no_nested,
             on_step=on_step,
         )
-    _print_tuning(found)
+    print_tuning(found)
     if arguments.report is not None:
         print(f"report: {write_report(found, arguments.report)}")
     if found.reached and not arguments.no_write:
-        write_operating_point(
+        text = write_operating_point(
             arguments.spec,
             name=arguments.name,
             policy=found.chosen.text,
@@ -100,45 +110,67 @@ def _tune(arguments: argparse.Namespace) -> int:
             figures=found.chosen.out_of_fold.values,
             data_name=data.name,
             data_digest=data.digest,
+            expected=found.expected.figures.values if found.expected else None,
         )
-        print(f"{arguments.spec}: policies.named.{arguments.name} is {found.chosen.text}")
+        print(f"{arguments.spec}: policies.named.{arguments.name} is {text}")
+        for effect in side_effects(spec, arguments.name, found.learned):
+            print(f"note: {effect}")
     return 0 if found.reached else 3
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     _check_installed()
-    from ...handlers.spec import load_spec
     from ...serving.client import InferenceClient
-    from ...serving.image_sources import read
     from ...serving.server import DEFAULT_RUN_FOLDER, Server
+    from .endpoint import evaluate_endpoint
     from .labelled_data import read_labelled
-    from .tuning import figures_of_predictions
 
-    spec = load_spec(arguments.spec, check_files=False)
-    data = read_labelled(arguments.data, spec)
     server = None
     if arguments.address is None:
         server = Server.attach(arguments.run_folder or DEFAULT_RUN_FOLDER)
+    spec = _answering(arguments, server)
+    data = read_labelled(arguments.data, spec)
     client = (
         server.client() if server else InferenceClient(arguments.address, token=arguments.token)
     )
-    options = {"include": "scores"} | ({"policy": arguments.policy} if arguments.policy else {})
     with client, _bar("predicting") as on_image:
-        predictions = []
-        for prediction in client.predict_all(
+        found = evaluate_endpoint(
+            client,
             arguments.name,
-            read([str(path) for path in data.paths]),
+            spec,
+            data,
+            policy=arguments.policy,
             version=arguments.model_version,
-            options=options,
-        ):
-            predictions.append(prediction)
-            on_image(len(data.paths))
-    found = figures_of_predictions(spec, data, predictions)
+            on_image=on_image,
+        )
     if arguments.json:
-        print(json.dumps({name: dict(each.values) for name, each in found.items()}, indent=2))
+        values = {name: _defined(each.values) for name, each in found.items()}
+        print(json.dumps(values, indent=2))
     else:
-        _print_figures(found, f"{arguments.name} on {data.name}, {len(predictions)} images")
+        policy = arguments.policy or "the default policy"
+        title = f"{arguments.name} with {policy} on {data.name}, {len(data.paths)} images"
+        print_figures(found, title)
     return 0
+
+
+def _answering(arguments: argparse.Namespace, server: Server | None) -> Answering:
+    """Task and labels: from the spec, or as the server describes the model."""
+    from ...handlers.spec import load_spec
+    from .endpoint import Served
+
+    if arguments.spec is not None:
+        return load_spec(arguments.spec, check_files=False)
+    if server is None:
+        raise SpecError("no server of `serve` is asked: name the model's spec with --spec")
+    with server.management() as management:
+        version = arguments.model_version
+        (described,) = management.describe(arguments.name, version, customized=True)
+    return Served.of(described.customized or {})
+
+
+def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _check_installed() -> None:
@@ -163,35 +195,3 @@ def _bar(description: str) -> Iterator[Callable[[int], None]]:
             progress.update(task, total=total, advance=1)
 
         yield step
-
-
-def _print_tuning(found: Tuning) -> None:
-    _print_figures(
-        {each.text: each.out_of_fold for each in found.measured},
-        f"{found.spec.name}, {found.target}: each at its best operating point, out of fold",
-        mark=found.chosen.text,
-    )
-    values = dict(found.chosen.out_of_fold.values)
-    if found.reached:
-        print(f"chosen: {found.chosen.text}")
-    else:
-        missed = found.target.shortfall(values)
-        print(
-            f"no policy reaches {found.target} out of fold; {found.chosen.text} comes closest and "
-            f"misses it by {missed:.4f}"
-        )
-
-
-def _print_figures(found: Mapping[str, Figures], title: str, mark: str | None = None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    table.add_column("")
-    names = list(next(iter(found.values())).values)
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row, each in found.items():
-        cells = [f"{each.values[name]:.4f}" for name in names]
-        table.add_row(row, *cells, style="bold green" if row == mark else None)
-    Console().print(table)

@@ -43,7 +43,7 @@ def figures(
 
     Presence and multilabel count each label of each sample as one yes-or-no question.
     Classification: `accuracy` is that of the samples that got exactly one label, `coverage` their
-    share; recall, precision and F1 are means over the classes. Regression: RMSE, MAE, R².
+    share; all others are means over the classes, each against the rest. Regression: RMSE, MAE, R².
 
     Args:
         scores: (N, C) float32.
@@ -56,7 +56,8 @@ def figures(
         return _regression(scores, targets)
     assert decisions is not None
     if task is Task.CLASSIFICATION:
-        return _classification(decisions, targets)
+        found = _classification(decisions, targets)
+        return _with_class_areas(found, scores, targets) if curves else found
     found = _detection(decisions, targets)
     return _with_areas(found, scores, targets) if curves else found
 
@@ -100,6 +101,19 @@ def _with_areas(found: Figures, scores: Tensor, targets: Tensor) -> Figures:
     return replace(found, values={**found.values, **areas})
 
 
+def _with_class_areas(found: Figures, scores: Tensor, targets: Tensor) -> Figures:
+    """With the mean areas of the classes that some samples have and others do not."""
+    there = [c for c in range(targets.shape[1]) if 0 < int(targets[:, c].sum()) < len(targets)]
+    areas = {"auroc": math.nan, "average_precision": math.nan}
+    if there:
+        truth, wide = targets.numpy(), scores.double().numpy()
+        areas["auroc"] = sum(roc_auc_score(truth[:, c], wide[:, c]) for c in there) / len(there)
+        areas["average_precision"] = sum(
+            average_precision_score(truth[:, c], wide[:, c]) for c in there
+        ) / len(there)
+    return replace(found, values={**found.values, **{n: float(v) for n, v in areas.items()}})
+
+
 def _classification(decisions: Tensor, targets: Tensor) -> Figures:
     answered = decisions.sum(dim=1) == 1
     truth, chosen = targets.float().argmax(dim=1), decisions.float().argmax(dim=1)
@@ -109,11 +123,14 @@ def _classification(decisions: Tensor, targets: Tensor) -> Figures:
     labels = targets.shape[1]
     hits = torch.bincount(truth[answered & (truth == chosen)], minlength=labels).double()
     recall = hits / torch.bincount(truth, minlength=labels).clamp(min=1)
-    precision = hits / torch.bincount(chosen[answered], minlength=labels).clamp(min=1)
+    named = torch.bincount(chosen[answered], minlength=labels)
+    precision = hits / named.clamp(min=1)
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
     values = {"accuracy": _ratio(right, given), "coverage": _ratio(given, total)}
     values |= {"recall": float(recall.mean()), "precision": float(precision.mean())}
     values["f1"] = float(f1.mean())
+    others = (total - torch.bincount(truth, minlength=labels)).clamp(min=1)
+    values["specificity"] = float((1 - (named - hits) / others).mean())
     intervals = {"accuracy": wilson(right, given), "coverage": wilson(given, total)}
     return Figures(values, intervals, {"right": right, "answered": given, "samples": total})
 

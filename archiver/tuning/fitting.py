@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from ...handlers.policies import (
     Ballot,
@@ -64,11 +66,14 @@ class Learned:
         temperatures: M numbers by which logits are divided, on top of the spec's.
         weights: (M,) voting weights.
         models: name -> fitted model.
+        levels: (M, 101) each member's calibrated scores that 0, 1 ... 100 % of the samples without
+            the label stay below; presence only.
     """
 
     temperatures: tuple[float, ...]
     weights: Tensor
     models: Mapping[str, FittedModel] = field(default_factory=dict)
+    levels: Tensor | None = None
 
     def apply(self, outputs: Outputs) -> Outputs:
         """The outputs, calibrated and with the learned weights."""
@@ -92,7 +97,13 @@ def learn(outputs: Outputs, *, calibrate: bool = True) -> Learned:
     )
     plain = Learned(temperatures, outputs.panel.weights)
     calibrated = plain.apply(outputs)
-    return Learned(temperatures, fit_weights(calibrated), _models(calibrated))
+    levels = _levels(calibrated) if task is Task.PRESENCE else None
+    return Learned(temperatures, fit_weights(calibrated), _models(calibrated), levels)
+
+
+def _levels(outputs: Outputs) -> Tensor:
+    negatives = outputs.scores[:, ~outputs.targets[:, 0], 0].double().numpy()
+    return torch.from_numpy(np.quantile(negatives, np.linspace(0, 1, 101), axis=1).T.copy())
 
 
 def fit_temperature(logits: Tensor, targets: Tensor, task: Task) -> float:
@@ -103,17 +114,18 @@ def fit_temperature(logits: Tensor, targets: Tensor, task: Task) -> float:
         targets: (N, C) bool.
         task: any but regression.
     """
-    wide = logits.double()
+    # NumPy, as it does not wake threads for each of many small steps.
+    wide, truth = logits.double().numpy(), targets.numpy()
 
     def loss(log_temperature: float) -> float:
-        scaled = wide / torch.tensor(log_temperature, dtype=torch.float64).exp()
+        scaled = wide / math.exp(log_temperature)
         if task is Task.CLASSIFICATION:
-            return float(cross_entropy(scaled, targets.float().argmax(dim=1)))
-        return float(binary_cross_entropy_with_logits(scaled, targets.double()))
+            return float((logsumexp(scaled, axis=1) - scaled[truth]).mean())
+        return float((np.logaddexp(0, scaled) - scaled * truth).mean())
 
-    bounds = torch.tensor([_SMALLEST_TEMPERATURE, _LARGEST_TEMPERATURE]).log().tolist()
+    bounds = (math.log(_SMALLEST_TEMPERATURE), math.log(_LARGEST_TEMPERATURE))
     found = minimize_scalar(loss, bounds=bounds, method="bounded")
-    return round(float(torch.tensor(found.x, dtype=torch.float64).exp()), 6)
+    return round(math.exp(found.x), 6)
 
 
 def fit_weights(outputs: Outputs) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ...handlers.combining import Combiner
 from ...handlers.errors import MemberError, RequestError, SpecError
@@ -33,24 +34,24 @@ def member_outputs(
         on_image: called with the number of images, after each.
 
     Raises:
-        SpecError: an image cannot be read.
+        SpecError: images cannot be read; every one of them is named.
         MemberError: a member fails, or gives NaN.
     """
     runtime = Runtime.load(spec, folder, choose_device(spec, gpu=None))
     scores, logits = [], []
+    unreadable: list[str] = []
     step = spec.runtime.micro_batch
     for start in range(0, len(data.paths), step):
         images = []
         for path in data.paths[start : start + step]:
             try:
-                images.append(
-                    decode_image(
-                        path.read_bytes(), max_pixels=spec.limits.max_pixels, name=str(path)
-                    )
-                )
-            except RequestError as error:
-                raise SpecError(f"{path}: {error.message}; remove it from the data") from error
+                images.append(_decode(path, spec))
+            except (RequestError, OSError) as error:
+                unreadable.append(f"{path}: {error}")
             on_image(len(data.paths))
+        if unreadable:
+            # The rest is read all the same, so that all can be mended at once.
+            continue
         found = runtime.run(images)
         failed = (found.states != State.ANSWERED).nonzero()
         if len(failed):
@@ -61,5 +62,12 @@ def member_outputs(
             )
         scores.append(found.scores)
         logits.append(found.logits)
+    if unreadable:
+        raise SpecError("\n".join([*unreadable, "remove or replace these images in the data"]))
     panel = Combiner(spec, catalogue(spec, folder), {}).panel
     return Outputs(panel, torch.cat(scores, dim=1), torch.cat(logits, dim=1), data.targets)
+
+
+def _decode(path: Path, spec: EnsembleSpec) -> Tensor:
+    limit = spec.limits.max_pixels
+    return decode_image(path.read_bytes(), max_pixels=limit, name=str(path))

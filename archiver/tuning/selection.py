@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sklearn.model_selection import KFold, StratifiedKFold
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ...handlers.errors import MemberError, PolicyError
+from ...handlers.errors import MemberError, PolicyError, SpecError
 from ...handlers.policies import BoundPolicy, Catalogue, Outcome, one_hot, parse_policy
 from ...handlers.tasks import Task
+from .candidates import Candidate, candidates
+from .dials import DialCurve, dial_curve, says_nothing, stricter
 from .figures import Figures, figures
 from .fitting import Learned, Outputs, learn
+from .intervals import with_intervals
+from .own_thresholds import own_curve
 from .targets import Target
-
-_THRESHOLDED = (Task.PRESENCE, Task.MULTILABEL)
-_STEPS = 120
-_PLAIN = (
-    *("any", "all", "majority", "mean", "weighted_mean", "median", "max", "min"),
-    *("geometric_mean", "logit_mean", "stacking", "dawid_skene", "per_class_weights"),
-)
-_OF_CLASSES = ("plurality", "borda", "weighted_vote")
-_OF_VALUES = ("mean", "weighted_mean", "median", "stacking")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A policy whose operating point is to be found.
-
-    Attributes:
-        name: for tables.
-        policy: name of a registered policy; empty for a member alone.
-        parameters: fixed ones.
-        member: the member, for a single one.
-        dial: the parameter that is tuned; None: nothing is.
-    """
-
-    name: str
-    policy: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    member: str | None = None
-    dial: str | None = None
-
-    def text(self, value: float | None) -> str:
-        """As a spec writes it, with the dial at a value."""
-        if self.member is not None:
-            text = f'member("{self.member}")'
-            return text if value is None else f"{text} >= {value:g}"
-        parameters = dict(self.parameters)
-        if self.dial is not None and value is not None:
-            parameters[self.dial] = value
-        written = ", ".join(f"{name}={number:g}" for name, number in parameters.items())
-        return f"{self.policy}({written})" if written else self.policy
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +34,7 @@ class Measured:
         in_sample: figures of `text` on all samples, as an endpoint would give them.
         scores: (N, C) out of fold, for curves.
         decisions: (N, C) out of fold; None for regression.
+        value: of the dial; None where there is none, or it is left as it is.
     """
 
     candidate: Candidate
@@ -76,27 +43,21 @@ class Measured:
     in_sample: Figures
     scores: Tensor
     decisions: Tensor | None
+    value: float | None = None
 
 
-def candidates(task: Task, members: Sequence[str]) -> list[Candidate]:
-    """Members alone, then policies."""
-    dial = "threshold" if task in _THRESHOLDED else None
-    if task is Task.CLASSIFICATION:
-        dial = "min_confidence"
-    alone = [
-        Candidate(f"member {name}", member=name, dial=dial if task in _THRESHOLDED else None)
-        for name in members
-    ]
-    if task is Task.REGRESSION:
-        return [*alone, *(Candidate(name, name) for name in _OF_VALUES)]
-    names = [*_PLAIN, *(_OF_CLASSES if task is Task.CLASSIFICATION else ())]
-    if task is Task.MULTILABEL:
-        names.remove("dawid_skene")
-    found = [Candidate(name, name, dial=dial) for name in names]
-    for votes in range(2, len(members)):
-        name = f"at_least(k={votes})"
-        found.append(Candidate(name, "at_least", {"k": votes}, dial=dial))
-    return [*alone, *found]
+@dataclass(frozen=True, eq=False)
+class _Fold:
+    """Samples to learn from and samples to measure on, both with what was learned.
+
+    Attributes:
+        rows: where the samples to measure on stand among all.
+    """
+
+    training: Outputs
+    test: Outputs
+    rows: Tensor
+    learned: Learned
 
 
 def measure(
@@ -106,6 +67,7 @@ def measure(
     folds: int = 5,
     seed: int = 0,
     calibrate: bool = True,
+    report: bool = True,
     on_step: Callable[[int], None] = lambda total: None,
 ) -> tuple[list[Measured], Learned]:
     """Every candidate: dial and fits by cross-validation, then on all samples.
@@ -116,22 +78,45 @@ def measure(
         folds: of the cross-validation.
         seed: of the folds.
         calibrate: fit temperatures.
+        report: also areas under curves and intervals, which the choice does not need.
         on_step: called with the number of steps, after each.
 
     Returns:
         The candidates that the samples allow, and what was learned on all samples.
+
+    Raises:
+        SpecError: too few samples for the folds.
     """
-    splits = list(_splits(outputs, folds, seed))
-    learned = [learn(outputs.rows(training), calibrate=calibrate) for training, _ in splits]
-    whole = learn(outputs, calibrate=calibrate)
+    # Thousands of small computations: several threads would mostly wait for one another.
+    with threadpool_limits(1):
+        return _measure(outputs, target, folds, seed, calibrate, report, on_step)
+
+
+def _measure(
+    outputs: Outputs,
+    target: Target,
+    folds: int,
+    seed: int,
+    calibrate: bool,
+    report: bool,
+    on_step: Callable[[int], None],
+) -> tuple[list[Measured], Learned]:
+    parts = []
+    for training, test in splits(outputs, folds, seed):
+        fit = learn(outputs.rows(training), calibrate=calibrate)
+        applied = fit.apply(outputs)
+        parts.append(_Fold(applied.rows(training), applied.rows(test), test, fit))
+    learned = learn(outputs, calibrate=calibrate)
+    applied = learned.apply(outputs)
+    whole = _Fold(applied, applied, torch.arange(len(outputs.targets)), learned)
     found = []
     everything = candidates(outputs.panel.task, outputs.panel.member_names)
     for candidate in everything:
         # E.g. logit_mean does not work where a member gives probabilities.
         with contextlib.suppress(PolicyError, MemberError):
-            found.append(_measure_one(candidate, outputs, target, splits, learned, whole))
+            found.append(_measure_one(candidate, target, parts, whole, report))
         on_step(len(everything))
-    return found, whole
+    return found, learned
 
 
 def choose(found: Sequence[Measured], target: Target) -> Measured:
@@ -140,7 +125,7 @@ def choose(found: Sequence[Measured], target: Target) -> Measured:
     One that gives all samples the same answer is never chosen before one that does not.
     """
     return max(
-        [each for each in found if not _says_nothing(each.decisions)] or found,
+        [each for each in found if not says_nothing(each.decisions)] or found,
         key=lambda each: (
             target.merit(dict(each.out_of_fold.values)),
             each.candidate.member is None,
@@ -158,10 +143,16 @@ def bind(text: str, outputs: Outputs, learned: Learned) -> BoundPolicy:
     return parse_policy(text, {}, catalogue)
 
 
+def apply(measured: Measured, outputs: Outputs, learned: Learned) -> Outcome:
+    """What was measured, at its operating point, on any samples of the same members."""
+    return _outcome(measured.candidate, measured.value, learned.apply(outputs), learned)
+
+
 def _outcome(candidate: Candidate, value: float | None, applied: Outputs, fit: Learned) -> Outcome:
     """A candidate on samples that are calibrated already."""
     if candidate.member is None:
-        return bind(candidate.text(value), applied, fit).combine(applied.ballot())
+        text = candidate.text(value, fit, applied.panel.member_names)
+        return bind(text, applied, fit).combine(applied.ballot())
     scores = applied.scores[applied.panel.member_names.index(candidate.member)]
     if applied.panel.task is Task.REGRESSION:
         return Outcome(scores=scores, decisions=None)
@@ -171,87 +162,87 @@ def _outcome(candidate: Candidate, value: float | None, applied: Outputs, fit: L
 
 
 def _measure_one(
-    candidate: Candidate,
-    outputs: Outputs,
-    target: Target,
-    splits: Sequence[tuple[Tensor, Tensor]],
-    learned: Sequence[Learned],
-    whole: Learned,
+    candidate: Candidate, target: Target, folds: Sequence[_Fold], whole: _Fold, report: bool
 ) -> Measured:
-    task = outputs.panel.task
-    scores = torch.zeros(outputs.scores.shape[1:])
-    decisions = torch.zeros_like(scores, dtype=torch.bool)
-    for (training, test), fit in zip(splits, learned, strict=True):
-        value = _best_dial(candidate, outputs.rows(training), target, fit)
-        outcome = _outcome(candidate, value, fit.apply(outputs.rows(test)), fit)
-        scores[test] = outcome.scores
-        if outcome.decisions is not None:
-            decisions[test] = outcome.decisions
-    kept = None if task is Task.REGRESSION else decisions
-    value = _best_dial(candidate, outputs, target, whole)
-    final = _outcome(candidate, value, whole.apply(outputs), whole)
+    """Figures out of fold, with the dial set for the least strict target by which `target` is met.
+
+    Where none is strict enough: for the one that comes closest.
+    """
+    task, targets = whole.test.panel.task, whole.test.targets
+    curves = [_curve(candidate, fold) for fold in folds]
+    best: tuple[Target, Tensor, Tensor | None, Figures] | None = None
+    for aim in stricter(target) if candidate.dial is not None else [target]:
+        scores = torch.zeros(whole.test.scores.shape[1:])
+        decisions = torch.zeros_like(scores, dtype=torch.bool)
+        for curve, fold in zip(curves, folds, strict=True):
+            outcome = _outcome(candidate, curve.best(aim), fold.test, fold.learned)
+            scores[fold.rows] = outcome.scores
+            if outcome.decisions is not None:
+                decisions[fold.rows] = outcome.decisions
+        kept = None if task is Task.REGRESSION else decisions
+        found = figures(scores, kept, targets, task, curves=False)
+        if best is None or _closer(target, found, best[3]):
+            best = (aim, scores, kept, found)
+        if target.meets(dict(found.values)):
+            break
+    assert best is not None
+    aim, scores, kept, _ = best
+    value = _curve(candidate, whole).best(aim)
+    final = _outcome(candidate, value, whole.test, whole.learned)
+    found = figures(scores, kept, targets, task, curves=report)
+    if report:
+        found = with_intervals(found, scores, kept, targets, task)
     return Measured(
         candidate=candidate,
-        text=candidate.text(value),
-        out_of_fold=figures(scores, kept, outputs.targets, task),
-        in_sample=figures(final.scores, final.decisions, outputs.targets, task),
+        text=candidate.text(value, whole.learned, whole.test.panel.member_names),
+        out_of_fold=found,
+        in_sample=figures(final.scores, final.decisions, targets, task, curves=report),
         scores=scores,
         decisions=kept,
+        value=value,
     )
 
 
-def _best_dial(
-    candidate: Candidate, outputs: Outputs, target: Target, learned: Learned
-) -> float | None:
-    """The dial's value that serves the target best on these samples; None: as it is."""
+def _closer(target: Target, found: Figures, other: Figures) -> bool:
+    """Whether figures miss the target by less."""
+    return target.merit(dict(found.values)) > target.merit(dict(other.values))
+
+
+def _curve(candidate: Candidate, fold: _Fold) -> DialCurve:
+    """What the candidate's dial does on the samples that it is set on."""
     if candidate.dial is None:
-        return None
-    task = outputs.panel.task
-    applied = learned.apply(outputs)
-    scores = _outcome(candidate, None, applied, learned).scores
-    best: tuple[Any, float | None] | None = None
-    for value in _grid(scores, outputs.targets, task):
-        outcome = _outcome(candidate, value, applied, learned)
-        if _says_nothing(outcome.decisions):
-            continue
-        seen = figures(outcome.scores, outcome.decisions, outputs.targets, task, curves=False)
-        merit = target.merit(dict(seen.values))
-        if best is None or merit > best[0]:
-            best = (merit, value)
-    return best[1] if best is not None else None
+        return DialCurve((), ())
+    if candidate.votes is not None:
+        assert fold.learned.levels is not None
+        return own_curve(fold.training, fold.learned.levels, candidate.votes)
+    outcome = _outcome(candidate, None, fold.training, fold.learned)
+    return dial_curve(outcome, fold.training.targets, fold.training.panel.task)
 
 
-def _says_nothing(decisions: Tensor | None) -> bool:
-    """Whether all samples get the same answer, by which any bound on one figure is reached."""
-    return decisions is not None and bool((decisions == decisions[:1]).all())
+def splits(outputs: Outputs, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Rows to learn from and rows to measure on, with equal shares of each class where there are.
 
-
-def _grid(scores: Tensor, targets: Tensor, task: Task) -> Iterator[float]:
-    """Values between the scores, fine among the positives and among the negatives."""
-    if task is Task.CLASSIFICATION:
-        groups = [scores.amax(dim=1)]
-        yield 0.0
-    else:
-        groups = [scores[targets], scores[~targets]]
-        yield 0.5
-    steps = torch.linspace(0, 1, _STEPS // len(groups) + 1, dtype=torch.float64)
-    values: set[float] = set()
-    for group in groups:
-        if len(group):
-            ordered = torch.unique(group.double())
-            between = torch.cat([ordered[:1], (ordered[1:] + ordered[:-1]) / 2])
-            values |= set(between.quantile(steps).tolist())
-    # Rounded as they are written into the spec, down, so that a score at the value still counts.
-    yield from sorted({max(0.0, float(f"{value - 5e-7:.6f}")) for value in values})
-
-
-def _splits(outputs: Outputs, folds: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    samples = len(outputs.targets)
-    if outputs.panel.task in (Task.CLASSIFICATION, Task.PRESENCE):
-        strata = outputs.targets.float() @ torch.arange(1.0, outputs.targets.shape[1] + 1)
-        splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        pairs = splitter.split(torch.zeros(samples), strata.numpy())
-    else:
+    Raises:
+        SpecError: fewer than two folds, or too few samples for them.
+    """
+    samples, task = len(outputs.targets), outputs.panel.task
+    if folds < 2:
+        raise SpecError(f"{folds} folds: cross-validation takes at least 2")
+    if task not in (Task.CLASSIFICATION, Task.PRESENCE):
+        if samples < folds:
+            raise SpecError(f"{samples} images are too few for {folds} folds; add images")
         pairs = KFold(folds, shuffle=True, random_state=seed).split(torch.zeros(samples))
-    for training, test in pairs:
-        yield torch.from_numpy(training), torch.from_numpy(test)
+        return [(torch.from_numpy(training), torch.from_numpy(test)) for training, test in pairs]
+    strata = outputs.targets.float() @ torch.arange(1.0, outputs.targets.shape[1] + 1)
+    sizes = torch.bincount(strata.long())
+    sizes = sizes[sizes > 0]
+    if len(sizes) < 2:
+        raise SpecError("all images have the same label; add images with another one")
+    if int(sizes.min()) < folds:
+        raise SpecError(
+            f"a label has only {int(sizes.min())} images, too few for {folds} folds; add images, "
+            "or take fewer folds"
+        )
+    splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    pairs = splitter.split(torch.zeros(samples), strata.numpy())
+    return [(torch.from_numpy(training), torch.from_numpy(test)) for training, test in pairs]

@@ -23,7 +23,7 @@ _DETECTION = {
 _CLASSIFICATION = {"accuracy": "coverage", "coverage": "accuracy", "f1": "accuracy"}
 _CLASSIFICATION |= {"recall": "precision", "precision": "recall"}
 _REGRESSION = {"rmse": "mae", "mae": "rmse", "r2": "rmse"}
-_SMALLER_IS_BETTER = frozenset({"rmse", "mae", "false_positive_rate"})
+SMALLER_IS_BETTER = frozenset({"rmse", "mae", "false_positive_rate"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Target:
     complement: str
 
     def __str__(self) -> str:
-        smaller = self.metric in _SMALLER_IS_BETTER
+        smaller = self.metric in SMALLER_IS_BETTER
         if self.bound is None:
             return f"{'minimise' if smaller else 'maximise'} {self.metric}"
         return f"{self.metric}{'<=' if smaller else '>='}{self.bound:g}"
@@ -57,7 +57,7 @@ class Target:
             return math.inf
         if self.bound is None:
             return 0.0
-        smaller = self.metric in _SMALLER_IS_BETTER
+        smaller = self.metric in SMALLER_IS_BETTER
         return value - self.bound if smaller else self.bound - value
 
     def merit(self, values: dict[str, float]) -> tuple[bool, float, float]:
@@ -73,7 +73,7 @@ def _good(values: dict[str, float], metric: str) -> float:
     value = values[metric]
     if math.isnan(value):
         return -math.inf
-    return -value if metric in _SMALLER_IS_BETTER else value
+    return -value if metric in SMALLER_IS_BETTER else value
 
 
 def parse_target(text: str, task: Task) -> Target:
@@ -97,7 +97,7 @@ def parse_target(text: str, task: Task) -> Target:
             f"target '{text}': task {task} has no figure '{metric}'; it has {', '.join(choices)}"
             f"{nearest(metric, tuple(choices))}"
         )
-    smaller = metric in _SMALLER_IS_BETTER
+    smaller = metric in SMALLER_IS_BETTER
     if (sign == "<=" or verb == "minimise") != smaller:
         raise SpecError(
             f"target '{text}': {metric} is better when it is "

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from ...handlers.spec import EnsembleSpec
 from ...handlers.tasks import Task
-from ...serving.client import Prediction
-from .figures import Figures, figures
+from .calibration import MemberCalibration, calibrations
+from .candidates import candidates
+from .endpoint import evaluate_endpoint, figures_of_predictions
 from .fitting import Learned, Outputs
 from .labelled_data import LabelledData
-from .selection import Measured, choose, measure
+from .nested import Expected, expected
+from .selection import Measured, choose, measure, splits
 from .targets import Target
+
+__all__ = ["Tuning", "evaluate_endpoint", "figures_of_predictions", "tune"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,8 @@ class Tuning:
         measured: every candidate, members first.
         chosen: the operating point.
         reached: whether it meets the target out of fold.
+        calibrations: of each member, out of fold.
+        expected: figures of the whole of tuning on samples that it did not see; None: not measured.
     """
 
     spec: EnsembleSpec
@@ -38,6 +41,8 @@ class Tuning:
     measured: Sequence[Measured]
     chosen: Measured
     reached: bool
+    calibrations: Sequence[MemberCalibration] = ()
+    expected: Expected | None = None
 
 
 def tune(
@@ -49,46 +54,54 @@ def tune(
     folds: int = 5,
     seed: int = 0,
     calibrate: bool = True,
+    nested: bool = True,
     on_step: Callable[[int], None] = lambda total: None,
 ) -> Tuning:
     """Measure every policy at its best operating point and choose one.
 
     All that is learned (temperatures, weights, fitted models, the dial of each policy) is learned
     inside the folds for the figures that are compared, and on all samples for what is written.
-    """
-    measured, learned = measure(
-        outputs, target, folds=folds, seed=seed, calibrate=calibrate, on_step=on_step
-    )
-    able = [m for m in measured if m.candidate.member is None or spec.task is not Task.REGRESSION]
-    chosen = choose(able, target)
-    reached = target.meets(dict(chosen.out_of_fold.values))
-    return Tuning(spec, data, target, outputs, learned, measured, chosen, reached)
-
-
-def figures_of_predictions(
-    spec: EnsembleSpec, data: LabelledData, predictions: Sequence[Prediction]
-) -> dict[str, Figures]:
-    """Figures of members and of the combined answer, from what an endpoint said.
 
     Args:
-        spec: for labels; a served model's describe answer has them too.
-        data: the images that were asked about.
-        predictions: one for each, asked with ``include=scores``.
+        spec: the ensemble.
+        data: labelled images.
+        outputs: what its members say about them.
+        target: what the operating point is to reach.
+        folds: of the cross-validation.
+        seed: of the folds.
+        calibrate: fit temperatures.
+        nested: also measure what the choice itself gives on new images.
+        on_step: called with the number of steps, after each.
+
+    Raises:
+        SpecError: too few images for the folds.
     """
-    names = ["combined", *predictions[0].members]
-    columns: Mapping[str, list[Prediction]] = {
-        name: [p if name == "combined" else p.members[name] for p in predictions] for name in names
-    }
-    return {
-        name: figures(*_tensors(spec, answers), data.targets, spec.task)
-        for name, answers in columns.items()
-    }
+    steps = len(candidates(spec.task, outputs.panel.member_names)) + (folds if nested else 0)
 
+    def step(_: int) -> None:
+        on_step(steps)
 
-def _tensors(spec: EnsembleSpec, answers: Sequence[Prediction]) -> tuple[Tensor, Tensor | None]:
-    labels = spec.score_labels
-    if spec.task is Task.REGRESSION:
-        return torch.tensor([[a.values[label] for label in labels] for a in answers]), None
-    scores = torch.tensor([[answer.scores[label] for label in labels] for answer in answers])
-    decisions = [[label in answer.labels for label in labels] for answer in answers]
-    return scores, torch.tensor(decisions)
+    measured, learned = measure(
+        outputs, target, folds=folds, seed=seed, calibrate=calibrate, on_step=step
+    )
+
+    def eligible(each: Measured) -> bool:
+        return each.candidate.member is None or spec.task is not Task.REGRESSION
+
+    chosen = choose([each for each in measured if eligible(each)], target)
+    reached = target.meets(dict(chosen.out_of_fold.values))
+    foreseen = None
+    if nested:
+        foreseen = expected(
+            outputs,
+            target,
+            folds=folds,
+            seed=seed,
+            calibrate=calibrate,
+            eligible=eligible,
+            on_step=step,
+        )
+    calibrated = calibrations(outputs, learned, splits(outputs, folds, seed))
+    return Tuning(
+        spec, data, target, outputs, learned, measured, chosen, reached, calibrated, foreseen
+    )

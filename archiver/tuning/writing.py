@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from ...handlers.policies import FittedModel, save_fitted
-from ...handlers.spec import parse_spec
+from ...handlers.service import catalogue
+from ...handlers.spec import EnsembleSpec, parse_spec
 from .fitting import Learned
 
 _FITTED_FOLDER = "fitted"
 _LONG_LINE = 4096
+_NUMBERS = re.compile(r"threshold|confidence|[<>]")
 
 
 def write_operating_point(
@@ -26,7 +31,8 @@ def write_operating_point(
     figures: Mapping[str, float],
     data_name: str,
     data_digest: str,
-) -> None:
+    expected: Mapping[str, float] | None = None,
+) -> str:
     """Change the spec's file: a named policy, temperatures, weights, fitted models, provenance.
 
     The temperatures multiply those of the spec, as they were fitted on top of them. The file is
@@ -40,14 +46,21 @@ def write_operating_point(
         figures: measured out of fold; written to ``provenance.metrics``.
         data_name: under which they are written.
         data_digest: written to ``provenance.tuning_data``.
+        expected: figures to expect of new images, which the choice among candidates did not see.
+
+    Returns:
+        The policy's text as it stands there, with the name of its fitted model.
 
     Raises:
-        SpecError: the result would be no good spec.
+        SpecError: the result would be no good spec, or its policies would not fit together.
     """
+    before = spec_path.read_text(encoding="utf-8")
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = _LONG_LINE
-    content = yaml.load(spec_path.read_text(encoding="utf-8"))
+    if _indents_lists(before):
+        yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(before)
     for member, temperature in zip(content["members"], learned.temperatures, strict=True):
         if temperature != 1:
             member["temperature"] = round(float(member.get("temperature", 1.0)) * temperature, 6)
@@ -55,21 +68,79 @@ def write_operating_point(
         for member, weight in zip(content["members"], learned.weights.tolist(), strict=True):
             member["voting_weight"] = round(weight, 6)
     policies = _section(content, "policies")
-    _section(policies, "named")[name] = policy
+    named = _section(policies, "named")
+    named[name] = policy
     for kind, model in learned.models.items():
         if policy.startswith(kind):
-            file = _write_model(spec_path.parent, f"{name}-{kind}", model)
-            _section(policies, "fitted")[kind] = file
+            # Under the policy's own name, as other policies may have models of that kind.
+            written = f"{name}-{kind}"
+            _section(policies, "fitted")[written] = _write_model(spec_path.parent, written, model)
+            named[name] = _with_model(policy, written)
     provenance = _section(content, "provenance")
-    rounded = {figure: round(value, 6) for figure, value in figures.items() if value == value}
-    _section(provenance, "metrics")[f"{name} on {data_name}"] = rounded
+    metrics = _section(provenance, "metrics")
+    metrics[f"{name} on {data_name}"] = _rounded(figures)
+    if expected is not None:
+        metrics[f"{name}, expected on new images"] = _rounded(expected)
     provenance["tuning_data"] = data_digest
     text = io.StringIO()
     yaml.dump(content, text)
-    parse_spec(text.getvalue(), source=str(spec_path), folder=spec_path.parent)
-    partial = spec_path.with_suffix(".partial")
+    spec = parse_spec(text.getvalue(), source=str(spec_path), folder=spec_path.parent)
+    catalogue(spec, spec_path.parent)
+    # Beside the file itself, also where the path is a link to it.
+    target = spec_path.resolve()
+    partial = target.with_name(target.name + ".partial")
     partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(spec_path)
+    partial.chmod(target.stat().st_mode)
+    partial.replace(target)
+    return str(named[name])
+
+
+def side_effects(spec: EnsembleSpec, name: str, learned: Learned) -> list[str]:
+    """What writing changes for others, or leaves undone, in words; to be told to people.
+
+    Args:
+        spec: as it was before.
+        name: of the policy that is written.
+        learned: what is written with it.
+    """
+    found = []
+    policies = spec.policies
+    if policies.allowed is not None and name not in policies.allowed:
+        found.append(f"clients cannot choose '{name}' until policies.allowed lists it")
+    texts = {key: text for key, text in policies.named.items() if key != name}
+    texts["the default"] = policies.default
+    moved = [key for key, text in texts.items() if _NUMBERS.search(text)]
+    if any(threshold != 0.5 for m in (None, *spec.members) for threshold in spec.thresholds(m)):
+        moved.append("every policy without a threshold of its own")
+    if moved and any(temperature != 1 for temperature in learned.temperatures):
+        found.append(
+            f"new temperatures move the members' scores: the thresholds of {', '.join(moved)} "
+            "were set for the old ones; tune again, or tune with --no-calibration"
+        )
+    return found
+
+
+def _indents_lists(text: str) -> bool:
+    """Whether the first list below a key is indented, as ``key:`` and then ``  - item``."""
+    lines = [line for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#"]
+    for key, item in itertools.pairwise(lines):
+        if item.lstrip().startswith("- ") and key.partition(" #")[0].rstrip().endswith(":"):
+            return _depth(item) > _depth(key)
+    return False
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _with_model(policy: str, model: str) -> str:
+    """``stacking(threshold=0.3)`` -> ``stacking(model="...", threshold=0.3)``."""
+    name, parenthesis, parameters = policy.partition("(")
+    return f'{name}(model="{model}"{", " + parameters if parenthesis else ")"}'
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
 
 
 def _section(content: Any, key: str) -> Any:

@@ -1,0 +1,183 @@
+"""An operating point in a spec that people wrote and go on reading."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from probe_ensemble import probes
+
+from torchserve_ensemble.archiver.tuning.fitting import Learned
+from torchserve_ensemble.archiver.tuning.writing import side_effects, write_operating_point
+from torchserve_ensemble.handlers.errors import SpecError
+from torchserve_ensemble.handlers.policies import StackingModel, load_fitted, parse_policy
+from torchserve_ensemble.handlers.service import catalogue
+from torchserve_ensemble.handlers.spec import load_spec
+
+INDENTED = """\
+# Two probes of brightness.
+name: probes   # the endpoint
+version: "1.0"
+task: presence
+labels: [dark, bright]
+preprocessing:
+  small: {resize: [2, 2]}
+
+members:
+  # the careful one
+  - name: a
+    weights: a.safetensors
+    architecture: probe.py:Probe
+    arguments: {task: presence}
+    temperature: 2.0  # fitted by hand
+  - name: b
+    weights: b.safetensors
+    architecture: probe.py:Probe
+    arguments: {task: presence}
+
+policies:
+  default: mean
+  named:
+    careful: mean(threshold=0.2)  # asked for by the clinic
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    probes(tmp_path, task="presence", bounds=(0.3, 0.7))
+    (tmp_path / "ensemble.yaml").write_text(INDENTED)
+    return tmp_path / "ensemble.yaml"
+
+
+def learned(temperatures: tuple[float, float] = (1.5, 1.0), **models: StackingModel) -> Learned:
+    return Learned(temperatures, torch.tensor([0.25, 2.0]), models)
+
+
+def stacking(value: float = 0.5) -> StackingModel:
+    return StackingModel(("a", "b"), torch.full((1, 2), value), torch.zeros(1))
+
+
+def write(path: Path, policy: str, fit: Learned, name: str = "tuned") -> str:
+    return write_operating_point(
+        path,
+        name=name,
+        policy=policy,
+        learned=fit,
+        figures={"recall": 0.9123456789, "auroc": float("nan")},
+        data_name="ward",
+        data_digest="sha256:12",
+    )
+
+
+def test_only_lines_that_mean_something_new_change(path: Path) -> None:
+    assert write(path, "mean(threshold=0.31)", learned()) == "mean(threshold=0.31)"
+    after = path.read_text().splitlines()
+    before = INDENTED.splitlines()
+    assert [line for line in before if line not in after] == [
+        "    temperature: 2.0  # fitted by hand"
+    ]
+    assert "    temperature: 3.0  # fitted by hand" in after
+    assert [line for line in after if line not in before] == [
+        "    temperature: 3.0  # fitted by hand",
+        "    tuned: mean(threshold=0.31)",
+        "provenance:",
+        "  metrics:",
+        "    tuned on ward:",
+        "      recall: 0.912346",
+        "  tuning_data: sha256:12",
+    ]
+    spec = load_spec(path)
+    assert spec.members[0].temperature == 3
+    assert spec.policies.named == {
+        "careful": "mean(threshold=0.2)",
+        "tuned": "mean(threshold=0.31)",
+    }
+
+
+def test_lists_that_are_not_indented_stay_so(path: Path) -> None:
+    flat = INDENTED.replace("\n  - name", "\n- name").replace("\n    ", "\n  ")
+    flat = flat.replace("  # the careful one\n", "").replace("\n  careful:", "\n    careful:")
+    path.write_text(flat)
+    write(path, "any", learned((1.0, 1.0)))
+    assert [line for line in flat.splitlines() if line not in path.read_text().splitlines()] == []
+
+
+def test_what_to_expect_is_written_beside_what_was_measured(path: Path) -> None:
+    write_operating_point(
+        path,
+        name="tuned",
+        policy="any",
+        learned=learned(),
+        figures={"recall": 0.95},
+        data_name="ward",
+        data_digest="sha256:12",
+        expected={"recall": 0.91},
+    )
+    assert load_spec(path).provenance.metrics == {
+        "tuned on ward": {"recall": 0.95},
+        "tuned, expected on new images": {"recall": 0.91},
+    }
+
+
+def test_weights_are_written_for_a_policy_that_weighs(path: Path) -> None:
+    write(path, "weighted_mean(threshold=0.4)", learned())
+    assert [member.voting_weight for member in load_spec(path).members] == [0.25, 2.0]
+
+
+def test_a_fitted_model_lies_beside_the_spec_under_the_policys_name(path: Path) -> None:
+    text = write(path, "stacking(threshold=0.4)", learned(stacking=stacking()))
+    assert text == 'stacking(model="tuned-stacking", threshold=0.4)'
+    spec = load_spec(path)
+    assert spec.policies.fitted == {"tuned-stacking": "fitted/tuned-stacking.safetensors"}
+    assert "fitted/tuned-stacking.safetensors" in spec.files()
+    loaded = load_fitted(path.parent / "fitted" / "tuned-stacking.safetensors")
+    assert isinstance(loaded, StackingModel)
+    assert torch.equal(loaded.coefficients, stacking().coefficients)
+
+
+def test_two_models_of_a_kind_live_side_by_side(path: Path) -> None:
+    write(path, "stacking", learned(stacking=stacking(0.5)))
+    write(path, "stacking", learned(stacking=stacking(2.0)), name="other")
+    spec = load_spec(path)
+    offered = catalogue(spec, path.parent)
+    scores = torch.full((2, 1, 1), 0.5)
+    from torchserve_ensemble.handlers.combining import Combiner
+
+    panel = Combiner(spec, offered, {}).panel
+    first, second = (
+        parse_policy(name, {}, offered).combine(panel.ballot(scores)).scores.item()
+        for name in ("tuned", "other")
+    )
+    assert first == pytest.approx(torch.tensor(0.5).sigmoid().item())
+    assert second == pytest.approx(torch.tensor(2.0).sigmoid().item())
+
+
+@pytest.mark.parametrize("policy", ["meen", "at_least(k=3)", "stacking"])
+def test_a_policy_that_does_not_work_is_not_written(path: Path, policy: str) -> None:
+    with pytest.raises(SpecError):
+        write(path, policy, learned())
+    assert path.read_text() == INDENTED
+    assert not list(path.parent.glob("*.partial"))
+
+
+def test_a_link_and_the_file_mode_stay(path: Path, tmp_path: Path) -> None:
+    path.chmod(0o640)
+    link = tmp_path / "link.yaml"
+    link.symlink_to(path)
+    write(link, "any", learned())
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert "tuned" in load_spec(path).policies.named
+
+
+def test_what_writing_changes_for_others_is_told(path: Path) -> None:
+    spec = load_spec(path)
+    (effect,) = side_effects(spec, "tuned", learned())
+    assert "thresholds of careful were set for the old ones" in effect
+    assert side_effects(spec, "careful", learned()) == []
+    assert side_effects(spec, "tuned", learned((1.0, 1.0))) == []
+    path.write_text(INDENTED.replace("  default: mean\n", "  default: mean\n  allowed: [any]\n"))
+    (effect,) = side_effects(load_spec(path), "tuned", learned((1.0, 1.0)))
+    assert "until policies.allowed lists it" in effect
