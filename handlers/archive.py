@@ -72,7 +72,7 @@ class ArchiveRecord:
                     f"{source}: {RECORD} was changed after the build: its digest does not match "
                     "its list of files; build the archive again"
                 )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArchiveError(
                 f"{source}: {RECORD} is damaged ({error!r}); build the archive again"
             ) from None
@@ -99,7 +99,9 @@ def verify_folder(folder: Path) -> ArchiveRecord:
         raise ArchiveError(
             f"{folder}: no {RECORD}; the archive was not built by `ts-ensemble build`"
         )
-    record = ArchiveRecord.from_json(record_path.read_text(encoding="utf-8"), source=str(folder))
+    # What is not UTF-8 is damaged, which reading it as JSON then tells.
+    text = record_path.read_text(encoding="utf-8", errors="replace")
+    record = ArchiveRecord.from_json(text, source=str(folder))
     wrong = [
         f"{path} is missing" if not (folder / path).is_file() else f"{path} was changed"
         for path, digest in record.files.items()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..handlers.errors import ServerError
 from .management import ManagementClient, ModelVersion
 from .server import DEFAULT_RUN_FOLDER, Server, server_log
-from .settings import ServerSettings, is_loopback
+from .settings import ServerSettings, is_loopback, is_on
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -179,7 +179,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         config = Path("config.properties")
     settings = ServerSettings(arguments.model_store, tuple(arguments.models), config, overrides)
     properties = settings.properties()
-    guarded = properties.get("disable_token_authorization", "false") != "true"
+    guarded = not is_on(properties, "disable_token_authorization")
     if is_loopback(properties.get("management_address", "")) and guarded:
         # Registering is what the other verbs are for; here only the token's owner can.
         overrides.setdefault("enable_model_api", properties.get("enable_model_api", "true"))

@@ -18,7 +18,7 @@ from ..handlers.spec import load_spec
 from ..handlers.strict_yaml import nearest
 from .java import find_java
 from .server import Server, server_log
-from .settings import is_loopback, read_properties
+from .settings import is_loopback, is_on, read_properties
 
 _SMALLEST_FREE_BYTES = 2 * 1024**3
 _DEFAULT_SIZE = 6_553_500
@@ -136,7 +136,7 @@ def _configuration(path: Path) -> Iterator[Finding]:
                 f"{path}: {key} is no setting of TorchServe{nearest(key, KNOWN_KEYS)}",
                 "TorchServe ignores it without a word: correct or remove it",
             )
-    guarded = properties.get("disable_token_authorization", "false") != "true"
+    guarded = not is_on(properties, "disable_token_authorization")
     for key in ("inference_address", "management_address", "metrics_address"):
         if key in properties and not is_loopback(properties[key]) and not guarded:
             yield Finding(
@@ -146,7 +146,7 @@ def _configuration(path: Path) -> Iterator[Finding]:
             )
     for key in ("grpc_inference_address", "grpc_management_address"):
         address = properties.get(key, "127.0.0.1")
-        if not is_loopback(f"http://{address}") and not guarded:
+        if not is_loopback(address) and not guarded:
             yield Finding(
                 Level.WARNING,
                 f"{path}: {key}={address} is open without tokens",
@@ -160,14 +160,19 @@ def _configuration(path: Path) -> Iterator[Finding]:
             "default_workers_per_model=1",
         )
     for key in ("max_request_size", "max_response_size"):
-        if int(properties.get(key, _DEFAULT_SIZE)) <= _DEFAULT_SIZE:
+        size = properties.get(key, str(_DEFAULT_SIZE))
+        if not size.isdecimal():
+            yield Finding(
+                Level.PROBLEM, f"{path}: {key}={size} is no number of bytes", f"{key}=104857600"
+            )
+        elif int(size) <= _DEFAULT_SIZE:
             yield Finding(
                 Level.WARNING,
                 f"{path}: {key} is {properties.get(key, _DEFAULT_SIZE)} bytes; a larger "
                 + ("form is refused" if "request" in key else "answer makes the worker reload"),
                 f"{key}=104857600",
             )
-    if properties.get("install_py_dep_per_model", "false") == "true":
+    if is_on(properties, "install_py_dep_per_model"):
         yield Finding(
             Level.WARNING,
             f"{path}: install_py_dep_per_model lets an archive install packages at load",

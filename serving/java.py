@@ -65,7 +65,7 @@ def find_java(environment: Mapping[str, str] = os.environ) -> JavaRuntime:
 
 def _candidates(environment: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     if environment.get("JAVA_HOME"):
-        yield "JAVA_HOME", Path(environment["JAVA_HOME"])
+        yield "JAVA_HOME", Path(environment["JAVA_HOME"]).absolute()
     on_path = shutil.which("java", path=environment.get("PATH", ""))
     if on_path is not None:
         yield "PATH", Path(on_path).resolve().parent.parent

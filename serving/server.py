@@ -23,7 +23,7 @@ from ..handlers.errors import ServerError, WorkerDiedError
 from .client import InferenceClient
 from .java import find_java
 from .management import ManagementClient, ModelVersion
-from .settings import ServerSettings, check_ports
+from .settings import ServerSettings, check_ports, is_on
 from .tokens import read_token
 from .worker_log import DeadWorker, WorkerLog, trouble
 
@@ -127,7 +127,7 @@ class Server:
             grpc_address=f"{properties.get('grpc_inference_address', '127.0.0.1')}:"
             f"{properties['grpc_inference_port']}",
             temporary=temporary,
-            tokens=properties.get("disable_token_authorization", "false") != "true",
+            tokens=not is_on(properties, "disable_token_authorization"),
         )
         (run_folder / _STATE).write_text(json.dumps(asdict(state), indent=2))
         server = cls(run_folder, state)

@@ -78,20 +78,35 @@ def read_properties(path: Path) -> dict[str, str]:
         ServerError: the file cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ServerError(f"{path}: cannot be read: {error.strerror}") from error
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServerError(f"{path}: cannot be read as UTF-8: {error}") from error
     pairs = (line.split("=", 1) for line in lines if "=" in line and line.lstrip()[:1] != "#")
     return {key.strip(): value.strip() for key, value in pairs}
 
 
+def is_on(properties: Mapping[str, str], key: str) -> bool:
+    """Whether a setting is true, as Java reads it: in any case."""
+    return properties.get(key, "").strip().lower() == "true"
+
+
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an address such as ``http://127.0.0.1:8080``."""
-    host = urlsplit(address).hostname or ""
+    """Whether only this machine reaches ``http://127.0.0.1:8080``, ``::1`` or ``unix:/path``."""
+    if address.startswith("unix:"):
+        return True
     try:
+        host = (urlsplit(address).hostname or "") if "://" in address else address
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return "localhost" in (address, _host(address))
+
+
+def _host(address: str) -> str:
+    """The host of an address; empty where it cannot be read."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
 
 
 def check_ports(properties: Mapping[str, str]) -> None:
@@ -100,14 +115,19 @@ def check_ports(properties: Mapping[str, str]) -> None:
     Raises:
         ServerError: a port is in use, or an address is not this machine's.
     """
-    wanted: dict[str, tuple[str | None, int | None]] = {
-        key: (urlsplit(properties[key]).hostname, urlsplit(properties[key]).port)
-        for key in ("inference_address", "management_address", "metrics_address")
-        if properties[key].startswith("http")
-    }
-    for kind in ("inference", "management"):
-        host = properties.get(f"grpc_{kind}_address", "127.0.0.1")
-        wanted[f"grpc_{kind}_port"] = (host, int(properties[f"grpc_{kind}_port"]))
+    wanted: dict[str, tuple[str | None, int]] = {}
+    try:
+        for setting in ("inference_address", "management_address", "metrics_address"):
+            if properties[setting].startswith("http"):
+                parts = urlsplit(properties[setting])
+                default = 443 if parts.scheme == "https" else 80
+                wanted[setting] = (parts.hostname, parts.port or default)
+        for kind in ("inference", "management"):
+            setting = f"grpc_{kind}_port"
+            host = properties.get(f"grpc_{kind}_address", "127.0.0.1")
+            wanted[setting] = (host, int(properties[setting]))
+    except ValueError as error:
+        raise ServerError(f"{setting}={properties[setting]}: {error}; correct it") from None
     for setting, (named, port) in wanted.items():
         host = named or "127.0.0.1"
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -115,11 +135,11 @@ def check_ports(properties: Mapping[str, str]) -> None:
             # As Java does: a port whose last connections only linger is free.
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                candidate.bind((host, port or 80))
-            except OSError as error:
+                candidate.bind((host, port))
+            except (OSError, OverflowError) as error:
                 raise ServerError(
-                    f"{setting}: cannot listen on {host}:{port}: {error.strerror}; another server "
-                    f"may run there; choose another, e.g. --set {setting}=..."
+                    f"{setting}: cannot listen on {host}:{port}: {error}; another server may run "
+                    f"there; choose another, e.g. --set {setting}=..."
                 ) from error
 
 

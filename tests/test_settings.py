@@ -14,6 +14,7 @@ from torchserve_ensemble.serving.settings import (
     check_ports,
     free_ports,
     is_loopback,
+    is_on,
     read_properties,
     throw_away,
 )
@@ -60,6 +61,10 @@ def test_mistakes(tmp_path: Path) -> None:
         ("http://10.0.0.1:8080", False),
         ("http://127.0.0.1.example.org:80", False),
         ("", False),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("unix:/tmp/a.sock", True),
+        ("http://[::1", False),
     ],
 )
 def test_loopback(address: str, expected: bool) -> None:
@@ -86,3 +91,53 @@ def test_a_foreign_address_is_named() -> None:
     properties = DEFAULTS | throw_away() | {"metrics_address": "http://192.0.2.1:8082"}
     with pytest.raises(ServerError, match=r"metrics_address: cannot listen on 192.0.2.1:8082"):
         check_ports(properties)
+
+
+def test_a_relative_model_store_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server runs in another folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("store").mkdir()
+    assert ServerSettings(Path("store")).properties()["model_store"] == str(tmp_path / "store")
+
+
+def test_throw_away_servers_leave_no_address_to_defaults() -> None:
+    settings = throw_away()
+    assert {key for key in settings if key.endswith("_address")} == {
+        "inference_address",
+        "management_address",
+        "metrics_address",
+        "grpc_inference_address",
+        "grpc_management_address",
+    }
+    assert settings["disable_token_authorization"] == "true"
+    assert settings["enable_model_api"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("grpc_inference_port", "abc"),
+        ("grpc_inference_port", "99999"),
+        ("inference_address", "http://127.0.0.1:99999"),
+    ],
+)
+def test_ports_that_are_none(setting: str, value: str) -> None:
+    with pytest.raises(ServerError, match=setting):
+        check_ports(DEFAULTS | throw_away() | {setting: value})
+
+
+def test_switches_are_read_as_java_reads_them() -> None:
+    assert is_on({"a": "True"}, "a")
+    assert is_on({"a": " TRUE "}, "a")
+    assert not is_on({"a": "yes"}, "a")
+    assert not is_on({}, "a")
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes("# caf\u00e9\na=1".encode("latin-1"))
+    with pytest.raises(ServerError, match="cannot be read as UTF-8"):
+        read_properties(tmp_path / "latin")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfa=1")
+    assert read_properties(tmp_path / "marked") == {"a": "1"}
