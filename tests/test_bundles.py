@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
+import struct
 import tarfile
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -20,6 +24,7 @@ from safetensors.numpy import save
 
 from torchserve_ensemble.handlers.bundles import BundleLimits, Item, Unreadable, rows, unpack
 from torchserve_ensemble.handlers.errors import EnsembleError, RequestError, TooLargeError
+from torchserve_ensemble.handlers.images import decode_image
 
 LIMITS = BundleLimits(max_entries=4, max_unpacked_bytes=100_000, max_pixels=10_000)
 FILES = {"b.png": b"first", "folder/a.png": b"second", "b/c.png": b"third"}
@@ -61,6 +66,7 @@ PACKERS: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     "tar": tarred,
     "tar.gz": lambda files: tarred(files, "w:gz"),
     "tar.bz2": lambda files: tarred(files, "w:bz2"),
+    "tar.xz": lambda files: tarred(files, "w:xz"),
 }
 
 
@@ -99,7 +105,8 @@ class TestArchives:
         try:
             with pytest.raises(TooLargeError, match=r"limits\.max_unpacked_bytes"):
                 take(bomb)
-            assert tracemalloc.get_traced_memory()[1] < 5_000_000
+            # Of which xz takes 8 MiB for its dictionary.
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
         finally:
             tracemalloc.stop()
 
@@ -135,6 +142,51 @@ class TestArchives:
         whole[directory + 8] |= 1
         (item,) = take(bytes(whole))
         assert item.data == Unreadable("it is encrypted")
+
+    @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    def test_a_zip_bomb_of_another_method_is_never_unpacked(self, method: int) -> None:
+        bomb = zipped({"a.png": bytes(100_000_000)}, method)
+        tracemalloc.start()
+        try:
+            (item,) = take(bomb)
+            assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        finally:
+            tracemalloc.stop()
+        assert isinstance(item.data, Unreadable)
+
+    def test_a_gigabyte_of_zeros_in_a_gzip(self) -> None:
+        target = io.BytesIO()
+        info = tarfile.TarInfo("a.png")
+        info.size = 1 << 30
+        with gzip.GzipFile(fileobj=target, mode="wb") as file:
+            file.write(info.tobuf())
+            for _ in range(1 << 10):
+                file.write(bytes(1 << 20))
+        tracemalloc.start()
+        try:
+            with pytest.raises(TooLargeError, match=r"limits\.max_unpacked_bytes"):
+                take(target.getvalue())
+            assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        finally:
+            tracemalloc.stop()
+
+    @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+    def test_no_sample_is_lost_behind_a_damaged_header(self, mode: str) -> None:
+        plain = bytearray(tarred(FILES))
+        plain[1024 + 5] ^= 1  # In the second entry's name, so that its checksum is wrong.
+        packed = {"w": bytes, "w:gz": gzip.compress, "w:bz2": bz2.compress, "w:xz": lzma.compress}
+        with pytest.raises(RequestError, match="damaged"):
+            take(packed[mode](bytes(plain)))
+
+    def test_a_tar_cut_between_two_entries(self) -> None:
+        with pytest.raises(RequestError, match="damaged"):
+            take(tarred(FILES)[:2048])
+
+    def test_a_wrong_checksum_of_a_compressed_tar(self) -> None:
+        whole = bytearray(tarred(FILES, "w:gz"))
+        whole[-6] ^= 1
+        with pytest.raises(RequestError, match="damaged"):
+            take(bytes(whole))
 
     def test_gzip_that_is_no_tar_is_no_bundle(self) -> None:
         assert (
@@ -181,7 +233,10 @@ class TestNumbers:
         ("array", "words"),
         [
             (np.zeros((2, 2), "u1"), "no batch"),
-            (np.zeros((3, 4, 4), "f4"), "no batch"),
+            (np.zeros((3, 4, 4), "f4"), "array[None]"),
+            (np.zeros((5, 6, 3), "u1"), "array[None]"),
+            (np.zeros((2, 3, 7, 1), "u1"), "not clearly pixels"),
+            (np.zeros((2, 3, 4, 4), np.longdouble), "neither"),
             (np.zeros((0, 3, 4, 4), "f4"), "empty"),
             (np.zeros((2, 3, 4, 4), "i8"), "neither"),
             (np.zeros((2, 5, 4, 7), "u1"), "not pixels"),
@@ -224,6 +279,30 @@ class TestFrames:
             assert tuple(item.data.shape) == (3, 3, 4)
             assert abs(int(item.data[0, 0, 0]) - 80 * index) <= 1
 
+    def test_pages_of_16_bits_are_read_as_a_single_image_is(self) -> None:
+        pages = [Image.fromarray(np.full((3, 4), value, np.uint16)) for value in (1000, 30000)]
+        target = io.BytesIO()
+        pages[0].save(target, "TIFF", save_all=True, append_images=pages[1:])
+        items = take(target.getvalue(), split_frames=True)
+        for page, item in zip(pages, items, strict=True):
+            single = decode_image(encoded(page, "TIFF"), max_pixels=100)
+            assert isinstance(item.data, torch.Tensor)
+            assert torch.equal(item.data, single)
+
+    def test_countless_pages_are_refused_at_once(self) -> None:
+        tags = [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (278, 1), (279, 1)]
+        directory = struct.pack("<H", len(tags)) + b"".join(
+            struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags
+        )
+        size = len(directory) + 4
+        content = struct.pack("<2sHI", b"II", 42, 8) + b"".join(
+            directory + struct.pack("<I", 8 + size * (page + 1)) for page in range(40_000)
+        )
+        began = time.monotonic()
+        with pytest.raises(TooLargeError, match=r"limits\.max_samples"):
+            take(content, split_frames=True)
+        assert time.monotonic() - began < 1
+
     def test_only_if_asked(self) -> None:
         data = self.animation("GIF")
         assert unpack(data, name="f", split_frames=False, limits=LIMITS) is None
@@ -244,6 +323,8 @@ WHOLE = [
     zipped(FILES),
     tarred(FILES),
     tarred(FILES, "w:gz"),
+    tarred(FILES, "w:bz2"),
+    tarred(FILES, "w:xz"),
     npy(np.zeros((2, 3, 2, 2), "f4")),
     save({"input": np.zeros((2, 3, 2, 2), np.float32)}),
     TestFrames.animation("GIF"),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import lzma
 import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import IO, cast
+from typing import IO, Self, cast
 
 from ..errors import EnsembleError, RequestError
 from .items import BundleLimits, Item, Unreadable
@@ -22,9 +23,14 @@ from .items import BundleLimits, Item, Unreadable
 _CHUNK = 1 << 20
 # Folders and hidden files are no samples, but reading over millions of them takes time as well.
 _SKIPPED_PER_SAMPLE = 16
-# Not xz: its decoder allocates what a header asks for.
-_COMPRESSED = (b"\x1f\x8b", b"BZh")
+_XZ = b"\xfd7zXZ\x00"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", _XZ)
+# The decoder of xz allocates what a header asks for; xz -9 asks for 64 MiB.
+_MOST_FOR_XZ = 80 << 20
+# zipfile unpacks the other methods without any bound on what one read gives.
+_BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MAGIC_AT = 257
+_HeaderError, _ReadError = tarfile.HeaderError, tarfile.ReadError
 
 
 def is_zip(data: bytes) -> bool:
@@ -86,9 +92,8 @@ def untar(data: bytes, name: str, limits: BundleLimits) -> list[Item]:
     try:
         compressed = data.startswith(_COMPRESSED)
         stream: IO[bytes] = _decompressed(data) if compressed else io.BytesIO(data)
-        with tarfile.open(
-            fileobj=cast("IO[bytes]", _Counted(stream, budget)), mode="r|"
-        ) as archive:
+        counted = cast("IO[bytes]", _Counted(stream, budget))
+        with tarfile.open(fileobj=counted, mode="r|", tarinfo=_StrictInfo) as archive:
             for position, info in enumerate(archive):
                 if position > most:
                     limits.check_entries(limits.max_entries + 1, name)
@@ -102,11 +107,28 @@ def untar(data: bytes, name: str, limits: BundleLimits) -> list[Item]:
                     items.append(Item(info.name, Unreadable("it is a link, device or sparse file")))
                 else:
                     items.append(Item(info.name, file.read()))
+        # The checksum of a compressed file comes last, after what tarfile reads.
+        while compressed and counted.read(_CHUNK):
+            pass
     except EnsembleError:
         raise
     except Exception as error:
         raise _damaged(name, "tar", error) from None
     return _not_empty(items, name, "tar")
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """Where tarfile takes a damaged header for the end, and would drop all samples after it."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        """The next entry; as in the base class, the end mark raises an error of its own."""
+        try:
+            return super().fromtarfile(tarfile)
+        except _HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":
+                raise
+            raise _ReadError(str(error)) from None
 
 
 class _Budget:
@@ -146,6 +168,8 @@ def _unzip_one(
         return Unreadable("it is encrypted")
     if stat.S_ISLNK(info.external_attr >> 16):
         return Unreadable("it is a link, no file")
+    if info.compress_type not in _BOUNDED_METHODS:
+        return Unreadable("it is not packed with deflate, zip's usual method; pack it again")
     chunks = []
     try:
         with archive.open(info) as file:
@@ -164,7 +188,27 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
+class _Unxz:
+    """The first stream of an xz file, unpacked in bounded memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, _MOST_FOR_XZ)
+        self._rest = data
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+        if self._decoder.eof or not size:
+            return b""
+        content = self._decoder.decompress(self._rest, size)
+        self._rest = b""
+        if not content and not self._decoder.eof:
+            raise EOFError("the file ends in its middle")
+        return content
+
+
 def _decompressed(data: bytes) -> IO[bytes]:
+    if data.startswith(_XZ):
+        return cast("IO[bytes]", _Unxz(data))
     stream = io.BytesIO(data)
     if data.startswith(_COMPRESSED[0]):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..colors import to_rgb
 from ..errors import RequestError, TooLargeError
 from .items import BundleLimits, Item
 
@@ -28,7 +29,11 @@ def split(data: bytes, name: str, limits: BundleLimits) -> list[Item] | None:
         return None
     # Pillow's decoders raise almost anything on damaged files (IndexError, struct.error, ...).
     try:
+        if image.format == "TIFF" and _has_frame(image, limits.max_entries):
+            limits.check_entries(limits.max_entries + 1, name)
         count = int(getattr(image, "n_frames", 1))
+    except TooLargeError:
+        raise
     except Exception as error:
         raise RequestError(f"{name}: its frames cannot be counted: {error}") from None
     if count < 2:
@@ -51,17 +56,28 @@ def split(data: bytes, name: str, limits: BundleLimits) -> list[Item] | None:
         if unpacked > limits.max_unpacked_bytes:
             raise limits.too_large(name)
         try:
-            items.append(Item(f"{name}[{frame}]", _pixels(image)))
+            items.append(Item(f"{name}[{frame}]", _pixels(image, data)))
         except Exception as error:
             raise _undecodable(name, frame, count, error) from None
     return items
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    """uint8 (3, height, width); transparency on white, as for single images."""
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    pixels = np.asarray(Image.alpha_composite(white, layer).convert("RGB"))
+def _has_frame(image: Image.Image, frame: int) -> bool:
+    """Whether a TIFF has so many pages; Pillow's count of them all takes quadratic time."""
+    try:
+        while image.tell() < frame:  # In single steps: past its end, Pillow miscounts.
+            image.seek(image.tell() + 1)
+    except EOFError:
+        return False
+    return True
+
+
+def _pixels(image: Image.Image, data: bytes) -> Tensor:
+    """uint8 (3, height, width); colours and transparency as for single images."""
+    image.load()
+    info = dict(image.info)
+    pixels = np.asarray(to_rgb(image, data))
+    image.info = info  # Which `to_rgb` adapts, and which the next frame inherits.
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 

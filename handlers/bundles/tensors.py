@@ -18,9 +18,10 @@ from .items import BundleLimits, Item
 NPY = b"\x93NUMPY"
 _INPUT = "input"
 _LONGEST_HEADER = 100_000
+_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPES = (
     "uint8 pixels are (N, H, W), (N, H, W, 3), (N, H, W, 4) or (N, 3, H, W); preprocessed inputs "
-    "are floats (N, C, H, W)"
+    "are floats (float16, bfloat16, float32 or float64) of shape (N, C, H, W)"
 )
 
 
@@ -90,7 +91,7 @@ def rows(array: NDArray[Any], *, name: str, limits: BundleLimits) -> list[Item]:
         RequestError: other dtypes or shapes, or no rows.
         TooLargeError: more rows than the limit.
     """
-    if array.dtype.kind == "f":
+    if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
         native: NDArray[Any] = array.astype(np.float32)
     elif array.dtype == np.uint8:
         native = np.ascontiguousarray(array)
@@ -100,10 +101,15 @@ def rows(array: NDArray[Any], *, name: str, limits: BundleLimits) -> list[Item]:
 
 
 def _items(batch: Tensor, name: str, limits: BundleLimits) -> list[Item]:
-    if batch.dtype is not torch.uint8 and not batch.is_floating_point():
+    if batch.dtype not in _DTYPES:
         raise RequestError(f"{name}: numbers of type {batch.dtype} are neither; {_SHAPES}")
     pixels = batch.dtype is torch.uint8
-    if batch.dim() != 4 and not (pixels and batch.dim() == 3):
+    if batch.dim() == 3 and (not pixels or batch.shape[2] in (3, 4)):
+        raise RequestError(
+            f"{name}: shape {tuple(batch.shape)} is no batch of samples, but seems to be one "
+            f"without its first dimension; add it (array[None]); {_SHAPES}"
+        )
+    if batch.dim() not in (3, 4):
         raise RequestError(f"{name}: shape {tuple(batch.shape)} is no batch of samples; {_SHAPES}")
     if 0 in batch.shape:
         raise RequestError(f"{name}: shape {tuple(batch.shape)} is empty; {_SHAPES}")
@@ -118,7 +124,7 @@ def _to_rgb(batch: Tensor, name: str) -> Tensor:
         return batch.unsqueeze(1).expand(-1, 3, -1, -1)
     if batch.shape[3] in (1, 3, 4) and batch.shape[1] != 3:
         batch = batch.permute(0, 3, 1, 2)
-    elif batch.shape[1] != 3 or batch.shape[3] in (3, 4):
+    elif batch.shape[1] != 3 or batch.shape[3] in (1, 3, 4):
         raise RequestError(
             f"{name}: shape {tuple(batch.shape)} is not clearly pixels; {_SHAPES}; send images "
             "whose height is 3 as (N, 3, H, W)"
