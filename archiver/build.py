@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -19,11 +21,15 @@ import yaml
 from model_archiver.manifest_components.manifest import Manifest, RuntimeType
 from model_archiver.manifest_components.model import Model
 from packaging.requirements import Requirement
+from torch import Tensor
 
 from ..handlers.archive import ENSEMBLE, ENTRY, MODEL_CONFIG, RECORD, SPEC, ArchiveRecord, sha256
 from ..handlers.errors import ArchiveError
+from ..handlers.images import decode_image
 from ..handlers.service import EnsembleService
 from ..handlers.spec import EnsembleSpec, WeightsFormat, load_spec
+
+logger = logging.getLogger(__name__)
 
 HANDLERS = Path(__file__).parent.parent / "handlers"
 MANIFEST = "MAR-INF/MANIFEST.json"
@@ -31,18 +37,31 @@ REQUIREMENTS = "requirements.txt"
 HANDLER_NEEDS = ("numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch", "torchvision")
 BUILT_WITH = ("torchserve-ensemble", "torch", "torchvision", "torch-model-archiver")
 
+# Enough to tell whether a precision changes answers; a folder may hold millions.
+_MOST_SAMPLES = 64
+
 # The first moment that a zip can hold.
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 _FIXED_DATE = "01/01/1980 00:00:00"
 
 
-def build_archive(spec_path: Path, output: Path, *, check: bool = True) -> Path:
+def build_archive(
+    spec_path: Path,
+    output: Path,
+    *,
+    check: bool = True,
+    samples: Path | None = None,
+    say: Callable[[str], None] = logger.info,
+) -> Path:
     """Build ``NAME-VERSION.mar`` from a spec.
 
     Args:
         spec_path: the ensemble's YAML file; the files that it names lie in its folder.
         output: the folder for the archive, made if missing.
         check: load every member and run it once before anything is written.
+        samples: a folder of images as the ensemble will get them, on which compiled members
+            (``runtime.compile``) must answer as the saved ones do.
+        say: told what became of each member that was to be compiled.
 
     Returns:
         The archive's path.
@@ -50,12 +69,51 @@ def build_archive(spec_path: Path, output: Path, *, check: bool = True) -> Path:
     Raises:
         SpecError: a mistake in the spec.
         MemberError: a member cannot be loaded or does not fit the spec.
-        ArchiveError: the archive cannot be written.
+        ArchiveError: the archive cannot be written, or members cannot be compiled here.
     """
     spec = load_spec(spec_path)
     if check:
         EnsembleService.load(spec, spec_path.parent)
-    contents = _contents(spec, spec_path)
+    with _compiled(spec, spec_path.parent, samples, say) as compiled:
+        contents = _contents(spec, spec_path)
+        contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
+        return _write_archive(spec, contents, output)
+
+
+@contextmanager
+def _compiled(
+    spec: EnsembleSpec, folder: Path, samples: Path | None, say: Callable[[str], None]
+) -> Iterator[dict[str, Path]]:
+    if not spec.runtime.compile:
+        yield {}
+        return
+    # Imported here: torch's compiler takes seconds to import.
+    from .compilation import compiled_members
+
+    images = _decode(samples, spec) if samples is not None else []
+    with compiled_members(spec, folder, samples=images, say=say) as files:
+        yield files
+
+
+def _decode(samples: Path, spec: EnsembleSpec) -> list[Tensor]:
+    """The first images of a folder, at most `_MOST_SAMPLES`.
+
+    Raises:
+        ArchiveError: there are none.
+        SampleError: one cannot be read.
+    """
+    found = (
+        sorted(path for path in samples.rglob("*") if path.is_file()) if samples.is_dir() else []
+    )
+    if not found:
+        raise ArchiveError(f"--samples {samples}: no folder with images in it")
+    return [
+        decode_image(path.read_bytes(), max_pixels=spec.limits.max_pixels, name=str(path))
+        for path in found[:_MOST_SAMPLES]
+    ]
+
+
+def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output: Path) -> Path:
     record = ArchiveRecord(
         files={
             name: sha256(content) if isinstance(content, Path) else _sha256_bytes(content)

@@ -26,6 +26,13 @@ def add_commands(subparsers: Subparsers) -> None:
     build.add_argument(
         "--no-check", action="store_true", help="do not load and run the members first"
     )
+    build.add_argument(
+        "--samples",
+        type=Path,
+        metavar="FOLDER",
+        help="images like those that will be sent: compiled members (runtime.compile in the spec) "
+        "must answer on them as the saved ones do",
+    )
     build.set_defaults(run=_build)
     schema = subparsers.add_parser("schema", help="print the JSON Schema of the spec")
     schema.add_argument(
@@ -37,7 +44,13 @@ def add_commands(subparsers: Subparsers) -> None:
 def _build(arguments: argparse.Namespace) -> int:
     from .build import build_archive
 
-    archive = build_archive(arguments.spec, arguments.output, check=not arguments.no_check)
+    archive = build_archive(
+        arguments.spec,
+        arguments.output,
+        check=not arguments.no_check,
+        samples=arguments.samples,
+        say=print,
+    )
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     return 0
 

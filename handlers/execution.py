@@ -12,18 +12,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from .compiled import PARITY
 from .errors import MemberError
-from .members import LoadedMember, scores
+from .members import LoadedMember, difference
 from .spec import EnsembleSpec, Member, Precision
-from .tasks import Task
 
 logger = logging.getLogger(__name__)
 
 # Below this many convolution weights the layout makes no difference that can be measured.
 _CONVOLUTIONAL = 200_000
 _SAME = 1e-4
-_PARITY = 1e-2
-"""Largest difference of a probability between bfloat16 and float32 that counts as the same."""
 
 
 def accelerate(
@@ -52,16 +50,18 @@ def accelerate(
     if _is_convolutional(loaded.module):
         found = _with_channels_last(loaded, loaded.module, batch)
     wanted = spec.runtime.precision
-    if wanted is Precision.FLOAT32 or (wanted is Precision.AUTO and not _is_fast(batch.device)):
+    if wanted is Precision.FLOAT32 or (
+        wanted is Precision.AUTO and not is_bfloat16_fast(batch.device)
+    ):
         return found
     reduced = _with_bfloat16(found, batch.device)
-    difference = _difference(loaded, reduced, spec, member, batch)
-    if difference <= _PARITY:
-        logger.info("member %s runs in bfloat16 (differs by %.1e)", loaded.name, difference)
+    changed = difference(loaded(batch), reduced(batch), spec, member)
+    if changed <= PARITY:
+        logger.info("member %s runs in bfloat16 (differs by %.1e)", loaded.name, changed)
         return reduced
     message = (
-        f"member '{loaded.name}': in bfloat16 its answers differ by {difference:.1e} from float32, "
-        f"more than {_PARITY:g}"
+        f"member '{loaded.name}': in bfloat16 its answers differ by {changed:.1e} from float32, "
+        f"more than {PARITY:g}"
     )
     if wanted is Precision.BFLOAT16:
         raise MemberError(f"{message}; set runtime.precision to float32 or auto")
@@ -74,7 +74,7 @@ def _is_convolutional(module: nn.Module) -> bool:
     return sum(weights) >= _CONVOLUTIONAL
 
 
-def _is_fast(device: torch.device) -> bool:
+def is_bfloat16_fast(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 there, and not merely possible."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -110,15 +110,3 @@ def _with_bfloat16(loaded: LoadedMember, device: torch.device) -> LoadedMember:
             return inner(inputs)
 
     return replace(loaded, forward=forward)
-
-
-def _difference(
-    first: LoadedMember, second: LoadedMember, spec: EnsembleSpec, member: Member, batch: Tensor
-) -> float:
-    """Largest difference of a score; of values relative to their size."""
-    output = spec.output_of(member)
-    found = [
-        scores(each(batch), spec.task, output, member.temperature)[0] for each in (first, second)
-    ]
-    scale = found[0].abs().max().clamp(min=1.0) if spec.task is Task.REGRESSION else 1.0
-    return float(((found[0] - found[1]).abs() / scale).max())

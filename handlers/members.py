@@ -17,7 +17,14 @@ from .spec import EnsembleSpec, Member, Output, WeightsFormat
 from .state_dict import load_weights
 from .tasks import Task
 
-__all__ = ["LoadedMember", "build_architecture", "check_member", "load_member", "scores"]
+__all__ = [
+    "LoadedMember",
+    "build_architecture",
+    "check_member",
+    "difference",
+    "load_member",
+    "scores",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +127,23 @@ def scores(
     if task is Task.CLASSIFICATION:
         return logits.softmax(dim=1), logits
     return logits.sigmoid(), logits
+
+
+def difference(first: Tensor, second: Tensor, spec: EnsembleSpec, member: Member) -> float:
+    """Largest difference of a score, for values relative to their size.
+
+    Args:
+        first: raw outputs of a member, float32 (N, outputs).
+        second: its outputs for the same samples in another layout, precision or form.
+        spec: the ensemble.
+        member: the member's part of the spec.
+    """
+    output = spec.output_of(member)
+    found, other = (
+        scores(raw, spec.task, output, member.temperature)[0] for raw in (first, second)
+    )
+    scale = float(found.abs().max().clamp(min=1.0)) if spec.task is Task.REGRESSION else 1.0
+    return float((found - other).abs().max()) / scale
 
 
 @torch.inference_mode()

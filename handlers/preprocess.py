@@ -13,7 +13,7 @@ from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import functional
 
 from .errors import SpecError
-from .spec import Color, Interpolation, Preprocessing
+from .spec import Color, EnsembleSpec, Interpolation, Preprocessing
 from .strict_yaml import nearest
 
 # torchvision ignores antialias for these.
@@ -69,6 +69,18 @@ def _of_weights(name: str) -> Preprocessing:
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
     )
+
+
+def preprocessors_of(
+    spec: EnsembleSpec, device: torch.device
+) -> tuple[list[Preprocessor], list[int]]:
+    """Each distinct preprocessing of an ensemble, and for each member the position of its own.
+
+    Raises:
+        SpecError: a preprocessing that does not exist.
+    """
+    groups, positions = group([resolve(spec.preprocessing_of(member)) for member in spec.members])
+    return [Preprocessor(settings, device) for settings in groups], positions
 
 
 def group(settings: Sequence[Preprocessing]) -> tuple[list[Preprocessing], list[int]]:

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .compiled import CompiledMembers
 from .errors import MemberError
 from .execution import accelerate
 from .members import LoadedMember, check_member, load_member, scores
-from .preprocess import Preprocessor, group, resolve
-from .spec import EnsembleSpec
+from .preprocess import Preprocessor, preprocessors_of
+from .spec import EnsembleSpec, Member
+from .trial import trial_images
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +88,14 @@ class Runtime:
             MemberError: a member's file, architecture or output does not fit.
             SpecError: a preprocessing that does not exist.
         """
-        settings = [resolve(spec.preprocessing_of(member)) for member in spec.members]
-        groups, group_of_member = group(settings)
-        preprocessors = [Preprocessor(group_settings, device) for group_settings in groups]
+        preprocessors, group_of_member = preprocessors_of(spec, device)
+        images = trial_images(3)
+        batches = [preprocessor(images) for preprocessor in preprocessors]
+        compiled = CompiledMembers.find(folder, device)
         members = []
-        for member in spec.members:
+        for member, group in zip(spec.members, group_of_member, strict=True):
             started = time.perf_counter()
-            members.append(load_member(spec, member, folder, device))
+            members.append(_ready(spec, member, folder, batches[group], compiled))
             logger.info(
                 "member %s loaded on %s in %.0f ms",
                 member.name,
@@ -100,7 +103,7 @@ class Runtime:
                 1000 * (time.perf_counter() - started),
             )
         runtime = cls(spec, members, preprocessors, group_of_member, device)
-        runtime._check()
+        runtime._measure(batches)
         return runtime
 
     @property
@@ -258,21 +261,31 @@ class Runtime:
             result.fail(index, rows[~finite], NOT_FINITE)
 
     @torch.inference_mode()
-    def _check(self) -> None:
-        """Run once on noise, at the sizes that members will see, and measure each member."""
-        generator = torch.Generator().manual_seed(0)
-        images = [
-            torch.randint(0, 256, (3, 64, 48), dtype=torch.uint8, generator=generator)
-            for _ in range(3)
-        ]
-        batches = [preprocessor(images) for preprocessor in self._preprocessors]
-        for index, loaded in enumerate(self._members):
+    def _measure(self, batches: Sequence[Tensor]) -> None:
+        """What each member takes for one sample."""
+        for index, member in enumerate(self._members):
             batch = batches[self._group_of_member[index]]
-            check_member(loaded, self.spec, self.spec.members[index], batch)
-            self._members[index] = accelerate(loaded, self.spec, self.spec.members[index], batch)
             started = time.perf_counter()
-            self._members[index](batch[:1]).cpu()
+            member(batch[:1]).cpu()
             self.seconds[index] = time.perf_counter() - started
+
+
+@torch.inference_mode()
+def _ready(
+    spec: EnsembleSpec,
+    member: Member,
+    folder: Path,
+    batch: Tensor,
+    compiled: CompiledMembers | None,
+) -> LoadedMember:
+    """A member that was run on the trial images: compiled if possible, else as it was saved."""
+    if compiled is not None:
+        found = compiled.load(spec, member, batch, batch.device)
+        if found is not None:
+            return found
+    loaded = load_member(spec, member, folder, batch.device)
+    check_member(loaded, spec, member, batch)
+    return accelerate(loaded, spec, member, batch)
 
 
 class BatchInputs:

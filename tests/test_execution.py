@@ -89,8 +89,8 @@ def test_bfloat16_stays_within_parity() -> None:
 
 
 def test_bfloat16_that_changes_answers_is_refused_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_PARITY", 1e-9)
-    monkeypatch.setattr(execution, "_is_fast", lambda device: True)
+    monkeypatch.setattr(execution, "PARITY", 1e-9)
+    monkeypatch.setattr(execution, "is_bfloat16_fast", lambda device: True)
     with pytest.raises(MemberError, match="set runtime.precision to float32 or auto"):
         run(Wide(), Precision.BFLOAT16)
     plain, changed = run(Wide(), Precision.AUTO)
@@ -98,7 +98,7 @@ def test_bfloat16_that_changes_answers_is_refused_or_left(monkeypatch: pytest.Mo
 
 
 def test_auto_is_float32_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "_is_fast", lambda device: False)
+    monkeypatch.setattr(execution, "is_bfloat16_fast", lambda device: False)
     module = Wide()
     run(module, Precision.AUTO)
     assert module.types[-1] is torch.float32

@@ -242,6 +242,13 @@ class Runtime:
             "stay within 0.01; bfloat16: the same, or the ensemble does not load"
         ),
     ] = Precision.FLOAT32
+    compile: Annotated[
+        bool,
+        Field(
+            description="Compile the members at build, for machines like the build machine; "
+            "it needs a C++ compiler there. Elsewhere the worker runs them as they were saved"
+        ),
+    ] = False
     threads: Annotated[
         int | None,
         Field(ge=1, description="Intra-op CPU threads; left out: cores divided by workers"),

@@ -1,0 +1,237 @@
+"""Members compiled ahead of time: machine code with the weights in it.
+
+``ts-ensemble build`` makes one library for each member (``runtime.compile`` in the spec;
+`archiver.compilation`). The worker runs it instead of the member where torch and the processor are
+those that it was made for and where it answers as it did at build. Elsewhere it says why not, and
+loads the member as it was saved.
+
+The library is mapped from where TorchServe extracted it: the workers of a host share its pages,
+and with them the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .errors import ArchiveError
+from .members import LoadedMember, difference
+from .spec import EnsembleSpec, Member
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "compiled"
+"""Beside the spec: the libraries, and what is known of them."""
+
+RECORD = f"{FOLDER}/compiled.json"
+OUTPUTS = f"{FOLDER}/outputs.safetensors"
+
+PARITY = 1e-2
+"""Largest difference of a probability that counts as the same answer."""
+
+# What compilers make use of; the other flags tell of the system's mitigations and virtualisation.
+_INSTRUCTION_SETS = (
+    "abm", "adx", "aes", "amx", "asimd", "avx", "bf16", "bmi", "f16c", "fma", "fphp", "gfni",
+    "i8mm", "lzcnt", "movbe", "pclmul", "popcnt", "sha", "sse", "ssse", "sve", "vaes", "vpclmul",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a library was made for.
+
+    Attributes:
+        torch_version: exactly; the library calls torch's functions.
+        device: ``cpu``, or the GPU's name and compute capability.
+        machine: operating system and architecture.
+        instructions: the processor's instruction sets.
+    """
+
+    torch_version: str
+    device: str
+    machine: str
+    instructions: tuple[str, ...]
+
+    @classmethod
+    def here(cls, device: torch.device) -> Target:
+        """This machine."""
+        name = device.type
+        if device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(device)
+            name = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
+        return cls(
+            torch_version=torch.__version__,
+            device=name,
+            machine=f"{platform.system()} {platform.machine()}",
+            instructions=_instructions(),
+        )
+
+    def misfit(self, here: Target) -> str | None:
+        """Why a library for this target does not run there; None if it does."""
+        for name in ("torch_version", "device", "machine"):
+            if (built := getattr(self, name)) != (found := getattr(here, name)):
+                return f"made for {name.replace('_', ' ')} {built}, and this is {found}"
+        missing = sorted(set(self.instructions) - set(here.instructions))
+        if missing:
+            return f"made for a processor with {', '.join(missing)}, which this one lacks"
+        return None
+
+
+@dataclass(frozen=True)
+class CompiledMember:
+    """One library.
+
+    Attributes:
+        file: beside the spec.
+        precision: ``float32`` or ``bfloat16``.
+        difference: of its scores from those of the member as it was saved, measured at build.
+    """
+
+    file: str
+    precision: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class CompiledRecord:
+    """Contents of `RECORD`: the target, and the members that were compiled."""
+
+    target: Target
+    members: Mapping[str, CompiledMember]
+
+    def to_json(self) -> str:
+        """As it stands in the archive."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CompiledRecord:
+        """Read it.
+
+        Raises:
+            ArchiveError: it is no such record.
+        """
+        try:
+            content: Any = json.loads(text)
+            target = content["target"]
+            return cls(
+                Target(**target | {"instructions": tuple(target["instructions"])}),
+                {name: CompiledMember(**member) for name, member in content["members"].items()},
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArchiveError(
+                f"{RECORD} is damaged ({error!r}); build the archive again"
+            ) from None
+
+
+class CompiledMembers:
+    """The compiled members of an archive, as far as they run here."""
+
+    def __init__(self, record: CompiledRecord, outputs: Mapping[str, Tensor], folder: Path) -> None:
+        self._record = record
+        self._outputs = outputs
+        self._folder = folder
+
+    @classmethod
+    def find(cls, folder: Path, device: torch.device) -> CompiledMembers | None:
+        """Those beside the spec; None where there are none, or none for this machine.
+
+        Raises:
+            ArchiveError: their record is damaged.
+        """
+        path = folder / RECORD
+        if not path.is_file():
+            return None
+        record = CompiledRecord.from_json(path.read_text(encoding="utf-8"))
+        misfit = record.target.misfit(Target.here(device))
+        if misfit is not None:
+            logger.warning(
+                "the compiled members are not used, the members run as they were saved: they were "
+                "%s; build the archive on a machine like this one",
+                misfit,
+            )
+            return None
+        return cls(record, load_file(folder / OUTPUTS), folder)
+
+    def load(
+        self, spec: EnsembleSpec, member: Member, batch: Tensor, device: torch.device
+    ) -> LoadedMember | None:
+        """A member's library, if it answers as it did at build.
+
+        Args:
+            spec: the ensemble.
+            member: one of its members.
+            batch: the trial images, as at build: float32 (N, channels, height, width).
+            device: where it runs.
+
+        Returns:
+            None where there is no library of this member, or it is not to be used.
+        """
+        entry = self._record.members.get(member.name)
+        if entry is None:
+            return None
+        try:
+            loaded = LoadedMember(
+                member.name, load_library(self._folder / entry.file, device), None
+            )
+            changed = difference(self._outputs[member.name].to(device), loaded(batch), spec, member)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            logger.warning(
+                "member %s: its compiled form cannot be used (%s); it runs as it was saved",
+                member.name,
+                error,
+            )
+            return None
+        if not changed <= PARITY:
+            logger.warning(
+                "member %s: its compiled form answers otherwise than at build (by %.1e); "
+                "it runs as it was saved",
+                member.name,
+                changed,
+            )
+            return None
+        logger.info("member %s runs compiled, in %s", member.name, entry.precision)
+        return loaded
+
+
+def load_library(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A library of AOTInductor as a function of one tensor.
+
+    ``torch._inductor.aoti_load_package`` would unpack a package anew for each worker, and import
+    torch's compiler: two seconds and 170 MB for nothing that running needs.
+    """
+    runner: Any
+    if device.type == "cuda":
+        runner = torch._C._aoti.AOTIModelContainerRunnerCuda(str(path), 1, str(device))
+    else:
+        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+
+    def forward(batch: Tensor) -> Tensor:
+        (result,) = runner.run([batch.contiguous()])
+        assert isinstance(result, Tensor)
+        return result
+
+    return forward
+
+
+def _instructions() -> tuple[str, ...]:
+    """Instruction sets of this processor, where the system tells (Linux)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return ()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return tuple(sorted(f for f in value.split() if f.startswith(_INSTRUCTION_SETS)))
+    return ()

@@ -1,0 +1,173 @@
+"""Compiled members answer as the saved ones, and are used only where they do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from member_files import net, write_code
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.handlers.compiled import OUTPUTS, RECORD, CompiledRecord, Target
+from torchserve_ensemble.handlers.errors import ArchiveError
+from torchserve_ensemble.handlers.runtime import MemberScores, Runtime
+from torchserve_ensemble.handlers.spec import load_spec
+from torchserve_ensemble.handlers.trial import trial_images
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="compiling needs a C++ compiler (apt install g++)"
+)
+
+
+def write_spec(folder: Path, **runtime: object) -> Path:
+    """A module and a TorchScript member."""
+    write_code(folder)
+    save_file(net().state_dict(), folder / "w.safetensors")
+    torch.jit.trace(net(), torch.rand(2, 3, 4, 4)).save(str(folder / "w.pt"))
+    content = {
+        "name": "trees",
+        "version": "1.0",
+        "task": "classification",
+        "labels": ["a", "b", "c"],
+        "preprocessing": {"small": {"resize": [4, 4]}},
+        "members": [
+            {"name": "eager", "architecture": "net.py:Net", "weights": "w.safetensors"},
+            {"name": "script", "weights": "w.pt", "format": "torchscript"},
+        ],
+        "runtime": {"compile": True} | runtime,
+    }
+    (folder / "ensemble.yaml").write_text(yaml.safe_dump(content))
+    return folder / "ensemble.yaml"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The extracted archive's ensemble, and what the build said."""
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "samples").mkdir()
+    pixels = trial_images(1)[0].permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(folder / "samples" / "a.png")
+    said: list[str] = []
+    archive = build_archive(
+        write_spec(folder, micro_batch=5), folder, samples=folder / "samples", say=said.append
+    )
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(folder / "archive")
+    return folder / "archive" / "ensemble", said
+
+
+@pytest.fixture
+def extracted(built: tuple[Path, list[str]], tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(built[0], tmp_path / "ensemble"))
+
+
+def run(folder: Path) -> MemberScores:
+    runtime = Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU)
+    return runtime.run(trial_images(12))
+
+
+def check_falls_back(folder: Path, caplog: pytest.LogCaptureFixture, reason: str) -> None:
+    with caplog.at_level(logging.INFO):
+        found = run(folder)
+    assert reason in caplog.text
+    assert "runs compiled" not in caplog.text
+    torch.testing.assert_close(found.scores[0], found.scores[1])
+
+
+@needs_compiler
+def test_a_compiled_member_answers_as_the_saved_one(
+    built: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, said = built
+    with caplog.at_level(logging.INFO):
+        # Batches of five, five and two: the library takes any number up to the micro-batch.
+        found = run(folder)
+    assert "member eager runs compiled, in float32" in caplog.text
+    assert said[0].startswith("member 'eager' compiled in float32: its scores differ by at most")
+    assert (
+        said[1] == "member 'script' is not compiled: it is saved as torchscript, and runs as that"
+    )
+    torch.testing.assert_close(found.scores[0], found.scores[1], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_the_saved_module_is_not_loaded_beside_it(extracted: Path) -> None:
+    (extracted / "w.safetensors").write_bytes(b"")
+    run(extracted)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("torch_version", "1.0", "made for torch version 1.0, and this is"),
+        ("machine", "Minix m68k", "made for machine Minix m68k"),
+        ("instructions", ["avx1024"], "made for a processor with avx1024, which this one lacks"),
+    ],
+)
+def test_elsewhere_the_members_run_as_saved(
+    extracted: Path, caplog: pytest.LogCaptureFixture, name: str, value: object, reason: str
+) -> None:
+    content = json.loads((extracted / RECORD).read_text())
+    content["target"][name] = value
+    (extracted / RECORD).write_text(json.dumps(content))
+    check_falls_back(extracted, caplog, reason)
+
+
+@needs_compiler
+def test_a_library_that_answers_otherwise_is_not_used(
+    extracted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outputs = {
+        name: value + 1 - value * 2 for name, value in load_file(extracted / OUTPUTS).items()
+    }
+    save_file(outputs, extracted / OUTPUTS)
+    check_falls_back(extracted, caplog, "member eager: its compiled form answers otherwise")
+
+
+@needs_compiler
+def test_a_library_that_does_not_load_is_not_used(
+    extracted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (library,) = (extracted / "compiled").glob("*.so")
+    library.write_bytes(b"no library")
+    check_falls_back(extracted, caplog, "member eager: its compiled form cannot be used")
+
+
+def test_without_a_compiler_the_build_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ArchiveError, match=r"no-such-compiler: install one \(apt install g\+\+\)"):
+        build_archive(write_spec(tmp_path), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+@needs_compiler
+def test_samples_must_be_a_folder_of_images(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="no folder with images in it"):
+        build_archive(write_spec(tmp_path), tmp_path, samples=tmp_path / "nowhere")
+
+
+def test_a_newer_processor_runs_what_an_older_one_built() -> None:
+    old = Target("2.11", "cpu", "Linux x86_64", ("avx", "avx2"))
+    new = replace(old, instructions=("avx", "avx2", "avx512f"))
+    assert old.misfit(new) is None
+    assert new.misfit(old) == "made for a processor with avx512f, which this one lacks"
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"target": {}, "members": {}}', "[]"])
+def test_a_damaged_record_is_named(text: str) -> None:
+    with pytest.raises(ArchiveError, match="compiled/compiled.json is damaged"):
+        CompiledRecord.from_json(text)
