@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 _DEEP = {"I", "F"} | _SIXTEEN_BIT
 # Tags of EXIF and TIFF.
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
@@ -54,7 +54,7 @@ def to_rgb(image: Image.Image, data: bytes) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        method = _UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:
         # Damaged metadata does not make the pixels unreadable.
         return image

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .aot_library import AotLibrary
 from .errors import ArchiveError
 from .members import LoadedMember, difference
 from .spec import EnsembleSpec, Member
@@ -93,11 +94,15 @@ class CompiledMember:
     Attributes:
         file: beside the spec.
         precision: ``float32`` or ``bfloat16``.
+        shape: of a sample.
+        most: samples at once.
         difference: of its scores from those of the member as it was saved, measured at build.
     """
 
     file: str
     precision: str
+    shape: tuple[int, ...]
+    most: int
     difference: float
 
 
@@ -124,7 +129,10 @@ class CompiledRecord:
             target = content["target"]
             return cls(
                 Target(**target | {"instructions": tuple(target["instructions"])}),
-                {name: CompiledMember(**member) for name, member in content["members"].items()},
+                {
+                    name: CompiledMember(**member | {"shape": tuple(member["shape"])})
+                    for name, member in content["members"].items()
+                },
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ArchiveError(
@@ -162,7 +170,7 @@ class CompiledMembers:
         return cls(record, load_file(folder / OUTPUTS), folder)
 
     def load(
-        self, spec: EnsembleSpec, member: Member, batch: Tensor, device: torch.device
+        self, spec: EnsembleSpec, member: Member, batch: Tensor, threads: int = 1
     ) -> LoadedMember | None:
         """A member's library, if it answers as it did at build.
 
@@ -170,7 +178,7 @@ class CompiledMembers:
             spec: the ensemble.
             member: one of its members.
             batch: the trial images, as at build: float32 (N, channels, height, width).
-            device: where it runs.
+            threads: how many run it at once.
 
         Returns:
             None where there is no library of this member, or it is not to be used.
@@ -179,10 +187,11 @@ class CompiledMembers:
         if entry is None:
             return None
         try:
-            loaded = LoadedMember(
-                member.name, load_library(self._folder / entry.file, device), None
-            )
-            changed = difference(self._outputs[member.name].to(device), loaded(batch), spec, member)
+            library = load_library(entry, self._folder, batch.device, threads)
+            concurrent = batch.device.type == "cpu"
+            loaded = LoadedMember(member.name, library, None, concurrent)
+            expected = self._outputs[member.name].to(batch.device)
+            changed = difference(expected, loaded(batch), spec, member)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -204,17 +213,24 @@ class CompiledMembers:
         return loaded
 
 
-def load_library(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+def load_library(
+    entry: CompiledMember, folder: Path, device: torch.device, threads: int = 1
+) -> Callable[[Tensor], Tensor]:
     """A library of AOTInductor as a function of one tensor.
 
     ``torch._inductor.aoti_load_package`` would unpack a package anew for each worker, and import
     torch's compiler: two seconds and 170 MB for nothing that running needs.
+
+    Args:
+        entry: what is known of it.
+        folder: that its file's name starts from.
+        device: that it was made for.
+        threads: how many may run it at once, on the CPU.
     """
-    runner: Any
-    if device.type == "cuda":
-        runner = torch._C._aoti.AOTIModelContainerRunnerCuda(str(path), 1, str(device))
-    else:
-        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+    path = folder / entry.file
+    if device.type == "cpu":
+        return AotLibrary(path, entry.shape, entry.most, copies=threads)
+    runner = torch._C._aoti.AOTIModelContainerRunnerCuda(str(path), 1, str(device))
 
     def forward(batch: Tensor) -> Tensor:
         (result,) = runner.run([batch.contiguous()])

@@ -42,11 +42,13 @@ class LoadedMember:
         name: as in the spec.
         forward: float32 (N, channels, height, width) -> float (N, outputs), or (N,).
         module: what `forward` runs, where it is a torch module.
+        concurrent: whether several threads may run it at the same time.
     """
 
     name: str
     forward: Callable[[Tensor], Tensor]
     module: nn.Module | None
+    concurrent: bool = False
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Raw outputs, float32 (N, outputs).

@@ -13,6 +13,7 @@ from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import functional
 
 from .errors import SpecError
+from .parallel import SERIAL, ThreadPool
 from .spec import Color, EnsembleSpec, Interpolation, Preprocessing
 from .strict_yaml import nearest
 
@@ -72,7 +73,7 @@ def _of_weights(name: str) -> Preprocessing:
 
 
 def preprocessors_of(
-    spec: EnsembleSpec, device: torch.device
+    spec: EnsembleSpec, device: torch.device, pool: ThreadPool = SERIAL
 ) -> tuple[list[Preprocessor], list[int]]:
     """Each distinct preprocessing of an ensemble, and for each member the position of its own.
 
@@ -80,7 +81,7 @@ def preprocessors_of(
         SpecError: a preprocessing that does not exist.
     """
     groups, positions = group([resolve(spec.preprocessing_of(member)) for member in spec.members])
-    return [Preprocessor(settings, device) for settings in groups], positions
+    return [Preprocessor(settings, device, pool) for settings in groups], positions
 
 
 def group(settings: Sequence[Preprocessing]) -> tuple[list[Preprocessing], list[int]]:
@@ -108,18 +109,22 @@ class Preprocessor:
     Images are resized one by one: a stack of equal sizes took no less time, and more memory.
     """
 
-    def __init__(self, settings: Preprocessing, device: torch.device) -> None:
+    def __init__(
+        self, settings: Preprocessing, device: torch.device, pool: ThreadPool = SERIAL
+    ) -> None:
         """Prepare.
 
         Args:
             settings: need not be resolved.
             device: where the batches are wanted.
+            pool: does the work on single images.
 
         Raises:
             SpecError: as `resolve`; or images of different sizes would not end alike.
         """
         self.settings = resolve(settings)
         self.device = device
+        self._pool = pool
         size = self.settings.size
         if size is None:
             raise SpecError(
@@ -146,8 +151,20 @@ class Preprocessor:
         """
         if not images:
             return torch.zeros((0, *self.shape), device=self.device)
-        batch = torch.stack([self._geometry(image) for image in images]).to(self.device)
-        return batch.to(torch.float32).mul_(self._scale).add_(self._shift)
+        if self.device.type != "cpu":
+            # Bytes travel; the arithmetic is done there.
+            batch = torch.stack(self._pool.map(self._geometry, images)).to(self.device)
+            return batch.to(torch.float32).mul_(self._scale).add_(self._shift)
+        batch = torch.empty((len(images), *self.shape))
+        # While an image is in the processor's cache.
+        self._pool.map(self._fill, zip(images, batch, strict=True))
+        return batch
+
+    def _fill(self, image_and_place: tuple[Tensor, Tensor]) -> None:
+        image, place = image_and_place
+        # Threads of a pool do not inherit it.
+        with torch.inference_mode():
+            place.copy_(self._geometry(image)).mul_(self._scale).add_(self._shift)
 
     def _constant(self, values: Tensor) -> Tensor:
         return values.to(torch.float32).view(-1, 1, 1).to(self.device)

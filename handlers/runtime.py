@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +18,16 @@ from .compiled import CompiledMembers
 from .errors import MemberError
 from .execution import accelerate
 from .members import LoadedMember, check_member, load_member, scores
+from .parallel import SERIAL, ThreadPool
 from .preprocess import Preprocessor, preprocessors_of
+from .schedule import Task, Work, in_turn, piece_of, plan
 from .spec import EnsembleSpec, Member
 from .trial import trial_images
 
 logger = logging.getLogger(__name__)
+
+# A GPU takes all samples of a micro-batch at once.
+_ALL = sys.maxsize
 
 NOT_FINITE = "its scores are not finite numbers: its weights or this input overflow"
 
@@ -56,6 +63,15 @@ class MemberScores:
         self.reasons |= dict.fromkeys(((member, sample) for sample in samples.tolist()), reason)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A member and the samples that it is to see."""
+
+    member: int
+    batch: Tensor
+    rows: Tensor
+
+
 class Runtime:
     """The loaded members of an ensemble on one device."""
 
@@ -66,43 +82,52 @@ class Runtime:
         preprocessors: Sequence[Preprocessor],
         group_of_member: Sequence[int],
         device: torch.device,
+        pool: ThreadPool = SERIAL,
     ) -> None:
         self.spec = spec
         self.device = device
+        self._pool = pool
         self._members = list(members)
         self._preprocessors = preprocessors
         self._group_of_member = group_of_member
         self.seconds = [0.0] * len(members)
-        """What each member took for one sample when it was loaded."""
+        """What each member took for one sample on one thread when it was loaded."""
 
     @classmethod
-    def load(cls, spec: EnsembleSpec, folder: Path, device: torch.device) -> Runtime:
+    def load(
+        cls,
+        spec: EnsembleSpec,
+        folder: Path,
+        device: torch.device,
+        pool: ThreadPool = SERIAL,
+    ) -> Runtime:
         """Load every member and run it once, so that a mistake shows before the first request.
 
         Args:
             spec: the ensemble.
             folder: where the files that the spec names are.
             device: where all members live.
+            pool: resizes images, and on the CPU runs members side by side.
 
         Raises:
             MemberError: a member's file, architecture or output does not fit.
             SpecError: a preprocessing that does not exist.
         """
-        preprocessors, group_of_member = preprocessors_of(spec, device)
+        preprocessors, group_of_member = preprocessors_of(spec, device, pool)
         images = trial_images(3)
         batches = [preprocessor(images) for preprocessor in preprocessors]
         compiled = CompiledMembers.find(folder, device)
         members = []
         for member, group in zip(spec.members, group_of_member, strict=True):
             started = time.perf_counter()
-            members.append(_ready(spec, member, folder, batches[group], compiled))
+            members.append(_ready(spec, member, folder, batches[group], compiled, pool.threads))
             logger.info(
                 "member %s loaded on %s in %.0f ms",
                 member.name,
                 device,
                 1000 * (time.perf_counter() - started),
             )
-        runtime = cls(spec, members, preprocessors, group_of_member, device)
+        runtime = cls(spec, members, preprocessors, group_of_member, device, pool)
         runtime._measure(batches)
         return runtime
 
@@ -189,7 +214,9 @@ class Runtime:
     ) -> None:
         part = slice(rows.start, rows.stop)
         inputs: dict[int, Tensor] = {}
-        for index in self._order(bounds[part]):
+        hurried = not bool(bounds[part].isinf().all())
+        ready: list[_Asked] = []
+        for index in self._order(hurried):
             asked = wanted[index, part]
             if not bool(asked.any()):
                 continue
@@ -204,12 +231,39 @@ class Runtime:
             batch = inputs[shared]
             if len(chosen) < len(rows):
                 batch = batch[chosen.to(self.device)]
-            self._run_member(index, batch, chosen + rows.start, result)
+            ready.append(_Asked(index, batch, chosen + rows.start))
+            if hurried:
+                self._run_members([ready.pop()], result)
+        self._run_members(ready, result)
 
-    def _order(self, bounds: Tensor) -> list[int]:
+    def _run_members(self, asked: Sequence[_Asked], result: MemberScores) -> None:
+        """Side by side, or in turn; each with as many samples at once as it does best."""
+        works = [
+            Work(
+                samples=len(each.rows),
+                seconds=self.seconds[each.member],
+                piece=piece_of(each.batch.shape[1:]) if self.device.type == "cpu" else _ALL,
+                concurrent=self._members[each.member].concurrent,
+            )
+            for each in asked
+        ]
+
+        def run(task: Task) -> None:
+            each = asked[task.work]
+            for piece in task.pieces:
+                self._run_member(each.member, each.batch[piece], each.rows[piece], result)
+
+        side_by_side = plan(works, self._pool.threads) if self.device.type == "cpu" else None
+        if side_by_side is not None:
+            self._pool.map(run, side_by_side)
+        else:
+            for task in in_turn(works):
+                run(task)
+
+    def _order(self, hurried: bool) -> list[int]:
         """The spec's order; under a deadline the most voting weight per second first."""
         order = list(range(len(self._members)))
-        if bool(bounds.isinf().all()):
+        if not hurried:
             return order
         weights = [member.voting_weight for member in self.spec.members]
         return sorted(order, key=lambda i: -weights[i] / max(self.seconds[i], 1e-9))
@@ -232,6 +286,7 @@ class Runtime:
         batch[pixels] = preprocessed
         return batch
 
+    @torch.inference_mode()
     def _run_member(self, index: int, batch: Tensor, rows: Tensor, result: MemberScores) -> None:
         member = self.spec.members[index]
         try:
@@ -260,14 +315,22 @@ class Runtime:
         if not bool(finite.all()):
             result.fail(index, rows[~finite], NOT_FINITE)
 
-    @torch.inference_mode()
     def _measure(self, batches: Sequence[Tensor]) -> None:
-        """What each member takes for one sample."""
-        for index, member in enumerate(self._members):
-            batch = batches[self._group_of_member[index]]
-            started = time.perf_counter()
-            member(batch[:1]).cpu()
-            self.seconds[index] = time.perf_counter() - started
+        """What each member takes for one sample on one thread."""
+        for index, group in enumerate(self._group_of_member):
+            alone = batches[group][:1]
+            self.seconds[index] = self._pool.run(partial(_time, self._members[index], alone))
+
+
+@torch.inference_mode()
+def _time(member: LoadedMember, batch: Tensor) -> float:
+    """Seconds of the faster of two runs: the first one may still set things up."""
+    found = []
+    for _ in range(2):
+        started = time.perf_counter()
+        member(batch).cpu()
+        found.append(time.perf_counter() - started)
+    return min(found)
 
 
 @torch.inference_mode()
@@ -277,10 +340,11 @@ def _ready(
     folder: Path,
     batch: Tensor,
     compiled: CompiledMembers | None,
+    threads: int,
 ) -> LoadedMember:
     """A member that was run on the trial images: compiled if possible, else as it was saved."""
     if compiled is not None:
-        found = compiled.load(spec, member, batch, batch.device)
+        found = compiled.load(spec, member, batch, threads)
         if found is not None:
             return found
     loaded = load_member(spec, member, folder, batch.device)
@@ -319,7 +383,7 @@ class BatchInputs:
             states=torch.zeros(shape[:2], dtype=torch.uint8),
         )
         batch = self._prepared[shared][rows.to(runtime.device)]
-        runtime._run_member(member, batch, rows, result)
+        runtime._run_members([_Asked(member, batch, rows)], result)
         if result.reasons:
             name = runtime.spec.members[member].name
             raise MemberError(f"member {name}: {next(iter(result.reasons.values()))}")

@@ -30,6 +30,7 @@ from .errors import (
 from .forms import write
 from .images import decode_image
 from .options import describe_options
+from .parallel import SERIAL, ThreadPool
 from .policies import Catalogue, Outcome, check_catalogue, load_fitted, rows_of
 from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, parse_request
 from .responses import Response, encode_error
@@ -79,8 +80,10 @@ class EnsembleService:
         runtime: Runtime,
         identity: Identity,
         offered: Catalogue | None = None,
+        pool: ThreadPool = SERIAL,
     ) -> None:
         self.spec = spec
+        self._pool = pool
         self.identity = identity
         self._runtime = runtime
         self._combiner = Combiner(spec, offered or catalogue(spec), identity.as_json())
@@ -108,10 +111,12 @@ class EnsembleService:
             SpecError: a policy or preprocessing does not exist.
             MemberError: a member cannot be loaded.
         """
-        torch.set_num_threads(spec.runtime.threads or max(1, (os.cpu_count() or 1) // workers))
+        threads = spec.runtime.threads or max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(threads)
+        pool = ThreadPool(threads)
         offered = catalogue(spec, folder)
-        runtime = Runtime.load(spec, folder, device or choose_device(spec, gpu=None))
-        return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered)
+        runtime = Runtime.load(spec, folder, device or choose_device(spec, gpu=None), pool)
+        return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered, pool)
 
     def answer(
         self, requests: Sequence[RawRequest], *, arrived: float | None = None
@@ -124,6 +129,7 @@ class EnsembleService:
         """
         start = time.monotonic() if arrived is None else arrived
         accepted = [self._accept(request) for request in requests]
+        self._decode_all([entry for entry in accepted if isinstance(entry, _Pending)])
         live = [entry for entry in accepted if isinstance(entry, _Pending) and not entry.refused]
         answered = self._answer_lazily([entry for entry in live if entry.choice.lazy])
         live = [entry for entry in live if id(entry) not in answered]
@@ -225,16 +231,30 @@ class EnsembleService:
             choice = self._combiner.choose(parsed.options)
         except RequestError as error:
             return encode_error(error, open_inference=is_open_inference(request))
-        entry = _Pending(parsed, choice, request.headers.get("accept", ""))
-        for sample in parsed.samples:
-            try:
-                entry.images.append(self._decode(sample))
-                entry.readable.append(sample.index)
-            except RequestError as error:
-                entry.errors[sample.index] = error
-        return entry
+        return _Pending(parsed, choice, request.headers.get("accept", ""))
 
-    def _decode(self, sample: Sample) -> Tensor:
+    def _decode_all(self, entries: Sequence[_Pending]) -> None:
+        """The samples of all requests, side by side."""
+        samples = [(entry, sample) for entry in entries for sample in entry.request.samples]
+        decoded = self._pool.map(self._decode, [sample for _, sample in samples])
+        for (entry, sample), image in zip(samples, decoded, strict=True):
+            if isinstance(image, Tensor):
+                entry.images.append(image)
+                entry.readable.append(sample.index)
+            else:
+                entry.errors[sample.index] = image
+
+    def _decode(self, sample: Sample) -> Tensor | EnsembleError:
+        """The pixels, or why there are none; never an error that would fail its neighbours."""
+        try:
+            return self._pixels(sample)
+        except RequestError as error:
+            return error
+        except Exception:
+            logger.exception("a sample could not be decoded")
+            return _unforeseen()
+
+    def _pixels(self, sample: Sample) -> Tensor:
         if isinstance(sample.data, SampleError):
             raise sample.data
         if isinstance(sample.data, Tensor):

@@ -17,8 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.handlers.aot_library import AotLibrary
 from torchserve_ensemble.handlers.compiled import OUTPUTS, RECORD, CompiledRecord, Target
-from torchserve_ensemble.handlers.errors import ArchiveError
+from torchserve_ensemble.handlers.errors import ArchiveError, MemberError
+from torchserve_ensemble.handlers.parallel import ThreadPool
 from torchserve_ensemble.handlers.runtime import MemberScores, Runtime
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.handlers.trial import trial_images
@@ -99,6 +101,25 @@ def test_a_compiled_member_answers_as_the_saved_one(
         said[1] == "member 'script' is not compiled: it is saved as torchscript, and runs as that"
     )
     torch.testing.assert_close(found.scores[0], found.scores[1], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_several_threads_may_run_a_library_at_once(built: tuple[Path, list[str]]) -> None:
+    (path,) = (built[0] / "compiled").glob("*.so")
+    library, alone = (AotLibrary(path, (3, 4, 4), 5, copies=n) for n in (2, 1))
+    batches = [torch.rand(1 + i % 5, 3, 4, 4) for i in range(60)]
+    found = ThreadPool(4).map(library, batches)
+    assert all(torch.equal(each, alone(batch)) for each, batch in zip(found, batches, strict=True))
+
+
+@needs_compiler
+def test_a_library_refuses_what_it_was_not_compiled_for(built: tuple[Path, list[str]]) -> None:
+    (path,) = (built[0] / "compiled").glob("*.so")
+    library = AotLibrary(path, (3, 4, 4), 5)
+    with pytest.raises(MemberError, match="takes float32 on the CPU"):
+        library(torch.zeros((1, 3, 4, 4), dtype=torch.float64))
+    with pytest.raises(MemberError, match=r"1 to 5 samples of \(3, 4, 4\), not \(1, 3, 5, 4\)"):
+        library(torch.zeros((1, 3, 5, 4)))
 
 
 @needs_compiler

@@ -410,3 +410,21 @@ def gray_profile(gamma: float) -> bytes:
     )
     header += bytes(68 - len(header)) + struct.pack(">3i", 63190, 65536, 54061)
     return header + bytes(128 - len(header)) + struct.pack(">I", 4) + tags + blocks
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    quality=st.integers(1, 100),
+    subsampling=st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+    progressive=st.booleans(),
+)
+def test_every_kind_of_jpeg_is_what_pillow_decodes(
+    height: int, width: int, quality: int, subsampling: str, progressive: bool
+) -> None:
+    target = io.BytesIO()
+    image = pattern("RGB", max(height, 2), max(width, 2)).crop((0, 0, width, height))
+    image.save(target, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+    expected = np.asarray(Image.open(io.BytesIO(target.getvalue())))
+    assert np.array_equal(decode(target.getvalue()).permute(1, 2, 0).numpy(), expected)

@@ -1,0 +1,155 @@
+"""A library of AOTInductor, called through its C interface.
+
+torch's own bindings (``torch._C._aoti``) hold Python's lock while a model computes, so that nothing
+else in the worker does; a call through ctypes lets it go. The interface is the one that AOTInductor
+keeps stable between releases (``torch/csrc/inductor/aoti_runtime/interface.h`` and
+``torch/csrc/inductor/aoti_torch/c/shim.h``, in every torch wheel).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_int32, c_int64, c_size_t, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import MemberError
+
+
+class AotLibrary:
+    """One model: float32 (N, ...) -> float32 (N, outputs), on the CPU.
+
+    The weights are part of the mapped file, and shared with all processes that map it.
+    """
+
+    def __init__(self, path: Path, shape: Sequence[int], most: int, *, copies: int = 1) -> None:
+        """Load it.
+
+        Args:
+            path: the ``.so`` file.
+            shape: of a sample that it was compiled for, which the library itself does not check.
+            most: samples at once that it was compiled for.
+            copies: how many threads may run it at once; all use the same weights.
+
+        Raises:
+            OSError: the file cannot be loaded.
+            MemberError: it is no model of one output.
+        """
+        self._name = path.name
+        self._shape = tuple(shape)
+        self._most = most
+        self._library = ctypes.CDLL(str(path))
+        self._container = c_void_p()
+        self._check(
+            self._library.AOTInductorModelContainerCreateWithDevice(
+                byref(self._container), c_size_t(copies), b"cpu", None
+            )
+        )
+        weakref.finalize(
+            self, self._library.AOTInductorModelContainerDelete, self._container
+        ).atexit = False
+        outputs = c_size_t()
+        self._check(
+            self._library.AOTInductorModelContainerGetNumOutputs(self._container, byref(outputs))
+        )
+        if outputs.value != 1:
+            raise MemberError(f"{path.name} has {outputs.value} outputs, not one")
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Run it; other threads go on meanwhile.
+
+        Args:
+            batch: float32 (N, *shape) with N from 1 to `most`.
+
+        Raises:
+            MemberError: it failed; what it printed stands in the log.
+        """
+        if batch.dtype is not torch.float32 or batch.device.type != "cpu":
+            raise MemberError(
+                f"{self._name} takes float32 on the CPU, not {batch.dtype} on {batch.device}"
+            )
+        if tuple(batch.shape[1:]) != self._shape or not 1 <= len(batch) <= self._most:
+            raise MemberError(
+                f"{self._name} takes 1 to {self._most} samples of {self._shape}, "
+                f"not {tuple(batch.shape)}"
+            )
+        batch = batch.contiguous()
+        # The callee takes the handle over; `batch` keeps the memory until the call is done.
+        inputs = (c_void_p * 1)(_handle_of(batch))
+        outputs = (c_void_p * 1)()
+        self._check(
+            self._library.AOTInductorModelContainerRun(
+                self._container, inputs, c_size_t(1), outputs, c_size_t(1), None, None
+            )
+        )
+        handle = c_void_p(outputs[0])
+        try:
+            return _copy_of(handle)
+        finally:
+            _shim().aoti_torch_delete_tensor_object(handle)
+
+    def _check(self, error: int) -> None:
+        if error:
+            raise MemberError(f"{self._name} failed (error {error}; its reason is in the log)")
+
+
+@cache
+def _shim() -> ctypes.CDLL:
+    """torch's C functions on tensors."""
+    folder = Path(torch.__file__).parent / "lib"
+    (found, *_) = [*folder.glob("libtorch_cpu.*"), folder / "libtorch_cpu.so"]
+    return ctypes.CDLL(str(found))
+
+
+def _handle_of(tensor: Tensor) -> c_void_p:
+    """A tensor object over the same memory."""
+    shim, handle = _shim(), c_void_p()
+    dimensions = tensor.dim()
+    whole = c_int64 * dimensions
+    failed = shim.aoti_torch_create_tensor_from_blob(
+        c_void_p(tensor.data_ptr()),
+        c_int64(dimensions),
+        whole(*tensor.shape),
+        whole(*tensor.stride()),
+        c_int64(0),
+        c_int32(shim.aoti_torch_dtype_float32()),
+        c_int32(shim.aoti_torch_device_type_cpu()),
+        c_int32(0),
+        byref(handle),
+    )
+    if failed:
+        raise MemberError(f"no tensor could be made of {tuple(tensor.shape)}")
+    return handle
+
+
+def _copy_of(handle: c_void_p) -> Tensor:
+    """A tensor of torch with the same contents.
+
+    Raises:
+        MemberError: it is not float32, or does not lie in one piece.
+    """
+    shim, dtype, dimensions, data = _shim(), c_int32(), c_int64(), c_void_p()
+    sizes, strides = POINTER(c_int64)(), POINTER(c_int64)()
+    failed = (
+        shim.aoti_torch_get_dtype(handle, byref(dtype))
+        or shim.aoti_torch_get_dim(handle, byref(dimensions))
+        or shim.aoti_torch_get_sizes(handle, byref(sizes))
+        or shim.aoti_torch_get_strides(handle, byref(strides))
+        or shim.aoti_torch_get_data_ptr(handle, byref(data))
+    )
+    shape = sizes[: dimensions.value]
+    result = torch.empty(shape)
+    if (
+        failed
+        or dtype.value != shim.aoti_torch_dtype_float32()
+        or [s for s, n in zip(strides[: dimensions.value], shape, strict=True) if n > 1]
+        != [s for s, n in zip(result.stride(), shape, strict=True) if n > 1]
+    ):
+        raise MemberError("its output is not float32 in one piece")
+    ctypes.memmove(result.data_ptr(), data.value or 0, 4 * result.numel())
+    return result
