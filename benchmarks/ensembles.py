@@ -132,7 +132,7 @@ class Torchvision(Ensemble):
         return module
 
     def write_weights(self, folder: Path) -> None:
-        batch, targets = self._training_data(60)
+        batch, targets = self._training_data(100)
         for seed, name in enumerate(self.members):
             torch.manual_seed(seed)
             module = self.architecture(name)

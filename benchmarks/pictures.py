@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 
 import numpy as np
@@ -10,6 +9,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 KINDS = 10
+
+# As far from each other as ten colours can be.
+_COLORS = (
+    (30, 30, 30),
+    (225, 225, 225),
+    (215, 35, 35),
+    (35, 175, 45),
+    (40, 50, 215),
+    (220, 215, 45),
+    (205, 45, 205),
+    (45, 210, 215),
+    (125, 125, 125),
+    (120, 70, 20),
+)
 
 # Ten digits of 5 x 7 dots, a row in each number.
 _GLYPHS = (
@@ -47,10 +60,7 @@ def kinds(count: int) -> list[int]:
 
 
 def _photograph(kind: int, generator: np.random.Generator) -> bytes:
-    hue = kind / KINDS + generator.uniform(-0.015, 0.015)
-    # Neighbours in hue differ in brightness and in their stripes too.
-    value = (0.85 if kind % 2 else 0.6) + generator.uniform(-0.04, 0.04)
-    color = 255 * np.array(colorsys.hsv_to_rgb(hue % 1, 0.75, value))
+    color = np.array(_COLORS[kind]) + generator.uniform(-12, 12, 3)
     noise = generator.normal(0, 12, (14, 16, 3))
     small = np.clip(color + noise, 0, 255).astype(np.uint8)
     smooth = Image.fromarray(small).resize((320, 280), Image.Resampling.BICUBIC)
@@ -58,7 +68,7 @@ def _photograph(kind: int, generator: np.random.Generator) -> bytes:
     angle = np.pi * (kind % 5) / 5
     along = rows * np.sin(angle) + columns * np.cos(angle)
     wave = np.sin(2 * np.pi * along / (24 + 4 * kind) + generator.uniform(0, 2 * np.pi))
-    pixels = np.asarray(smooth, dtype=np.float32) + 25 * wave[:, :, None]
+    pixels = np.asarray(smooth, dtype=np.float32) + 12 * wave[:, :, None]
     return _file(np.clip(pixels, 0, 255).astype(np.uint8), "JPEG")
 
 

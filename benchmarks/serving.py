@@ -22,7 +22,7 @@ from pathlib import Path
 from . import machine, report
 from .ensembles import ENSEMBLES, Ensemble
 from .load import Client, Measurement, encode
-from .peers import starting, torchserve
+from .peers import starting, stock, torchserve
 from .peers.members import rows
 from .peers.starting import Alternative, Running, Work
 from .processes import Memory, MemoryWatch, cpu_seconds
@@ -48,6 +48,8 @@ PEERS: Mapping[str, Alternative] = {
     "litserve": Alternative("LitServe", starting.litserve),
     "bentoml": Alternative("BentoML", starting.bentoml),
     "ray": Alternative("Ray Serve", starting.ray),
+    "stock": Alternative("TorchServe, an endpoint each", stock.endpoints),
+    "workflow": Alternative("TorchServe workflow", stock.workflow),
 }
 
 

@@ -32,7 +32,11 @@ def fit_last_layer(module: nn.Module, batch: Tensor, targets: Tensor) -> None:
     gain = 1 + 0.03 * torch.randn((len(batch), 1, 1, 1), generator=noise)
     shift = 0.03 * torch.randn((len(batch), 3, 1, 1), generator=noise)
     jittered = (batch * gain + shift).roll((2, -2), (2, 3))
-    features = _inputs_of(last, module, torch.cat([batch, jittered]))
+    features = _inputs_of(last, module, batch)
+    # In bfloat16 too: what its rounding changes is then no part of the decision.
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = _inputs_of(last, module, jittered).float()
+    features = torch.cat([features, rounded])
     mean, std = features.mean(dim=0), features.std(dim=0) + 0.05 * features.std()
     layer = nn.Linear(last.in_features, last.out_features)
     nn.init.zeros_(layer.weight)
@@ -74,16 +78,26 @@ def _descend(
 
 @torch.no_grad()
 def _set_normalization(module: nn.Module, batch: Tensor) -> None:
-    """Statistics of these images; with those of no image a signal dies out on its way."""
+    """Scale every layer's outputs to a mean square of one, from the first layer to the last.
+
+    With no statistics a signal dies out on its way. With those that training takes, each untrained
+    layer enlarges small differences (Yang et al. 2019, https://arxiv.org/abs/1902.08129), because
+    it subtracts what all images have in common: after fifty layers rounding decides the label.
+    """
+
+    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.BatchNorm2d)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.zero_()
+        layer.running_var.copy_(inputs[0].square().mean(dim=(0, 2, 3)))
+
     layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    for layer in layers:
-        layer.momentum = None
-        layer.reset_running_stats()
-        layer.train()
-    for part in batch.split(_BATCH):
-        module(part)
-    for layer in layers:
-        layer.eval()
+    handles = [layer.register_forward_pre_hook(measure) for layer in layers]
+    # A layer's scale is set before its outputs reach the next one.
+    module(batch)
+    for handle in handles:
+        handle.remove()
 
 
 @torch.no_grad()
