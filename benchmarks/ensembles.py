@@ -162,7 +162,8 @@ class Digits(Ensemble):
         return pictures.digits(count, seed)
 
     def transform(self, image: Image.Image) -> Tensor:
-        return pil_to_tensor(image.convert("L").resize((8, 8))).float() / 255
+        pixels: Tensor = pil_to_tensor(image.convert("L").resize((8, 8)))
+        return pixels.float() / 255
 
     def architecture(self, name: str) -> nn.Module:
         return digit_member.SmallConvolutional()

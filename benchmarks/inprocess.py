@@ -10,14 +10,18 @@ import argparse
 import io
 import json
 import statistics
+import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from torchserve_ensemble.handlers.archive import ENSEMBLE, SPEC
 from torchserve_ensemble.handlers.images import decode_image
 from torchserve_ensemble.handlers.runtime import Runtime
 from torchserve_ensemble.handlers.spec import load_spec
@@ -51,19 +55,20 @@ class InProcess:
         self.found: list[dict[str, object]] = []
 
     @torch.inference_mode()
-    def run(self) -> None:
+    def run(self, archives: Sequence[Path]) -> None:
         """Every form at every batch size."""
         modules = {n: self._ensemble.load(n, self._folder) for n in self._ensemble.members}
         self._plain("eager float32", modules, torch.contiguous_format)
         for name, module in modules.items():
             for size in BATCHES:
                 batch = self._ensemble.batch(self._images[:size])
-                self._add(f"{name}, forward", size, lambda m=module, b=batch: m(b))
+                self._add(f"{name}, forward", size, partial(module, batch))
         for module in modules.values():
             # torchvision's members are modules that take either layout.
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         self._plain("eager float32, channels last", modules, torch.channels_last)
-        self._ours()
+        for archive in archives:
+            self._ours(archive)
 
     def _plain(self, what: str, modules: dict[str, nn.Module], layout: torch.memory_format) -> None:
         def forward(batch: Tensor) -> None:
@@ -71,35 +76,38 @@ class InProcess:
             for module in modules.values():
                 module(inputs)
 
+        def from_decoded(images: Sequence[Image.Image]) -> None:
+            forward(torch.stack([self._ensemble.transform(image) for image in images]))
+
+        def from_files(files: Sequence[bytes]) -> None:
+            forward(self._ensemble.batch(files))
+
         for size in BATCHES:
             files = self._images[:size]
-            batch = self._ensemble.batch(files)
-            self._add(f"{what}, forward", size, lambda b=batch: forward(b))
             opened = [_opened(file) for file in files]
-            self._add(
-                f"{what}, decoded images",
-                size,
-                lambda o=opened: forward(torch.stack([self._ensemble.transform(i) for i in o])),
-            )
-            self._add(
-                f"{what}, image files", size, lambda f=files: forward(self._ensemble.batch(f))
-            )
+            self._add(f"{what}, forward", size, partial(forward, self._ensemble.batch(files)))
+            self._add(f"{what}, decoded images", size, partial(from_decoded, opened))
+            self._add(f"{what}, image files", size, partial(from_files, files))
 
-    def _ours(self) -> None:
-        """Our runtime, without compiled members: those are in archives, not beside a spec."""
-        for precision in ("float32", "auto"):
-            path = self._ensemble.write(
-                self._folder, f"in-process-{precision}", precision=precision
-            )
-            runtime = Runtime.load(load_spec(path), self._folder, torch.device("cpu"))
-            self._runtime(f"our runtime, {precision}", runtime)
+    def _ours(self, archive: Path) -> None:
+        """Our runtime with what a worker gets: the unpacked archive."""
+        with tempfile.TemporaryDirectory() as temporary:
+            with zipfile.ZipFile(archive) as opened:
+                opened.extractall(temporary)
+            folder = Path(temporary) / ENSEMBLE
+            spec = load_spec(Path(temporary) / SPEC)
+            runtime = Runtime.load(spec, folder, torch.device("cpu"))
 
-    def _runtime(self, what: str, runtime: Runtime) -> None:
-        for size in BATCHES:
-            files = self._images[:size]
-            decoded = _decoded(files)
-            self._add(f"{what}, decoded images", size, lambda d=decoded: runtime.run(d))
-            self._add(f"{what}, image files", size, lambda f=files: runtime.run(_decoded(f)))
+            def from_files(files: Sequence[bytes]) -> None:
+                runtime.run(_decoded(files))
+
+            what = f"our runtime, {spec.runtime.precision}"
+            what += ", compiled" if spec.runtime.compile else ""
+            for size in BATCHES:
+                files = self._images[:size]
+                decoded = _decoded(files)
+                self._add(f"{what}, decoded images", size, partial(runtime.run, decoded))
+                self._add(f"{what}, image files", size, partial(from_files, files))
 
     def _add(self, what: str, batch: int, work: Callable[[], object]) -> None:
         self.found.append({"what": what, "batch": batch, "ms": measure(work, self._seconds)})
@@ -120,10 +128,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inprocess", description=__doc__)
     parser.add_argument("ensemble", choices=ENSEMBLES)
     parser.add_argument("--folder", type=Path, required=True, help="with the weights")
+    parser.add_argument("--archives", type=Path, nargs="*", default=[], help="of the ensemble")
     parser.add_argument("--seconds", type=float, default=1, help="of each measurement")
     options = parser.parse_args()
     work = InProcess(ENSEMBLES[options.ensemble], options.folder, options.seconds)
-    work.run()
+    work.run(options.archives)
     print(json.dumps(work.found))
 
 

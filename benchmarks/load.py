@@ -268,7 +268,7 @@ def arrival_times(rate: float, arrivals: Arrivals, seconds: float) -> list[float
     if arrivals == "fixed":
         return [number / rate for number in range(max(1, int(rate * seconds)))]
     generator = random.Random(0)
-    found = []
+    found: list[float] = []
     moment = generator.expovariate(rate)
     while moment < seconds or not found:
         found.append(moment)

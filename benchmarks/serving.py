@@ -174,6 +174,7 @@ def prepare(key: str, work: Work) -> Alternative:
 def inprocess(ensemble: Ensemble, folder: Path) -> list[dict[str, object]]:
     """What `benchmarks.inprocess` measures, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.inprocess", ensemble.name, "--folder", str(folder)]
+    command += ["--archives", *(str(path) for path in sorted((folder / "store").glob("*.mar")))]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found: list[dict[str, object]] = json.loads(done.stdout)
     return found

@@ -4,6 +4,9 @@ One service, its fastest form: a service before it would cost a hop and a copy o
 batchable API answers with a list, here ``[{model: label}, ...]``, an entry for each image.
 """
 
+# The peers are installed in .venv-bench alone, and their decorators have no types.
+# mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, attr-defined"
+
 # BentoML reads the annotations themselves.
 import os
 

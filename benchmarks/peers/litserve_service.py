@@ -1,5 +1,8 @@
 """LitServe with its batching: ``python -m benchmarks.peers.litserve_service``."""
 
+# The peers are installed in .venv-bench alone, and their decorators have no types.
+# mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, attr-defined"
+
 # No `from __future__ import annotations`: LitServe hands the annotation of decode_request on to
 # FastAPI, which must see the type itself.
 import os

@@ -1,5 +1,8 @@
 """Ray Serve with its batching: ``python -m benchmarks.peers.ray_service``."""
 
+# The peers are installed in .venv-bench alone, and their decorators have no types.
+# mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, attr-defined"
+
 from __future__ import annotations
 
 import asyncio

@@ -25,5 +25,5 @@ def gather(data: Any, context: object) -> Any:
 
 
 def _best(answer: Any) -> str:
-    scores = answer if isinstance(answer, dict) else json.loads(answer)
-    return str(max(scores, key=scores.get))
+    scores: dict[str, float] = answer if isinstance(answer, dict) else json.loads(answer)
+    return str(max(scores, key=scores.__getitem__))
