@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 Form = Literal["multipart", "raw"]
 Arrivals = Literal["poisson", "fixed"]
 
-_TIMEOUT_SECONDS = 120
+# A request that a server has lost must not hold up the whole run.
+_TIMEOUT_SECONDS = 30
 _OPEN_LOOP_CONNECTIONS = 64
 
 

@@ -124,7 +124,7 @@ def run(options: argparse.Namespace, folder: Path) -> Result:
     alternatives = [prepare(key, work) for key in options.only]
     turns = Turns(options, work, images, expected, alternatives)
     turns.run()
-    in_process = inprocess(ensemble, folder) if options.in_process else []
+    in_process = inprocess(ensemble, folder, min(1, options.seconds)) if options.in_process else []
     names = ("seconds", "rounds", "batch_size", "delay_ms", "one_at_a_time")
     return Result(
         ensemble=ensemble.name,
@@ -171,10 +171,15 @@ def prepare(key: str, work: Work) -> Alternative:
     return Alternative(name, start, ours=True, float32=runtime["precision"] == "float32")
 
 
-def inprocess(ensemble: Ensemble, folder: Path) -> list[dict[str, object]]:
+def inprocess(ensemble: Ensemble, folder: Path, seconds: float) -> list[dict[str, object]]:
     """What `benchmarks.inprocess` measures, in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.inprocess", ensemble.name, "--folder", str(folder)]
-    command += ["--archives", *(str(path) for path in sorted((folder / "store").glob("*.mar")))]
+    command += [
+        "--seconds",
+        str(seconds),
+        "--archives",
+        *(str(path) for path in sorted((folder / "store").glob("*.mar"))),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found: list[dict[str, object]] = json.loads(done.stdout)
     return found

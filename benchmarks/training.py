@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 _BATCH = 32
 _DIRECTIONS = 60
 _SHRINKAGE = 0.01
-_SCALE = 0.3
+_SCALE = 0.1
 
 
 def fit_last_layer(module: nn.Module, batch: Tensor, targets: Tensor) -> None:
