@@ -17,6 +17,7 @@ _BATCH = 32
 _DIRECTIONS = 60
 _SHRINKAGE = 0.01
 _SCALE = 0.1
+_MARGIN = 5
 
 
 def fit_last_layer(module: nn.Module, batch: Tensor, targets: Tensor) -> None:
@@ -66,7 +67,11 @@ def _discriminant(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * level * identity
     scaled = torch.linalg.solve(covariance, centres.T).T
     weight = scaled @ directions
-    return weight, -(scaled * centres).sum(dim=1) / 2 - weight @ mean
+    bias = -(scaled * centres).sum(dim=1) / 2 - weight @ mean
+    # A temperature: scores of exactly one would be equal whatever a server computed.
+    best = (features @ weight.T + bias).topk(2, dim=1).values
+    temperature = (best[:, 0] - best[:, 1]).median() / _MARGIN
+    return weight / temperature, bias / temperature
 
 
 def fit(module: nn.Module, batch: Tensor, targets: Tensor) -> None:
