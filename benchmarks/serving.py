@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -56,6 +57,8 @@ PEERS: Mapping[str, Alternative] = {
 def main() -> None:
     """Measure, print and write the result."""
     options = arguments()
+    # As an interrupt does: every context then ends its server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # TorchServe's workers refuse it: an inherited path would come before the archive's.
     os.environ.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
