@@ -186,7 +186,13 @@ class Digits(Ensemble):
 
 
 _THREE = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
-_FURTHER = ("resnet34", "mobilenet_v3_large", "shufflenet_v2_x1_0", "mnasnet1_0", "regnet_y_400mf")
+_FURTHER = (
+    "resnet34",
+    "mobilenet_v3_large",
+    "shufflenet_v2_x1_0",
+    "mobilenet_v2",
+    "regnet_y_400mf",
+)
 
 ENSEMBLES: Mapping[str, Ensemble] = {
     "three": Torchvision("three", _THREE, "image/jpeg"),
