@@ -1,1 +1,1 @@
-"""Measurements side by side; nothing here is asserted as a time in a test."""
+"""Speed of servers with the same members, measured side by side; tests never assert a time."""

@@ -1,108 +1,264 @@
-"""The ensemble that is measured: three torchvision members with fixed weights, and JPEG images."""
+"""The ensembles that are measured, for every server the same weights, images and transformation."""
 
 from __future__ import annotations
 
+import argparse
 import io
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchvision
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torchvision.transforms._presets import ImageClassification
+from torchvision.transforms.functional import pil_to_tensor
 
-MEMBERS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
-LABELS = 10
-_SPREAD = 0.2
+from . import digit_member, pictures, training
 
-
-def transform() -> ImageClassification:
-    """224 px, as ImageNet's classifiers take it."""
-    return ImageClassification(crop_size=224, resize_size=256)
+_TRAINING_SEED = 1_000_000
+_DEFAULT_SERVING = {"batch_size": 8, "max_batch_delay_ms": 5}
 
 
-def module(name: str, folder: Path) -> nn.Module:
-    """A member in evaluation mode, with the weights of `write`."""
-    from safetensors.torch import load_file
+@dataclass(frozen=True)
+class Ensemble(ABC):
+    """Members with fixed weights.
 
-    member = getattr(torchvision.models, name)(num_classes=LABELS)
-    member.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    return member.eval()
-
-
-def write(folder: Path, precision: str) -> Path:
-    """Write weights, the same each time, and the spec.
-
-    In untrained members the signal dies out, and all images are answered alike. Their normalisation
-    is set on the images and the last layer spread, so that a wrong answer would show.
+    Attributes:
+        name: of the ensemble.
+        members: their names.
+        image_type: media type of its image files.
     """
-    preprocess = transform()
-    batch = torch.stack(
-        [preprocess(Image.open(io.BytesIO(file)).convert("RGB")) for file in images(32)]
-    )
-    for seed, name in enumerate(MEMBERS):
-        torch.manual_seed(seed)
-        member = getattr(torchvision.models, name)(num_classes=LABELS)
-        for layer in member.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.momentum = None
-        with torch.no_grad():
-            member.train()(batch)
-            last = [layer for layer in member.modules() if isinstance(layer, nn.Linear)][-1]
-            logits = member.eval()(batch)
-            # Each label has its images; close scores keep bfloat16 within parity.
-            last.bias -= logits.mean(dim=0)
-            scale = (_SPREAD / logits.std(dim=0)).unsqueeze(1)
-            last.weight *= scale
-            last.bias *= scale.squeeze(1)
-        save_file(member.state_dict(), folder / f"{name}.safetensors")
-    spec = {
-        "name": f"three-{precision}",
-        "version": "1.0",
-        "task": "classification",
-        "labels": [str(label) for label in range(LABELS)],
-        "preprocessing": {
-            "imagenet": {
-                "resize": 256,
-                "crop": 224,
-                "mean": [0.485, 0.456, 0.406],
-                "std": [0.229, 0.224, 0.225],
-            }
-        },
-        "members": [
-            {
-                "name": name,
-                "architecture": f"torchvision.models.{name}",
-                "arguments": {"num_classes": LABELS},
-                "weights": f"{name}.safetensors",
-            }
-            for name in MEMBERS
-        ],
-        "runtime": {"precision": precision},
-        "serving": {"batch_size": 8, "max_batch_delay_ms": 5},
-    }
-    path = folder / f"ensemble-{precision}.yaml"
-    path.write_text(yaml.safe_dump(spec, sort_keys=False))
-    return path
+
+    name: str
+    members: tuple[str, ...]
+    image_type: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the members' outputs."""
+        return tuple(str(kind) for kind in range(pictures.KINDS))
+
+    @abstractmethod
+    def images(self, count: int, seed: int = 0) -> list[bytes]:
+        """Image files, others for each seed."""
+
+    @abstractmethod
+    def transform(self, image: Image.Image) -> Tensor:
+        """A member's input, by Pillow, as services in Python do it."""
+
+    @abstractmethod
+    def architecture(self, name: str) -> nn.Module:
+        """A member with random weights."""
+
+    @abstractmethod
+    def write_weights(self, folder: Path) -> None:
+        """``NAME.safetensors`` of every member, the same each time."""
+
+    @abstractmethod
+    def _member(self, name: str) -> dict[str, object]:
+        """A member's architecture in the spec."""
+
+    @abstractmethod
+    def _preprocessing(self) -> dict[str, object]:
+        """`transform` in the spec."""
+
+    def load(self, name: str, folder: Path) -> nn.Module:
+        """A member in evaluation mode, with the weights of `write_weights`."""
+        module = self.architecture(name)
+        module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        return module.eval()
+
+    def batch(self, files: Sequence[bytes]) -> Tensor:
+        """Decoded and transformed, float32 (N, channels, height, width)."""
+        return torch.stack([self.transform(Image.open(io.BytesIO(file))) for file in files])
+
+    def write(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        serving: Mapping[str, object] = _DEFAULT_SERVING,
+        **runtime: object,
+    ) -> Path:
+        """Write a spec beside the weights.
+
+        Args:
+            folder: of `write_weights`.
+            name: of the endpoint.
+            serving: the spec's settings.
+            runtime: the spec's settings.
+        """
+        spec = {
+            "name": name,
+            "version": "1.0",
+            "task": "classification",
+            "labels": list(self.labels),
+            "preprocessing": {"shared": self._preprocessing()},
+            "members": [
+                {"name": member, "weights": f"{member}.safetensors", **self._member(member)}
+                for member in self.members
+            ],
+            "runtime": runtime,
+            "serving": dict(serving),
+        }
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(spec, sort_keys=False))
+        return path
+
+    def _training_data(self, count: int) -> tuple[Tensor, Tensor]:
+        batch = self.batch(self.images(count, _TRAINING_SEED))
+        return batch, torch.tensor(pictures.kinds(count))
 
 
-def images(count: int) -> list[bytes]:
-    """JPEG files of 320 x 280 pixels, each of its own colour with smooth noise on it.
+class Torchvision(Ensemble):
+    """Members of torchvision for photographs, 224 px as ImageNet's classifiers take them."""
 
-    The colours keep the labels of untrained members apart, the noise compresses as photographs do.
+    def images(self, count: int, seed: int = 0) -> list[bytes]:
+        return pictures.photographs(count, seed)
+
+    def transform(self, image: Image.Image) -> Tensor:
+        found: Tensor = ImageClassification(crop_size=224, resize_size=256)(image.convert("RGB"))
+        return found
+
+    def architecture(self, name: str) -> nn.Module:
+        module: nn.Module = getattr(torchvision.models, name)(num_classes=len(self.labels))
+        return module
+
+    def write_weights(self, folder: Path) -> None:
+        batch, targets = self._training_data(100)
+        for seed, name in enumerate(self.members):
+            torch.manual_seed(seed)
+            module = self.architecture(name)
+            with training.one_thread():
+                training.fit_last_layer(module, batch, targets)
+            save_file(module.state_dict(), folder / f"{name}.safetensors")
+
+    def _member(self, name: str) -> dict[str, object]:
+        return {
+            "architecture": f"torchvision.models.{name}",
+            "arguments": {"num_classes": len(self.labels)},
+        }
+
+    def _preprocessing(self) -> dict[str, object]:
+        return {
+            "resize": 256,
+            "crop": 224,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        }
+
+
+class Digits(Ensemble):
+    """Small members of one architecture for 8 x 8 gray pixels."""
+
+    def images(self, count: int, seed: int = 0) -> list[bytes]:
+        return pictures.digits(count, seed)
+
+    def transform(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = pil_to_tensor(image.convert("L").resize((8, 8)))
+        return pixels.float() / 255
+
+    def architecture(self, name: str) -> nn.Module:
+        return digit_member.SmallConvolutional()
+
+    def write_weights(self, folder: Path) -> None:
+        batch, targets = self._training_data(200)
+        for seed, name in enumerate(self.members):
+            torch.manual_seed(seed)
+            module = self.architecture(name)
+            with training.one_thread():
+                training.fit(module, batch, targets)
+            save_file(module.state_dict(), folder / f"{name}.safetensors")
+        shutil.copy(digit_member.__file__, folder)
+
+    def _member(self, name: str) -> dict[str, object]:
+        return {"architecture": f"{Path(digit_member.__file__).name}:SmallConvolutional"}
+
+    def _preprocessing(self) -> dict[str, object]:
+        return {"color": "grayscale", "resize": [8, 8]}
+
+
+_THREE = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
+_FURTHER = (
+    "resnet34",
+    "mobilenet_v3_large",
+    "shufflenet_v2_x1_0",
+    "mobilenet_v2",
+    "regnet_y_400mf",
+)
+
+ENSEMBLES: Mapping[str, Ensemble] = {
+    "three": Torchvision("three", _THREE, "image/jpeg"),
+    "mixed": Torchvision("mixed", _THREE + _FURTHER, "image/jpeg"),
+    "digits": Digits("digits", tuple(f"convolutional{n:02}" for n in range(16)), "image/png"),
+}
+
+
+@torch.inference_mode()
+def parity(ensemble: Ensemble, folder: Path, count: int = 64) -> dict[str, dict[str, float]]:
+    """How firmly each member answers on fresh images.
+
+    Returns:
+        For each member: the share of right labels; and for bfloat16, and for images that were
+        resized as tensors, the share of equal labels and the largest difference of a probability.
     """
-    generator = np.random.default_rng(0)
-    files = []
-    for _ in range(count):
-        color = generator.integers(0, 256, 3)
-        noise = generator.integers(-60, 61, (14, 16, 3))
-        small = np.clip(color + noise, 0, 255).astype(np.uint8)
-        target = io.BytesIO()
-        Image.fromarray(small).resize((320, 280), Image.Resampling.BICUBIC).save(
-            target, "JPEG", quality=90
-        )
-        files.append(target.getvalue())
-    return files
+    files = ensemble.images(count, seed=1)
+    batch = ensemble.batch(files)
+    tensors = resized_as_tensors(ensemble, folder, files)
+    targets = torch.tensor(pictures.kinds(count))
+    found = {}
+    for name in ensemble.members:
+        module = ensemble.load(name, folder)
+        expected = module(batch).softmax(dim=1)
+        with torch.autocast("cpu", torch.bfloat16):
+            reduced = module(batch).float().softmax(dim=1)
+        resized = module(tensors).softmax(dim=1)
+        labels = expected.argmax(dim=1)
+        found[name] = {
+            "right": _share(labels, targets),
+            "score": float(expected.amax(dim=1).mean()),
+            "bfloat16 equal": _share(reduced.argmax(dim=1), labels),
+            "bfloat16 difference": float((reduced - expected).abs().max()),
+            "resize equal": _share(resized.argmax(dim=1), labels),
+            "resize difference": float((resized - expected).abs().max()),
+        }
+    return found
+
+
+def resized_as_tensors(ensemble: Ensemble, folder: Path, files: Sequence[bytes]) -> Tensor:
+    """The members' inputs as torchserve-ensemble computes them."""
+    from torchserve_ensemble.handlers.images import decode_image
+    from torchserve_ensemble.handlers.preprocess import preprocessors_of
+    from torchserve_ensemble.handlers.spec import load_spec
+
+    spec = load_spec(ensemble.write(folder, ensemble.name))
+    ((preprocessor,), _) = preprocessors_of(spec, torch.device("cpu"))
+    return preprocessor([decode_image(file, max_pixels=10**6, name="image") for file in files])
+
+
+def _share(found: Tensor, expected: Tensor) -> float:
+    return float((found == expected).float().mean())
+
+
+def main() -> None:
+    """Print `parity` of an ensemble."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ensembles", description=__doc__)
+    parser.add_argument("ensemble", choices=ENSEMBLES)
+    ensemble = ENSEMBLES[parser.parse_args().ensemble]
+    with tempfile.TemporaryDirectory() as temporary:
+        ensemble.write_weights(Path(temporary))
+        with training.one_thread():
+            found = parity(ensemble, Path(temporary))
+        for name, figures in found.items():
+            print(name, ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()

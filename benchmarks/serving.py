@@ -1,342 +1,318 @@
-"""Images per second and latency of servers with the same members, side by side in one run.
+"""Images per second, latency, CPU time and memory of servers with the same members, in one run.
 
-Every alternative is up at once and they take turns, so that a noisy machine is noisy for all.
-Before anything is timed all must give the same labels. Run it with ``scripts/bench``.
+The servers take turns under every load, so that a noisy machine is noisy for all. Before anything
+is timed all must give the same labels. Run it with ``scripts/bench``.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import io
 import json
 import os
-import platform
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import psutil
-import requests
-import torch
-from PIL import Image
+from . import machine, report
+from .ensembles import ENSEMBLES, Ensemble
+from .load import Client, Measurement, encode
+from .peers import starting, stock, torchserve
+from .peers.members import rows
+from .peers.starting import Alternative, Running, Work
+from .processes import Memory, MemoryWatch, cpu_seconds
+from .report import BASELINE, Figures, Load, Result, Server
 
-from torchserve_ensemble.archiver.build import build_archive
-from torchserve_ensemble.serving.server import Server
-from torchserve_ensemble.serving.settings import ServerSettings, free_ports, throw_away
+LOADS = (Load(1, 1), Load(8, 1), Load(32, 1), Load(4, 8))
+RESULTS = Path(__file__).parent / "results"
 
-from .ensembles import MEMBERS, images, module, transform, write
+_EQUAL = 0.97
+"""Share of labels that must be those of the plain loop: two correct resizers differ by a level."""
 
-LOADS = ((1, 1), (8, 1), (32, 1), (4, 8))
-"""(clients, images in a request)."""
+_IMAGES = 64
 
-_EQUAL = 0.85
-"""Share of labels that must be those of the loop.
+OURS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "float32": ("ours, float32", {"precision": "float32"}),
+    "compiled": ("ours, float32 compiled", {"precision": "float32", "compile": True}),
+    "auto": ("ours, auto compiled", {"precision": "auto", "compile": True}),
+}
+"""Key on the command line -> name in tables, settings of the spec's ``runtime``."""
 
-Untrained members amplify a difference of one level of 255, which two correct decoders and resizers
-may have, to another label for some images; one that did other work would agree on one in ten.
-"""
-
-Ask = Callable[[requests.Session, Sequence[bytes]], dict[str, list[str]]]
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """One server, or none.
-
-    Attributes:
-        name: for the table.
-        ask: sends images, gives each member's labels.
-        most: images that a request may have.
-        pids: of the server, to add up memory; empty for the loop without a server.
-    """
-
-    name: str
-    ask: Ask
-    most: int = 1000
-    pids: tuple[int, ...] = ()
+PEERS: Mapping[str, Alternative] = {
+    "flexserve": Alternative(BASELINE, starting.flask),
+    "litserve": Alternative("LitServe", starting.litserve),
+    "bentoml": Alternative("BentoML", starting.bentoml),
+    "ray": Alternative("Ray Serve", starting.ray),
+    "stock": Alternative("TorchServe, an endpoint each", stock.endpoints),
+    "workflow": Alternative("TorchServe workflow", stock.workflow),
+}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and write the result."""
+    options = arguments()
+    # As an interrupt does: every context then ends its server.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # TorchServe's workers refuse it: an inherited path would come before the archive's.
+    os.environ.pop("PYTHONPATH", None)
+    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
+        result = run(options, Path(temporary))
+    report.show(result)
+    stem = report.write(result, options.output)
+    # Imported here: matplotlib takes a second, and the measurements do not need it.
+    from . import plots
+
+    plots.draw(result, stem.with_suffix(".svg"))
+    print(f"written: {stem.name}.json, .md and .svg")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--ensemble", choices=ENSEMBLES, default="three")
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--warm-up", type=float, default=1, help="seconds before each measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="write the result as JSON too")
-    options = parser.parse_args()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        files = images(64)
-        alternatives = start_all(stack, folder)
-        check_equal(alternatives, files)
-        found = measure(alternatives, files, options.seconds, options.rounds)
-        memory = {a.name: _memory(a.pids) for a in alternatives if a.pids}
-    report(found, memory)
-    if options.output is not None:
-        content = {"machine": machine(), "memory_mb": memory, "results": found}
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*OURS, *PEERS],
+        default=[*OURS, *PEERS],
+        metavar="NAME",
+        help=f"some of the alternatives: {', '.join([*OURS, *PEERS])}",
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--delay-ms", type=int, default=5, help="longest wait for a batch to fill")
+    parser.add_argument(
+        "--one-at-a-time",
+        action="store_true",
+        help="start each server for its turn and end it: less memory, and no idle neighbours",
+    )
+    parser.add_argument(
+        "--open-loop", action="store_true", help="also arrivals at rising rates, up to --p99-ms"
+    )
+    parser.add_argument("--arrivals", choices=("poisson", "fixed"), default="poisson")
+    parser.add_argument("--p99-ms", type=float, default=250)
+    parser.add_argument("--first-rate", type=float, default=4, help="requests in a second")
+    parser.add_argument(
+        "--in-process", action="store_true", help="also what the members take without a server"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    return parser.parse_args()
 
 
-def start_all(stack: ExitStack, folder: Path) -> list[Alternative]:
-    """Every alternative, ready."""
-    specs = [write(folder, precision) for precision in ("float32", "auto")]
-    store = folder / "store"
-    for spec in specs:
-        build_archive(spec, store)
-    names = ("three-float32-1.0.mar", "three-auto-1.0.mar")
-    settings = ServerSettings(store, names, overrides=throw_away())
-    ours = stack.enter_context(Server.start(settings, folder / "run"))
-    versions = {version.name: version for version in ours.wait_ready()}
-    found = [Alternative("loop without server, float32", _loop(folder))]
-    for name in ("three-float32", "three-auto"):
-        worker = versions[name].workers[0].pid
-        label = f"torchserve-ensemble, {name.removeprefix('three-')}"
-        address = f"{ours.inference_address}/predictions/{name}"
-        found.append(Alternative(label, _ours(address), pids=(worker,)))
-    found.append(stack.enter_context(_flask(folder)))
-    found.append(stack.enter_context(_stock(folder)))
+def run(options: argparse.Namespace, folder: Path) -> Result:
+    """All measurements; `folder` is for everything that they write."""
+    ensemble = ENSEMBLES[options.ensemble]
+    print("making weights and archives", flush=True)
+    ensemble.write_weights(folder)
+    images = write_images(ensemble, folder)
+    expected = loop_labels(ensemble, folder, images)
+    work = Work(
+        ensemble.name,
+        ensemble.members,
+        ensemble.image_type,
+        folder,
+        options.batch_size,
+        options.delay_ms,
+        images[0],
+        expected[0],
+    )
+    alternatives = [prepare(key, work) for key in options.only]
+    turns = Turns(options, work, images, expected, alternatives)
+    turns.run()
+    in_process = inprocess(ensemble, folder, min(1, options.seconds)) if options.in_process else []
+    names = ("seconds", "rounds", "batch_size", "delay_ms", "one_at_a_time")
+    return Result(
+        ensemble=ensemble.name,
+        machine=machine.machine(),
+        versions=machine.versions(),
+        settings={name: getattr(options, name) for name in names},
+        servers=[turns.servers[each.name] for each in alternatives],
+        figures=list(turns.figures.values()),
+        in_process=in_process,
+    )
+
+
+def write_images(ensemble: Ensemble, folder: Path) -> list[bytes]:
+    """The images that are sent, as files for the load generator; and others for the compiler."""
+    for name, seed in (("images", 1), ("samples", 2)):
+        (folder / name).mkdir()
+        for number, image in enumerate(ensemble.images(_IMAGES, seed)):
+            (folder / name / f"{number:03}").write_bytes(image)
+    return ensemble.images(_IMAGES, 1)
+
+
+def loop_labels(ensemble: Ensemble, folder: Path, images: Sequence[bytes]) -> list[dict[str, str]]:
+    """The labels of a plain loop over the members, for each image."""
+    import torch
+
+    labels = ensemble.labels
+    found: dict[str, list[str]] = {}
+    with torch.inference_mode():
+        batch = ensemble.batch(images)
+        for name in ensemble.members:
+            positions = ensemble.load(name, folder)(batch).argmax(dim=1).tolist()
+            found[name] = [labels[position] for position in positions]
+    return rows(found)
+
+
+def prepare(key: str, work: Work) -> Alternative:
+    """An alternative, ready to be started; ours need an archive first."""
+    if key in PEERS:
+        return PEERS[key]
+    name, runtime = OURS[key]
+    endpoint = f"{work.ensemble}-{key}"
+    torchserve.build_ours(work, endpoint, work.folder / "samples", **runtime)
+    start = partial(torchserve.ours, name=endpoint)
+    return Alternative(name, start, ours=True, float32=runtime["precision"] == "float32")
+
+
+def inprocess(ensemble: Ensemble, folder: Path, seconds: float) -> list[dict[str, object]]:
+    """What `benchmarks.inprocess` measures, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.inprocess", ensemble.name, "--folder", str(folder)]
+    command += [
+        "--seconds",
+        str(seconds),
+        "--archives",
+        *(str(path) for path in sorted((folder / "store").glob("*.mar"))),
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    found: list[dict[str, object]] = json.loads(done.stdout)
     return found
 
 
-def _loop(folder: Path) -> Ask:
-    """The members in this process; requests take turns."""
-    models = {name: module(name, folder) for name in MEMBERS}
-    preprocess, turn = transform(), threading.Lock()
+class Turns:
+    """The alternatives, one after the other under every load, over and over."""
 
-    def ask(session: requests.Session, files: Sequence[bytes]) -> dict[str, list[str]]:
-        with turn, torch.inference_mode():
-            opened = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
-            batch = torch.stack([preprocess(image) for image in opened])
-            labels = {name: model(batch).argmax(dim=1).tolist() for name, model in models.items()}
-        return {name: [str(label) for label in each] for name, each in labels.items()}
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        work: Work,
+        images: Sequence[bytes],
+        expected: Sequence[Mapping[str, str]],
+        alternatives: Sequence[Alternative],
+    ) -> None:
+        self._options = options
+        self._work = work
+        self._images = images
+        self._expected = expected
+        self._alternatives = alternatives
+        self.servers = {a.name: Server(a.name, a.ours, a.float32) for a in alternatives}
+        self.figures: dict[tuple[str, Load], Figures] = {}
 
-    return ask
+    def run(self) -> None:
+        """All rounds."""
+        if self._options.one_at_a_time:
+            for number in range(self._options.rounds):
+                for alternative in self._in_order(number):
+                    with ExitStack() as stack:
+                        running = self._start(stack, alternative)
+                        for load in LOADS if running is not None else ():
+                            self._closed(alternative, running, load)
+                        if number == 0 and running is not None:
+                            self._open(alternative, running)
+            return
+        with ExitStack() as stack:
+            started = {a.name: self._start(stack, a) for a in self._alternatives}
+            for number in range(self._options.rounds):
+                for load in LOADS:
+                    for alternative in self._in_order(number):
+                        self._closed(alternative, started[alternative.name], load)
+            for alternative in self._alternatives:
+                self._open(alternative, started[alternative.name])
 
+    def _in_order(self, number: int) -> list[Alternative]:
+        """Another one begins each round."""
+        first = number % max(1, len(self._alternatives))
+        return [*self._alternatives[first:], *self._alternatives[:first]]
 
-def _ours(address: str) -> Ask:
-    def ask(session: requests.Session, files: Sequence[bytes]) -> dict[str, list[str]]:
-        parts = [("file", ("a.jpg", file, "image/jpeg")) for file in files]
-        answer = session.post(address, files=parts, data={"response": "flexserve"}, timeout=120)
-        answer.raise_for_status()
-        labels: dict[str, list[str]] = answer.json()
-        return labels
-
-    return ask
-
-
-def _form(address: str) -> Ask:
-    def ask(session: requests.Session, files: Sequence[bytes]) -> dict[str, list[str]]:
-        parts = [("file", ("a.jpg", file, "image/jpeg")) for file in files]
-        answer = session.post(address, files=parts, timeout=120)
-        answer.raise_for_status()
-        labels: dict[str, list[str]] = answer.json()
-        return labels
-
-    return ask
-
-
-@contextmanager
-def _process(command: Sequence[str], folder: Path, url: str) -> Iterator[tuple[int, ...]]:
-    """A server process, ready when it answers at all; ended with all its children."""
-    environment = os.environ | {"BENCHMARK_FOLDER": str(folder)}
-    log = (folder / f"{Path(command[-1]).name}.log").open("wb")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                requests.get(url, timeout=5)
-                break
-            except requests.RequestException:
-                if time.monotonic() > deadline or process.poll() is not None:
-                    raise
-                time.sleep(0.2)
-        family = psutil.Process(process.pid).children(recursive=True)
-        yield (process.pid, *(child.pid for child in family))
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        for each in (*family, psutil.Process(process.pid)):
-            each.terminate()
-        process.wait(timeout=30)
-        _, alive = psutil.wait_procs(family, timeout=10)
-        for each in alive:
-            each.kill()
-
-
-@contextmanager
-def _flask(folder: Path) -> Iterator[Alternative]:
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
-    command += ["--threads", "1", "--timeout", "120", "benchmarks.flask_service:application"]
-    address = f"http://127.0.0.1:{port}"
-    with _process(command, folder, address) as pids:
-        yield Alternative(
-            "Flask and gunicorn (as FlexServe)", _form(f"{address}/predict"), pids=pids
+    def _start(self, stack: ExitStack, alternative: Alternative) -> Running | None:
+        """None if it does not start, or answers otherwise: the others are measured all the same."""
+        server = self.servers[alternative.name]
+        if server.problem:
+            return None
+        print(f"starting {alternative.name}", flush=True)
+        try:
+            running = stack.enter_context(alternative.start(self._work))
+            server.equal_labels = self._equal(running)
+        except Exception as error:
+            print(f"{alternative.name}: {error}", file=sys.stderr, flush=True)
+            server.problem = f"not measured: {type(error).__name__}"
+            return None
+        server.startup_seconds.append(round(running.startup_seconds, 2))
+        print(
+            f"  first right answer after {running.startup_seconds:.1f} s, "
+            f"{server.equal_labels:.1%} of the labels are those of the plain loop",
+            flush=True,
         )
+        if server.equal_labels < _EQUAL:
+            server.problem = f"not measured: {server.equal_labels:.1%} equal labels"
+            return None
+        return running
 
+    def _equal(self, running: Running) -> float:
+        """The share of labels that are those of the plain loop, asked one by one and by eights."""
+        target, members = running.target, self._work.members
+        equal = []
+        with closing(Client(target)) as client:
+            for size in (1, 8):
+                for start in range(0, len(self._images), size):
+                    part = self._images[start : start + size]
+                    answers = client.ask(encode(target, part))
+                    found = starting.labels_of(target, members, len(part), answers)
+                    for offset, wanted in enumerate(self._expected[start : start + size]):
+                        equal += [found[name][offset] == wanted[name] for name in members]
+        return statistics.mean(equal)
 
-@contextmanager
-def _stock(folder: Path) -> Iterator[Alternative]:
-    """TorchServe's own image_classifier, one endpoint for each member; the client asks all."""
-    store = folder / "stock"
-    store.mkdir()
-    config = folder / "model-config.yaml"
-    config.write_text(
-        "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 8\nmaxBatchDelay: 5\n"
-        "responseTimeout: 60\nstartupTimeout: 180\n"
-    )
-    for name in MEMBERS:
-        script = torch.jit.trace(module(name, folder), torch.rand(2, 3, 224, 224))
-        script.save(str(folder / f"{name}.pt"))
-        command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name]
-        command += ["--version", "1.0", "--serialized-file", str(folder / f"{name}.pt")]
-        command += ["--handler", "image_classifier", "--export-path", str(store)]
-        command += ["--config-file", str(config)]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    models = tuple(f"{name}.mar" for name in MEMBERS)
-    settings = ServerSettings(store, models, overrides=throw_away())
-    with Server.start(settings, folder / "stock-run") as server:
-        versions = server.wait_ready()
-        address = server.inference_address
+    def _closed(self, alternative: Alternative, running: Running | None, load: Load) -> None:
+        if running is not None:
+            options = ["--clients", str(load.clients), "--warm-up", str(self._options.warm_up)]
+            self._measure(alternative, running, load, options)
 
-        def ask(session: requests.Session, files: Sequence[bytes]) -> dict[str, list[str]]:
-            labels: dict[str, list[str]] = {}
+    def _open(self, alternative: Alternative, running: Running | None) -> None:
+        """Rising rates, until the slowest answers come too late."""
+        if running is None or not self._options.open_loop:
+            return
+        rate = self._options.first_rate
+        while True:
+            load = Load(0, 1, round(rate, 1))
+            options = ["--rate", str(load.rate), "--arrivals", self._options.arrivals]
+            figures = self._measure(alternative, running, load, options)
+            late = figures.percentile(0.99)
+            if late is None or late > self._options.p99_ms or figures.errors:
+                return
+            rate *= 1.4
 
-            def one(name: str) -> None:
-                answer = requests.post(f"{address}/predictions/{name}", data=files[0], timeout=120)
-                answer.raise_for_status()
-                scores = answer.json()
-                labels[name] = [max(scores, key=scores.__getitem__)]
-
-            threads = [threading.Thread(target=one, args=(name,)) for name in MEMBERS]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            return labels
-
-        pids = tuple(worker.pid for version in versions for worker in version.workers)
-        yield Alternative("stock TorchServe, an endpoint each", ask, most=1, pids=pids)
-
-
-def check_equal(alternatives: Sequence[Alternative], files: Sequence[bytes]) -> None:
-    """All alternatives give the loop's labels, as far as `_EQUAL` says."""
-    with requests.Session() as session:
-        expected = [alternatives[0].ask(session, [file]) for file in files]
-        for alternative in alternatives[1:]:
-            found = [alternative.ask(session, [file]) for file in files]
-            pairs = [
-                (a[n][0], b[n][0]) for a, b in zip(expected, found, strict=True) for n in MEMBERS
-            ]
-            equal = sum(first == second for first, second in pairs) / len(pairs)
-            print(f"{alternative.name}: {equal:.1%} of the labels are those of the loop")
-            if equal < _EQUAL:
-                raise SystemExit(f"{alternative.name} answers otherwise; nothing is timed")
-
-
-def measure(
-    alternatives: Sequence[Alternative], files: Sequence[bytes], seconds: float, rounds: int
-) -> list[dict[str, object]]:
-    """Every alternative under every load, in turns."""
-    found: dict[tuple[str, int, int], list[tuple[float, list[float]]]] = {}
-    for _ in range(rounds):
-        for clients, size in LOADS:
-            for alternative in alternatives:
-                if size <= alternative.most:
-                    result = _closed_loop(alternative, files, clients, size, seconds)
-                    found.setdefault((alternative.name, clients, size), []).append(result)
-    return [
-        {
-            "alternative": name,
-            "clients": clients,
-            "images_per_request": size,
-            "images_per_second": [round(rate, 2) for rate, _ in results],
-            "p50_ms": round(1000 * statistics.median(t for _, times in results for t in times), 1),
-            "p99_ms": round(1000 * _p99([t for _, times in results for t in times]), 1),
-        }
-        for (name, clients, size), results in found.items()
-    ]
-
-
-def _closed_loop(
-    alternative: Alternative, files: Sequence[bytes], clients: int, size: int, seconds: float
-) -> tuple[float, list[float]]:
-    """Images per second, and seconds of each request."""
-    times: list[float] = []
-    start = time.perf_counter()
-    end = start + seconds
-
-    def client(number: int) -> None:
-        with requests.Session() as session:
-            position = number
-            while time.perf_counter() < end:
-                chosen = [files[(position + i) % len(files)] for i in range(size)]
-                position += size
-                began = time.perf_counter()
-                alternative.ask(session, chosen)
-                times.append(time.perf_counter() - began)
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(times) * size / (time.perf_counter() - start), times
-
-
-def _p99(times: list[float]) -> float:
-    return sorted(times)[int(0.99 * (len(times) - 1))]
-
-
-def _memory(pids: Sequence[int]) -> float:
-    """Megabytes of a server's model processes, shared pages by their share (PSS)."""
-    return round(sum(psutil.Process(pid).memory_full_info().pss for pid in pids) / 1e6, 1)
-
-
-def machine() -> dict[str, object]:
-    """What was measured on."""
-    packages = ("torch", "torchvision", "torchserve", "flask", "gunicorn")
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-        **{package: importlib.metadata.version(package) for package in packages},
-    }
-
-
-def report(found: Sequence[dict[str, object]], memory: dict[str, float]) -> None:
-    """One table for each load."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=110)
-    for clients, size in LOADS:
-        table = Table(title=f"{clients} clients, {size} image(s) in a request")
-        for column in ("alternative", "images/s (median)", "spread", "p50 ms", "p99 ms"):
-            table.add_column(column, justify="left" if column == "alternative" else "right")
-        for row in found:
-            if (row["clients"], row["images_per_request"]) == (clients, size):
-                rates = row["images_per_second"]
-                assert isinstance(rates, list)
-                spread = f"{min(rates):.1f}-{max(rates):.1f}"
-                cells = [
-                    f"{statistics.median(rates):.1f}",
-                    spread,
-                    f"{row['p50_ms']}",
-                    f"{row['p99_ms']}",
-                ]
-                table.add_row(str(row["alternative"]), *cells)
-        console.print(table)
-    for name, megabytes in memory.items():
-        console.print(f"memory of the model processes (PSS), {name}: {megabytes:.0f} MB")
+    def _measure(
+        self, alternative: Alternative, running: Running, load: Load, options: Sequence[str]
+    ) -> Figures:
+        seconds = self._options.seconds
+        command = [sys.executable, "-m", "benchmarks.load", *running.target.arguments(), *options]
+        command += ["--images", str(self._work.folder / "images"), "--size", str(load.size)]
+        command += ["--seconds", str(seconds)]
+        before = cpu_seconds(running.pid)
+        with MemoryWatch(running.pid, max(0.5, seconds / 3)) as watch:
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        spent = cpu_seconds(running.pid) - before
+        measured = Measurement(**json.loads(done.stdout))
+        server = self.servers[alternative.name]
+        server.memory = server.memory.peak(watch.peak).peak(Memory.of(running.pid))
+        key = (alternative.name, load)
+        figures = self.figures.setdefault(key, Figures(alternative.name, load))
+        figures.add(measured, spent)
+        print(
+            f"{alternative.name}, {load}: {figures.images_per_second[-1]:.1f} images/s"
+            + (f", errors: {asdict(measured)['errors']}" if measured.errors else ""),
+            flush=True,
+        )
+        return figures
 
 
 if __name__ == "__main__":

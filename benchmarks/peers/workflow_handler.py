@@ -1,0 +1,29 @@
+"""The functions of the workflow's graph: before the members, and after them."""
+
+import json
+from typing import Any
+
+
+def begin(data: Any, context: object) -> Any:
+    """A graph must have one start: it passes the image on to every member.
+
+    Args:
+        data: one entry for each request; None when TorchServe loads the function.
+        context: not needed.
+    """
+    return None if data is None else [row.get("data") or row.get("body") for row in data]
+
+
+def gather(data: Any, context: object) -> Any:
+    """Each member's best label.
+
+    Args:
+        data: for each request, the members' answers by the name of their node.
+        context: not needed.
+    """
+    return None if data is None else [{name: _best(row[name]) for name in row} for row in data]
+
+
+def _best(answer: Any) -> str:
+    scores: dict[str, float] = answer if isinstance(answer, dict) else json.loads(answer)
+    return str(max(scores, key=scores.__getitem__))
