@@ -27,7 +27,7 @@ from ..handlers.compiled import (
     load_library,
 )
 from ..handlers.errors import ArchiveError, MemberError
-from ..handlers.execution import is_bfloat16_fast
+from ..handlers.execution import accelerate, is_bfloat16_fast, is_large
 from ..handlers.members import LoadedMember, difference, load_member
 from ..handlers.preprocess import preprocessors_of
 from ..handlers.service import choose_device
@@ -36,6 +36,8 @@ from ..handlers.trial import trial_images
 
 # Two differing samples: torch.export would take a batch of one for a constant.
 _EXPORTED_WITH = 2
+_TIMED = 7
+_GAIN = 1.1
 
 
 @contextmanager
@@ -135,7 +137,7 @@ class _Compiler:
         expected = self._loaded(self._batch)
         wanted = self._spec.runtime.precision
         reduced = wanted is Precision.BFLOAT16 or (
-            wanted is Precision.AUTO and is_bfloat16_fast(self._batch.device)
+            wanted is Precision.AUTO and is_bfloat16_fast(self._batch.device) and is_large(module)
         )
         problem = ""
         for precision in [Precision.BFLOAT16] * reduced + [Precision.FLOAT32]:
@@ -150,6 +152,7 @@ class _Compiler:
             found = self._run(entry)
             changed = difference(expected, found, self._spec, self._member)
             if changed <= PARITY:
+                self._require_faster(entry)
                 return replace(entry, difference=changed), library, found
             problem = f"in {precision} its scores differ by {changed:.1e}, more than {PARITY:g}"
             if wanted is Precision.BFLOAT16:
@@ -158,6 +161,27 @@ class _Compiler:
                     "or auto"
                 )
         raise _NotCompiled(problem)
+
+    def _require_faster(self, entry: CompiledMember) -> None:
+        """Compare with the member as a worker would run it.
+
+        Raises:
+            _NotCompiled: small members are mostly calls, and gain nothing.
+        """
+        saved = accelerate(self._loaded, self._spec, self._member, self._batch)
+        library = load_library(entry, self._work, self._batch.device)
+        compiled = LoadedMember(self._member.name, library, None)
+        times: dict[str, list[float]] = {"saved": [], "compiled": []}
+        for _ in range(_TIMED):
+            for name, form in (("saved", saved), ("compiled", compiled)):
+                started = time.perf_counter()
+                form(self._batch[:_EXPORTED_WITH])
+                times[name].append(1000 * (time.perf_counter() - started))
+        before, after = min(times["saved"]), min(times["compiled"])
+        if after > before / _GAIN:
+            raise _NotCompiled(
+                f"that makes it no faster ({after:.2g} ms, and {before:.2g} as saved)"
+            )
 
     def _run(self, entry: CompiledMember) -> Tensor:
         """Raw outputs for the whole batch, of which there may be more than fit at once."""

@@ -169,6 +169,7 @@ class CompiledMembers:
             return None
         return cls(record, load_file(folder / OUTPUTS), folder)
 
+    @torch.inference_mode()
     def load(
         self, spec: EnsembleSpec, member: Member, batch: Tensor, threads: int = 1
     ) -> LoadedMember | None:

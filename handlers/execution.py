@@ -19,11 +19,12 @@ from .spec import EnsembleSpec, Member, Precision
 
 logger = logging.getLogger(__name__)
 
-# Below this many convolution weights the layout makes no difference that can be measured.
-_CONVOLUTIONAL = 200_000
+# Below this many weights neither layout nor precision makes a member faster.
+_LARGE = 200_000
 _SAME = 1e-4
 
 
+@torch.inference_mode()
 def accelerate(
     loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch: Tensor
 ) -> LoadedMember:
@@ -51,7 +52,8 @@ def accelerate(
         found = _with_channels_last(loaded, loaded.module, batch)
     wanted = spec.runtime.precision
     if wanted is Precision.FLOAT32 or (
-        wanted is Precision.AUTO and not is_bfloat16_fast(batch.device)
+        wanted is Precision.AUTO
+        and not (is_bfloat16_fast(batch.device) and is_large(loaded.module))
     ):
         return found
     reduced = _with_bfloat16(found, batch.device)
@@ -69,9 +71,14 @@ def accelerate(
     return found
 
 
+def is_large(module: nn.Module) -> bool:
+    """Whether its arithmetic takes longer than the calls around it."""
+    return sum(parameter.numel() for parameter in module.parameters()) >= _LARGE
+
+
 def _is_convolutional(module: nn.Module) -> bool:
     weights = [m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d)]
-    return sum(weights) >= _CONVOLUTIONAL
+    return sum(weights) >= _LARGE
 
 
 def is_bfloat16_fast(device: torch.device) -> bool:

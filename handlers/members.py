@@ -104,7 +104,7 @@ def load_member(
 
 
 def scores(
-    raw: Tensor, task: Task, output: Output, temperature: float
+    raw: Tensor, task: Task, output: Output, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Raw outputs to scores.
 
@@ -114,20 +114,20 @@ def scores(
     Probabilities and values are taken as they are.
 
     Args:
-        raw: float32 (N, outputs).
+        raw: float32 (N, outputs), or of several members (M, N, outputs).
         task: the kind of answer.
         output: what the member gives.
-        temperature: divides logits.
+        temperature: divides logits; of several members (M, 1, 1).
 
     Returns:
-        Scores, float32 (N, C score labels), and the logits that they come from, or None.
+        Scores, float32 (..., N, C score labels), and the logits that they come from, or None.
     """
-    two_columns = task is Task.PRESENCE and raw.shape[1] == 2
+    two_columns = task is Task.PRESENCE and raw.shape[-1] == 2
     if output is not Output.LOGITS:
-        return (raw[:, 1:] if two_columns else raw), None
-    logits = (raw[:, 1:] - raw[:, :1] if two_columns else raw) / temperature
+        return (raw[..., 1:] if two_columns else raw), None
+    logits = (raw[..., 1:] - raw[..., :1] if two_columns else raw) / temperature
     if task is Task.CLASSIFICATION:
-        return logits.softmax(dim=1), logits
+        return logits.softmax(dim=-1), logits
     return logits.sigmoid(), logits
 
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from .parallel import SERIAL, ThreadPool
 from .preprocess import Preprocessor, preprocessors_of
 from .schedule import Task, Work, in_turn, piece_of, plan
 from .spec import EnsembleSpec, Member
+from .stacking import Stack, find_stacks
 from .trial import trial_images
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,12 @@ class MemberScores:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A member and the samples that it is to see."""
+    """A member, or a stack of them, and the samples that it is to see."""
 
-    member: int
+    members: tuple[int, ...]
     batch: Tensor
     rows: Tensor
+    stack: Stack | None = None
 
 
 class Runtime:
@@ -90,6 +92,7 @@ class Runtime:
         self._members = list(members)
         self._preprocessors = preprocessors
         self._group_of_member = group_of_member
+        self._stacks: list[Stack] = []
         self.seconds = [0.0] * len(members)
         """What each member took for one sample on one thread when it was loaded."""
 
@@ -128,6 +131,7 @@ class Runtime:
                 1000 * (time.perf_counter() - started),
             )
         runtime = cls(spec, members, preprocessors, group_of_member, device, pool)
+        runtime._stacks = find_stacks(spec, members, group_of_member, batches)
         runtime._measure(batches)
         return runtime
 
@@ -231,19 +235,20 @@ class Runtime:
             batch = inputs[shared]
             if len(chosen) < len(rows):
                 batch = batch[chosen.to(self.device)]
-            ready.append(_Asked(index, batch, chosen + rows.start))
+            ready.append(_Asked((index,), batch, chosen + rows.start))
             if hurried:
                 self._run_members([ready.pop()], result)
         self._run_members(ready, result)
 
     def _run_members(self, asked: Sequence[_Asked], result: MemberScores) -> None:
         """Side by side, or in turn; each with as many samples at once as it does best."""
+        asked = self._stacked(asked)
         works = [
             Work(
                 samples=len(each.rows),
-                seconds=self.seconds[each.member],
+                seconds=self._seconds_of(each),
                 piece=piece_of(each.batch.shape[1:]) if self.device.type == "cpu" else _ALL,
-                concurrent=self._members[each.member].concurrent,
+                concurrent=each.stack is None and self._members[each.members[0]].concurrent,
             )
             for each in asked
         ]
@@ -251,7 +256,7 @@ class Runtime:
         def run(task: Task) -> None:
             each = asked[task.work]
             for piece in task.pieces:
-                self._run_member(each.member, each.batch[piece], each.rows[piece], result)
+                self._run_unit(each, each.batch[piece], each.rows[piece], result)
 
         side_by_side = plan(works, self._pool.threads) if self.device.type == "cpu" else None
         if side_by_side is not None:
@@ -259,6 +264,23 @@ class Runtime:
         else:
             for task in in_turn(works):
                 run(task)
+
+    def _stacked(self, asked: Sequence[_Asked]) -> list[_Asked]:
+        """Members of a stack that are all to see the same samples become one."""
+        left = {each.members[0]: each for each in asked}
+        joined = []
+        for stack in self._stacks:
+            parts = [left[index] for index in stack.members if index in left]
+            if len(parts) < len(stack.members) or not stack.suits(len(parts[0].rows), self.device):
+                continue
+            if all(torch.equal(part.rows, parts[0].rows) for part in parts):
+                joined.append(_Asked(stack.members, parts[0].batch, parts[0].rows, stack))
+                left = {i: each for i, each in left.items() if i not in stack.members}
+        return [*joined, *left.values()]
+
+    def _seconds_of(self, asked: _Asked) -> float:
+        """Of one sample; for a stack about what its members take."""
+        return sum(self.seconds[index] for index in asked.members)
 
     def _order(self, hurried: bool) -> list[int]:
         """The spec's order; under a deadline the most voting weight per second first."""
@@ -287,33 +309,64 @@ class Runtime:
         return batch
 
     @torch.inference_mode()
-    def _run_member(self, index: int, batch: Tensor, rows: Tensor, result: MemberScores) -> None:
-        member = self.spec.members[index]
+    def _run_unit(self, asked: _Asked, batch: Tensor, rows: Tensor, result: MemberScores) -> None:
+        """One member, or the members of one stack, on a piece of a batch."""
+        members = [self.spec.members[index] for index in asked.members]
         try:
-            raw = self._members[index](batch)
+            raw = self._raw(asked, batch)
+            temperatures = torch.tensor([member.temperature for member in members])
             found, logits = scores(
-                raw, self.spec.task, self.spec.output_of(member), member.temperature
+                raw,
+                self.spec.task,
+                self.spec.output_of(members[0]),
+                temperatures.view(-1, 1, 1).to(raw.device),
             )
             found = found.cpu()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if len(rows) > 1:
-                # One sample may be to blame: the halves find it, so that it fails alone.
-                middle = len(rows) // 2
-                self._run_member(index, batch[:middle], rows[:middle], result)
-                self._run_member(index, batch[middle:], rows[middle:], result)
-                return
-            logger.exception("member %s failed on a sample", member.name)
-            result.fail(index, rows, f"it failed on a sample of {tuple(batch.shape[1:])}: {error}")
+            self._run_smaller(asked, batch, rows, result, error)
             return
-        result.scores[index, rows] = found
-        result.states[index, rows] = State.ANSWERED
+        columns = torch.tensor(asked.members).unsqueeze(1)
+        result.scores[columns, rows] = found
+        result.states[columns, rows] = State.ANSWERED
         if logits is not None:
-            result.logits[index, rows] = logits.cpu()
-        finite = found.isfinite().all(dim=1)
+            result.logits[columns, rows] = logits.cpu()
+        finite = found.isfinite().all(dim=2)
         if not bool(finite.all()):
-            result.fail(index, rows[~finite], NOT_FINITE)
+            for index, each in zip(asked.members, finite, strict=True):
+                result.fail(index, rows[~each], NOT_FINITE)
+
+    def _raw(self, asked: _Asked, batch: Tensor) -> Tensor:
+        """(members, samples, outputs)."""
+        if asked.stack is not None:
+            return asked.stack(batch)
+        (index,) = asked.members
+        return self._members[index](batch).unsqueeze(0)
+
+    def _run_smaller(
+        self,
+        asked: _Asked,
+        batch: Tensor,
+        rows: Tensor,
+        result: MemberScores,
+        error: Exception,
+    ) -> None:
+        """After a failure: the members one by one, then halves, to find what is to blame."""
+        if asked.stack is not None:
+            for index in asked.members:
+                self._run_unit(replace(asked, members=(index,), stack=None), batch, rows, result)
+        elif len(rows) > 1:
+            middle = len(rows) // 2
+            for half in (slice(None, middle), slice(middle, None)):
+                self._run_unit(asked, batch[half], rows[half], result)
+        else:
+            (index,) = asked.members
+            logger.error(
+                "member %s failed on a sample", self.spec.members[index].name, exc_info=error
+            )
+            shape = tuple(batch.shape[1:])
+            result.fail(index, rows, f"it failed on a sample of {shape}: {error}")
 
     def _measure(self, batches: Sequence[Tensor]) -> None:
         """What each member takes for one sample on one thread."""
@@ -333,7 +386,6 @@ def _time(member: LoadedMember, batch: Tensor) -> float:
     return min(found)
 
 
-@torch.inference_mode()
 def _ready(
     spec: EnsembleSpec,
     member: Member,
@@ -383,7 +435,7 @@ class BatchInputs:
             states=torch.zeros(shape[:2], dtype=torch.uint8),
         )
         batch = self._prepared[shared][rows.to(runtime.device)]
-        runtime._run_members([_Asked(member, batch, rows)], result)
+        runtime._run_members([_Asked((member,), batch, rows)], result)
         if result.reasons:
             name = runtime.spec.members[member].name
             raise MemberError(f"member {name}: {next(iter(result.reasons.values()))}")

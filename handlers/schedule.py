@@ -19,6 +19,9 @@ from itertools import pairwise
 _COMMON = 0.35
 _SHARED_GAIN = 0.75
 
+_CALL = 1e-3
+"""Seconds below which a member's time is mostly Python's, where threads only get in the way."""
+
 _PIECE_BYTES = 8 * 3 * 224 * 224 * 4
 """Of input computed at once: beyond it activations leave the cache and a sample takes longer."""
 
@@ -63,7 +66,7 @@ def plan(works: Sequence[Work], threads: int) -> list[Task] | None:
     Returns:
         None where it is faster if every member in turn has all threads.
     """
-    if threads < 2:
+    if threads < 2 or all(work.seconds < _CALL for work in works):
         return None
     whole = in_turn(works)
     best = sum(_seconds(works, task) for task in whole) / (threads * _SHARED_GAIN)

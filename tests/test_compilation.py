@@ -16,6 +16,7 @@ from member_files import net, write_code
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from torchserve_ensemble.archiver import compilation
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.handlers.aot_library import AotLibrary
 from torchserve_ensemble.handlers.compiled import OUTPUTS, RECORD, CompiledRecord, Target
@@ -60,9 +61,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     pixels = trial_images(1)[0].permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(folder / "samples" / "a.png")
     said: list[str] = []
-    archive = build_archive(
-        write_spec(folder, micro_batch=5), folder, samples=folder / "samples", say=said.append
-    )
+    spec = write_spec(folder, micro_batch=5)
+    with pytest.MonkeyPatch.context() as patch:
+        # So small a member is no faster compiled.
+        patch.setattr(compilation, "_GAIN", 0.001)
+        archive = build_archive(spec, folder, samples=folder / "samples", say=said.append)
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(folder / "archive")
     return folder / "archive" / "ensemble", said
@@ -164,6 +167,15 @@ def test_a_library_that_does_not_load_is_not_used(
     (library,) = (extracted / "compiled").glob("*.so")
     library.write_bytes(b"no library")
     check_falls_back(extracted, caplog, "member eager: its compiled form cannot be used")
+
+
+@needs_compiler
+def test_a_member_that_gains_nothing_stays_as_it_is(tmp_path: Path) -> None:
+    said: list[str] = []
+    archive = build_archive(write_spec(tmp_path), tmp_path, say=said.append)
+    assert "member 'eager' is not compiled: that makes it no faster" in said[0]
+    with zipfile.ZipFile(archive) as opened:
+        assert not [name for name in opened.namelist() if "compiled/" in name]
 
 
 def test_without_a_compiler_the_build_says_what_to_do(

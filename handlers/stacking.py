@@ -1,0 +1,135 @@
+"""Small members of one architecture computed as one: their weights stacked, `torch.vmap` over them.
+
+Source: torch.func's model ensembling (``stack_module_state``). A small member's time is mostly the
+cost of calling it; the stack is called once for all.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+
+from .members import LoadedMember
+from .spec import EnsembleSpec
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 1_000_000
+"""Weights of a member, beyond which what it computes outweighs its calls."""
+
+_FEW = 32
+"""Samples on a CPU, beyond which the same holds."""
+
+_SAME = 1e-4
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Members that run as one.
+
+    Attributes:
+        members: their positions in the ensemble.
+        module: what they have in common; its own weights are not used.
+        state: of each weight, those of all members: (M, ...).
+    """
+
+    members: tuple[int, ...]
+    module: nn.Module
+    state: dict[str, Tensor]
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Raw outputs, float32 (M members, N samples, outputs)."""
+
+        def one(state: dict[str, Tensor]) -> Tensor:
+            found: Tensor = functional_call(self.module, state, (batch,))
+            return found
+
+        raw: Tensor = torch.vmap(one)(self.state)
+        return raw.float()
+
+    def suits(self, samples: int, device: torch.device) -> bool:
+        """Whether it is faster than the members one by one."""
+        return device.type != "cpu" or samples <= _FEW
+
+
+def find_stacks(
+    spec: EnsembleSpec,
+    members: Sequence[LoadedMember],
+    group_of_member: Sequence[int],
+    batches: Sequence[Tensor],
+) -> list[Stack]:
+    """The members that can run as one, checked to answer as they do alone.
+
+    Args:
+        spec: the ensemble.
+        members: in its order, ready to run.
+        group_of_member: for each the position of its preprocessing.
+        batches: for each preprocessing the trial images.
+    """
+    alike: dict[object, list[int]] = {}
+    for index, (member, loaded) in enumerate(zip(spec.members, members, strict=True)):
+        # One that was accelerated runs something else than its module.
+        if isinstance(loaded.module, nn.Module) and loaded.forward is loaded.module:
+            described = (
+                type(loaded.module),
+                str(loaded.module),
+                member.architecture,
+                str(member.arguments),
+                spec.output_of(member),
+                group_of_member[index],
+                tuple((name, value.shape) for name, value in loaded.module.state_dict().items()),
+            )
+            alike.setdefault(described, []).append(index)
+    found = []
+    for positions in alike.values():
+        modules = [m.module for i in positions if (m := members[i]).module is not None]
+        weights = sum(parameter.numel() for parameter in modules[0].parameters())
+        if len(modules) < 2 or weights > _SMALL:
+            continue
+        stack = _stack(tuple(positions), modules)
+        if stack is None:
+            continue
+        if _answers_alike(stack, members, batches[group_of_member[positions[0]]]):
+            _share_weights(stack, modules)
+            logger.info("%d members of one architecture run as one", len(positions))
+            found.append(stack)
+    return found
+
+
+def _stack(positions: tuple[int, ...], modules: list[nn.Module]) -> Stack | None:
+    if isinstance(modules[0], torch.jit.ScriptModule):
+        return None
+    try:
+        parameters, buffers = stack_module_state(modules)
+    except RuntimeError as error:
+        logger.info("members of one architecture run one by one: %s", error)
+        return None
+    state = {name: value.detach() for name, value in (parameters | buffers).items()}
+    return Stack(positions, copy.deepcopy(modules[0]).to("meta"), state)
+
+
+@torch.inference_mode()
+def _answers_alike(stack: Stack, members: Sequence[LoadedMember], batch: Tensor) -> bool:
+    expected = torch.stack([members[i](batch) for i in stack.members])
+    try:
+        changed = not torch.allclose(stack(batch), expected, rtol=_SAME, atol=_SAME)
+        reason = "their answers change"
+    except Exception as error:
+        # E.g. a branch on a value, which torch.vmap does not do.
+        changed, reason = True, str(error)
+    if changed:
+        logger.info("members of one architecture run one by one: %s", reason)
+    return not changed
+
+
+def _share_weights(stack: Stack, modules: Sequence[nn.Module]) -> None:
+    """Alone they run on the stack's memory, so that it is there once."""
+    for row, module in enumerate(modules):
+        for name, value in [*module.named_parameters(), *module.named_buffers()]:
+            value.data = stack.state[name][row]
