@@ -116,7 +116,7 @@ def _decode(samples: Path, spec: EnsembleSpec) -> list[Tensor]:
 def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output: Path) -> Path:
     record = ArchiveRecord(
         files={
-            name: sha256(content) if isinstance(content, Path) else _sha256_bytes(content)
+            name: sha256(content) if isinstance(content, Path) else sha256_of(content)
             for name, content in contents.items()
         },
         built_with={package: metadata.version(package) for package in BUILT_WITH},
@@ -126,7 +126,7 @@ def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output
     target = output / f"{spec.name}-{spec.version}.mar"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _write(contents, target)
+        write_entries(contents, target)
     except OSError as error:
         raise ArchiveError(f"{target}: cannot be written: {error}") from error
     return target
@@ -201,12 +201,13 @@ def _handler_files() -> Iterator[tuple[str, Path]]:
         yield f"handlers/{path.relative_to(HANDLERS).as_posix()}", path
 
 
-def _sha256_bytes(content: bytes) -> str:
+def sha256_of(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
-def _write(contents: dict[str, bytes | Path], target: Path) -> None:
-    """Write beside the target, then move: a reader never sees half an archive."""
+def write_entries(contents: dict[str, bytes | Path], target: Path) -> None:
+    """Write an archive: beside the target, then moved, so that no reader sees half of one."""
     partial = target.with_suffix(f".{os.getpid()}.partial")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:

@@ -26,6 +26,7 @@ class EnsembleHandler:
 
     def __init__(self) -> None:
         self._service: Any = None
+        self._counted: dict[str, int] = {}
 
     def initialize(self, context: Any) -> None:
         """Check the archive, load every member, and make repeated form fields arrive.
@@ -62,6 +63,7 @@ class EnsembleHandler:
         ]
         predictions = [request for index, request in enumerate(raw) if index not in asked]
         answers = iter(self._service.answer(predictions, arrived=arrived) if predictions else [])
+        self._count(context)
         bodies = []
         for index in range(len(raw)):
             if index in asked:
@@ -78,6 +80,17 @@ class EnsembleHandler:
                 context.set_response_header(index, "ts_stream_next", "false")
             bodies.append(response.body)
         return bodies
+
+    def _count(self, context: Any) -> None:
+        """The score cache's hits and misses since the last batch, as TorchServe's counters."""
+        cache = self._service.cache
+        if cache is None:
+            return
+        for name, count in (("ScoreCacheHits", cache.hits), ("ScoreCacheMisses", cache.misses)):
+            new = count - self._counted.get(name, 0)
+            if new:
+                context.metrics.add_counter(name, new)
+            self._counted[name] = count
 
 
 def _load(folder: Path, context: Any) -> Any:

@@ -35,6 +35,7 @@ from .policies import Catalogue, Outcome, check_catalogue, load_fitted, rows_of
 from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, parse_request
 from .responses import Response, encode_error
 from .runtime import MemberScores, Runtime
+from .score_cache import KnownScores, ScoreCache, with_known
 from .sequences import check_frame_order
 from .spec import EnsembleSpec
 
@@ -63,6 +64,10 @@ class _Pending:
     accept: str
     readable: list[int] = field(default_factory=list)
     images: list[Tensor] = field(default_factory=list)
+    keys: dict[int, bytes] = field(default_factory=dict)
+    """Of the images whose scores are worth keeping, by their position."""
+    known: dict[int, KnownScores] = field(default_factory=dict)
+    """Of the images that need not be computed, which are empty."""
     errors: dict[int, EnsembleError] = field(default_factory=dict)
 
     @property
@@ -86,6 +91,9 @@ class EnsembleService:
         self._pool = pool
         self.identity = identity
         self._runtime = runtime
+        most = spec.runtime.score_cache_mb * 1_000_000
+        self.cache = ScoreCache(most, identity.archive or "") if most else None
+        """Scores of earlier samples, if the spec wants that."""
         self._combiner = Combiner(spec, offered or catalogue(spec), identity.as_json())
 
     @classmethod
@@ -181,11 +189,38 @@ class EnsembleService:
             allowed = entry.choice.deadline_ms
             limit = None if allowed is None else start + allowed / 1000
             deadlines += [limit] * len(entry.images)
-        return self._runtime.run(
-            [image for entry in live for image in entry.images],
-            asked=asked.repeat_interleave(lengths, dim=1),
-            deadlines=deadlines,
+        images = [image for entry in live for image in entry.images]
+        asked = asked.repeat_interleave(lengths, dim=1)
+        if self.cache is None:
+            return self._runtime.run(images, asked=asked, deadlines=deadlines)
+        return self._run_unknown(self.cache, live, images, asked, deadlines)
+
+    def _run_unknown(
+        self,
+        cache: ScoreCache,
+        live: Sequence[_Pending],
+        images: Sequence[Tensor],
+        asked: Tensor,
+        deadlines: Sequence[float | None],
+    ) -> MemberScores:
+        """The scores of all samples; members run for those that are not known."""
+        known: dict[int, KnownScores] = {}
+        keys: dict[int, bytes] = {}
+        first = 0
+        for entry in live:
+            known |= {first + position: found for position, found in entry.known.items()}
+            keys |= {first + position: key for position, key in entry.keys.items()}
+            first += len(entry.images)
+        unknown = [column for column in range(len(images)) if column not in known]
+        computed = self._runtime.run(
+            [images[column] for column in unknown],
+            asked=asked[:, unknown],
+            deadlines=[deadlines[column] for column in unknown],
         )
+        for position, column in enumerate(unknown):
+            if column in keys:
+                cache.keep(keys[column], computed, position)
+        return with_known(computed, unknown, known)
 
     def describe(self) -> dict[str, Any]:
         """What a client needs to know: members, labels, policies, options, limits."""
@@ -214,6 +249,7 @@ class EnsembleService:
             },
             "input_shape": self._runtime.input_shape,
             "device": str(self._runtime.device),
+            "score_cache": None if self.cache is None else self.cache.describe(),
         }
 
     def _accept(self, request: RawRequest) -> _Pending | Response:
@@ -236,13 +272,38 @@ class EnsembleService:
     def _decode_all(self, entries: Sequence[_Pending]) -> None:
         """The samples of all requests, side by side."""
         samples = [(entry, sample) for entry in entries for sample in entry.request.samples]
-        decoded = self._pool.map(self._decode, [sample for _, sample in samples])
-        for (entry, sample), image in zip(samples, decoded, strict=True):
-            if isinstance(image, Tensor):
-                entry.images.append(image)
-                entry.readable.append(sample.index)
+        known = [self._look_up(entry, sample) for entry, sample in samples]
+        unknown = [
+            sample
+            for (_, sample), found in zip(samples, known, strict=True)
+            if not isinstance(found, KnownScores)
+        ]
+        decoded = iter(self._pool.map(self._decode, unknown))
+        for (entry, sample), found in zip(samples, known, strict=True):
+            position = len(entry.images)
+            if isinstance(found, KnownScores):
+                entry.known[position] = found
+                image: Tensor | EnsembleError = torch.empty(0)
             else:
+                image = next(decoded)
+            if not isinstance(image, Tensor):
                 entry.errors[sample.index] = image
+                continue
+            entry.images.append(image)
+            entry.readable.append(sample.index)
+            if isinstance(found, bytes):
+                entry.keys[position] = found
+
+    def _look_up(self, entry: _Pending, sample: Sample) -> KnownScores | bytes | None:
+        """Scores, or the key to keep them by.
+
+        None where neither is of use: a lazy policy asks fewer members than there would be scores
+        of, and a tensor is no file that comes again.
+        """
+        if self.cache is None or entry.choice.lazy or not isinstance(sample.data, bytes):
+            return None
+        key = self.cache.key(sample.data)
+        return self.cache.find(key, entry.choice.members) or key
 
     def _decode(self, sample: Sample) -> Tensor | EnsembleError:
         """The pixels, or why there are none; never an error that would fail its neighbours."""

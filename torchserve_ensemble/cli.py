@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, predict_command
+from . import __version__, predict_command, profile_command
 from .archiver import commands as archive_commands
 from .archiver.tuning import commands as tuning_commands
 from .handlers.errors import EnsembleError, WorkerDiedError
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     tuning_commands.add_commands(subparsers)
     serving_commands.add_commands(subparsers)
     predict_command.add_command(subparsers)
+    profile_command.add_command(subparsers)
     return root
 
 

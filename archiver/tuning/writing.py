@@ -54,13 +54,7 @@ def write_operating_point(
     Raises:
         SpecError: the result would be no good spec, or its policies would not fit together.
     """
-    before = spec_path.read_text(encoding="utf-8")
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = _LONG_LINE
-    if _indents_lists(before):
-        yaml.indent(mapping=2, sequence=4, offset=2)
-    content = yaml.load(before)
+    yaml, content = _read(spec_path)
     for member, temperature in zip(content["members"], learned.temperatures, strict=True):
         if temperature != 1:
             member["temperature"] = round(float(member.get("temperature", 1.0)) * temperature, 6)
@@ -82,6 +76,42 @@ def write_operating_point(
     if expected is not None:
         metrics[f"{name}, expected on new images"] = _rounded(expected)
     provenance["tuning_data"] = data_digest
+    _replace(spec_path, yaml, content)
+    return str(named[name])
+
+
+def write_serving(spec_path: Path, serving: Mapping[str, int], threads: int | None) -> None:
+    """Change the spec's file: how TorchServe is to serve the ensemble.
+
+    Args:
+        spec_path: ensemble.yaml; comments and order stay.
+        serving: keys of ``serving``.
+        threads: ``runtime.threads``; None: as it was.
+
+    Raises:
+        SpecError: the result would be no good spec.
+    """
+    yaml, content = _read(spec_path)
+    _section(content, "serving").update(serving)
+    if threads is not None:
+        _section(content, "runtime")["threads"] = threads
+    _replace(spec_path, yaml, content)
+
+
+def _read(spec_path: Path) -> tuple[YAML, Any]:
+    """The spec's content with its comments, and what writes it as it was written."""
+    before = spec_path.read_text(encoding="utf-8")
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = _LONG_LINE
+    if _indents_lists(before):
+        yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(before)
+    return yaml, content
+
+
+def _replace(spec_path: Path, yaml: YAML, content: Any) -> None:
+    """Write in one step, if it is a good spec."""
     text = io.StringIO()
     yaml.dump(content, text)
     spec = parse_spec(text.getvalue(), source=str(spec_path), folder=spec_path.parent)
@@ -92,7 +122,6 @@ def write_operating_point(
     partial.write_text(text.getvalue(), encoding="utf-8")
     partial.chmod(target.stat().st_mode)
     partial.replace(target)
-    return str(named[name])
 
 
 def side_effects(spec: EnsembleSpec, name: str, learned: Learned) -> list[str]:

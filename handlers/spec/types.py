@@ -253,6 +253,14 @@ class Runtime:
         int | None,
         Field(ge=1, description="Intra-op CPU threads; left out: cores divided by workers"),
     ] = None
+    score_cache_mb: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory in each worker for the scores of images seen before, in MB, so "
+            "that repeats run no members; 0: none",
+        ),
+    ] = 0
     micro_batch: Annotated[
         int, Field(ge=1, description="Most samples computed at once; bounds the worker's memory")
     ] = 64

@@ -1,0 +1,47 @@
+"""The same archive with other settings, without building it again."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from ..handlers.archive import MODEL_CONFIG, RECORD, SPEC, ArchiveRecord
+from ..handlers.spec import EnsembleSpec, Serving
+from .build import model_config, sha256_of, write_entries
+
+
+def vary_archive(
+    archive: Path, target: Path, spec: EnsembleSpec, serving: Serving, threads: int | None
+) -> None:
+    """Copy an archive with other settings for TorchServe and another number of threads.
+
+    Args:
+        archive: built from `spec`.
+        target: the new file.
+        spec: the ensemble.
+        serving: workers, batch size and delay to try.
+        threads: ``runtime.threads``; None: cores divided by workers.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        contents: dict[str, bytes | Path] = {name: opened.read(name) for name in opened.namelist()}
+    content = yaml.safe_load(_bytes(contents[SPEC]))
+    content["serving"] = (content.get("serving") or {}) | {
+        "workers": serving.workers,
+        "batch_size": serving.batch_size,
+        "max_batch_delay_ms": serving.max_batch_delay_ms,
+    }
+    if threads is not None:
+        content["runtime"] = (content.get("runtime") or {}) | {"threads": threads}
+    contents[SPEC] = yaml.safe_dump(content, sort_keys=False).encode()
+    contents[MODEL_CONFIG] = model_config(replace(spec, serving=serving)).encode()
+    record = ArchiveRecord.from_json(_bytes(contents[RECORD]).decode(), source=str(archive))
+    changed = {name: sha256_of(_bytes(contents[name])) for name in (SPEC, MODEL_CONFIG)}
+    contents[RECORD] = replace(record, files={**record.files, **changed}).to_json().encode()
+    write_entries(contents, target)
+
+
+def _bytes(content: bytes | Path) -> bytes:
+    return content if isinstance(content, bytes) else content.read_bytes()

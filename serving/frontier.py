@@ -1,0 +1,55 @@
+"""Which settings are worth having: the best images per second for each latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .load import LoadFigures
+
+
+@dataclass(frozen=True)
+class ServingChoice:
+    """Settings that were tried.
+
+    Attributes:
+        workers: processes, each with all members.
+        batch_size: requests in a batch at most.
+        max_batch_delay_ms: longest wait for it to fill.
+        threads: of each worker; None: cores divided by workers.
+    """
+
+    workers: int
+    batch_size: int
+    max_batch_delay_ms: int
+    threads: int | None = None
+
+    def __str__(self) -> str:
+        threads = "" if self.threads is None else f", {self.threads} threads"
+        return (
+            f"{self.workers} worker(s), batch {self.batch_size}, "
+            f"delay {self.max_batch_delay_ms} ms{threads}"
+        )
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was measured with some settings under one load."""
+
+    choice: ServingChoice
+    figures: LoadFigures
+
+
+def frontier(tried: Sequence[Tried]) -> list[Tried]:
+    """Those that no other beats in both images per second and p99; the quickest answers first."""
+    found: list[Tried] = []
+    for each in sorted(tried, key=lambda t: (t.figures.p99_ms, -t.figures.images_per_second)):
+        if not found or each.figures.images_per_second > found[-1].figures.images_per_second:
+            found.append(each)
+    return found
+
+
+def best(tried: Sequence[Tried], latency_ms: float) -> Tried | None:
+    """The most images per second with a p99 within the bound; None: nothing keeps to it."""
+    within = [each for each in tried if each.figures.p99_ms <= latency_ms]
+    return max(within, key=lambda each: each.figures.images_per_second, default=None)
