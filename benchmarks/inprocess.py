@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from torchserve_ensemble.handlers.archive import ENSEMBLE, SPEC
 from torchserve_ensemble.handlers.images import decode_image
+from torchserve_ensemble.handlers.parallel import ThreadPool
 from torchserve_ensemble.handlers.runtime import Runtime
 from torchserve_ensemble.handlers.spec import load_spec
 
@@ -96,16 +97,18 @@ class InProcess:
                 opened.extractall(temporary)
             folder = Path(temporary) / ENSEMBLE
             spec = load_spec(Path(temporary) / SPEC)
-            runtime = Runtime.load(spec, folder, torch.device("cpu"))
+            # As a worker that has the machine for itself.
+            pool = ThreadPool(torch.get_num_threads())
+            runtime = Runtime.load(spec, folder, torch.device("cpu"), pool)
 
             def from_files(files: Sequence[bytes]) -> None:
-                runtime.run(_decoded(files))
+                runtime.run(pool.map(_decode, files))
 
             what = f"our runtime, {spec.runtime.precision}"
             what += ", compiled" if spec.runtime.compile else ""
             for size in BATCHES:
                 files = self._images[:size]
-                decoded = _decoded(files)
+                decoded = [_decode(file) for file in files]
                 self._add(f"{what}, decoded images", size, partial(runtime.run, decoded))
                 self._add(f"{what}, image files", size, partial(from_files, files))
 
@@ -119,8 +122,8 @@ def _opened(file: bytes) -> Image.Image:
     return image
 
 
-def _decoded(files: Sequence[bytes]) -> list[Tensor]:
-    return [decode_image(file, max_pixels=_MOST_PIXELS) for file in files]
+def _decode(file: bytes) -> Tensor:
+    return decode_image(file, max_pixels=_MOST_PIXELS)
 
 
 def main() -> None:
