@@ -91,9 +91,10 @@ def measure(
             labels[lazy] = said
     rates = {lazy: len(files) / statistics.median(found) for lazy, found in times.items()}
     equal = sum(a == b for a, b in zip(labels["false"], labels["true"], strict=True))
+    full, lazily = rates["false"], rates["true"]
     print(
-        f"{policies[1]}: {rates['false']:.0f} images/s with all members, {rates['true']:.0f} lazily "
-        f"({rates['true'] / rates['false']:.2f} times), {equal} of {len(files)} decisions equal"
+        f"{policies[1]}: {full:.0f} images/s with all members, {lazily:.0f} lazily "
+        f"({lazily / full:.2f} times), {equal} of {len(files)} decisions equal"
     )
 
 

@@ -38,8 +38,12 @@ from .runtime import MemberScores, Runtime
 from .score_cache import KnownScores, ScoreCache, with_known
 from .sequences import check_frame_order
 from .spec import EnsembleSpec
+from .trial import trial_images
 
 logger = logging.getLogger(__name__)
+
+_WARM = 32
+"""Most samples that a worker computes before it is ready."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class EnsembleService:
         pool = ThreadPool(threads)
         offered = catalogue(spec, folder)
         runtime = Runtime.load(spec, folder, device or choose_device(spec, gpu=None), pool)
+        # Kernels are chosen for each size when it is first seen: not by the first request.
+        runtime.run(trial_images(min(spec.serving.batch_size, _WARM)))
         return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered, pool)
 
     def answer(
