@@ -31,6 +31,9 @@ _TORCHVISION = """
 import torchvision
 from torch import nn
 
+# Stock: Java as TorchServe starts it, without the settings that come with this project.
+_JAVA = {"vmargs": ""}
+
 
 class Member(nn.Module):
     def __init__(self):
@@ -48,7 +51,7 @@ def endpoints(work: Work) -> Iterator[Running]:
     store = _archives(work, work.folder / "stock", with_settings=True)
     launched = time.perf_counter()
     settings = ServerSettings(
-        store, tuple(f"{name}.mar" for name in work.members), overrides=throw_away()
+        store, tuple(f"{name}.mar" for name in work.members), overrides=throw_away() | _JAVA
     )
     run = work.folder / "run-stock"
     with _threads_of_a_worker(work), Server.start(settings, run) as server:
@@ -69,7 +72,7 @@ def workflow(work: Work) -> Iterator[Running]:
     store = _archives(work, work.folder / "workflow", with_settings=False)
     _workflow_archive(work, store / f"{work.ensemble}.war")
     launched = time.perf_counter()
-    overrides = throw_away() | {"workflow_store": str(store)}
+    overrides = throw_away() | _JAVA | {"workflow_store": str(store)}
     run = work.folder / "run-workflow"
     with (
         _threads_of_a_worker(work),
