@@ -27,12 +27,12 @@ from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 _RESPONSE_SECONDS = 120
 
+# Stock: Java as TorchServe starts it, without the settings that come with this project.
+_JAVA = {"vmargs": ""}
+
 _TORCHVISION = """
 import torchvision
 from torch import nn
-
-# Stock: Java as TorchServe starts it, without the settings that come with this project.
-_JAVA = {"vmargs": ""}
 
 
 class Member(nn.Module):
