@@ -61,7 +61,7 @@ def test_repeats_come_from_the_score_cache_and_are_counted(tmp_path: Path) -> No
         described = requests.get(
             f"{server.management_address}/models/probes?customized=true", timeout=30
         ).json()
-        told = json.loads(described[0]["customizedMetadata"])["score_cache"]
+        told = described[0]["customizedMetadata"]["score_cache"]
         assert (told["hits"], told["misses"], told["samples"]) == (2, 2, 2)
         assert counter(server, overrides, "ScoreCacheHits") == 2
         assert counter(server, overrides, "ScoreCacheMisses") == 2
