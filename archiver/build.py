@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,6 @@ import yaml
 from model_archiver.manifest_components.manifest import Manifest, RuntimeType
 from model_archiver.manifest_components.model import Model
 from packaging.requirements import Requirement
-from torch import Tensor
 
 from ..handlers.archive import ENSEMBLE, ENTRY, MODEL_CONFIG, RECORD, SPEC, ArchiveRecord, sha256
 from ..handlers.errors import ArchiveError
@@ -90,27 +89,28 @@ def _compiled(
     # Imported here: torch's compiler takes seconds to import.
     from .compilation import compiled_members
 
-    images = _decode(samples, spec) if samples is not None else []
+    images = [
+        decode_image(path.read_bytes(), max_pixels=spec.limits.max_pixels, name=str(path))
+        for path in (sample_files(samples, "--samples") if samples is not None else [])
+    ]
     with compiled_members(spec, folder, samples=images, say=say) as files:
         yield files
 
 
-def _decode(samples: Path, spec: EnsembleSpec) -> list[Tensor]:
-    """The first images of a folder, at most `_MOST_SAMPLES`.
+def sample_files(folder: Path, option: str) -> list[Path]:
+    """The first files below a folder, at most `_MOST_SAMPLES`.
+
+    Args:
+        folder: with images like those that will be sent.
+        option: of the command line that names it, for the message.
 
     Raises:
         ArchiveError: there are none.
-        SampleError: one cannot be read.
     """
-    found = (
-        sorted(path for path in samples.rglob("*") if path.is_file()) if samples.is_dir() else []
-    )
+    found = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     if not found:
-        raise ArchiveError(f"--samples {samples}: no folder with images in it")
-    return [
-        decode_image(path.read_bytes(), max_pixels=spec.limits.max_pixels, name=str(path))
-        for path in found[:_MOST_SAMPLES]
-    ]
+        raise ArchiveError(f"{option} {folder}: no folder with images in it")
+    return found[:_MOST_SAMPLES]
 
 
 def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output: Path) -> Path:
@@ -206,7 +206,7 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_entries(contents: dict[str, bytes | Path], target: Path) -> None:
+def write_entries(contents: Mapping[str, bytes | Path], target: Path) -> None:
     """Write an archive: beside the target, then moved, so that no reader sees half of one."""
     partial = target.with_suffix(f".{os.getpid()}.partial")
     try:

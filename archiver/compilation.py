@@ -27,7 +27,7 @@ from ..handlers.compiled import (
     load_library,
 )
 from ..handlers.errors import ArchiveError, MemberError
-from ..handlers.execution import accelerate, is_bfloat16_fast, is_large
+from ..handlers.execution import accelerate, wants_bfloat16
 from ..handlers.members import LoadedMember, difference, load_member
 from ..handlers.preprocess import preprocessors_of
 from ..handlers.service import choose_device
@@ -72,6 +72,7 @@ def compiled_members(
     device = choose_device(spec, gpu=None)
     preprocessors, positions = preprocessors_of(spec, device)
     trials = trial_images(3)
+    batches = [preprocessor([*trials, *samples]) for preprocessor in preprocessors]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
@@ -84,7 +85,7 @@ def compiled_members(
                 spec=spec,
                 member=member,
                 loaded=load_member(spec, member, folder, device),
-                batch=preprocessors[position]([*trials, *samples]),
+                batch=batches[position],
                 work=work,
             )
             try:
@@ -136,9 +137,7 @@ class _Compiler:
             raise _NotCompiled(f"it is saved as {saved}, and runs as that")
         expected = self._loaded(self._batch)
         wanted = self._spec.runtime.precision
-        reduced = wanted is Precision.BFLOAT16 or (
-            wanted is Precision.AUTO and is_bfloat16_fast(self._batch.device) and is_large(module)
-        )
+        reduced = wants_bfloat16(self._spec, module, self._batch.device)
         problem = ""
         for precision in [Precision.BFLOAT16] * reduced + [Precision.FLOAT32]:
             library = self._compile(module, precision)
@@ -149,10 +148,15 @@ class _Compiler:
                 most=self._most,
                 difference=0.0,
             )
-            found = self._run(entry)
+            compiled = LoadedMember(
+                self._member.name, load_library(entry, self._work, self._batch.device), None
+            )
+            # There may be more samples than fit at once.
+            parts = torch.split(self._batch, self._most)
+            found = torch.cat([compiled(part) for part in parts])
             changed = difference(expected, found, self._spec, self._member)
             if changed <= PARITY:
-                self._require_faster(entry)
+                self._require_faster(compiled)
                 return replace(entry, difference=changed), library, found
             problem = f"in {precision} its scores differ by {changed:.1e}, more than {PARITY:g}"
             if wanted is Precision.BFLOAT16:
@@ -162,15 +166,13 @@ class _Compiler:
                 )
         raise _NotCompiled(problem)
 
-    def _require_faster(self, entry: CompiledMember) -> None:
+    def _require_faster(self, compiled: LoadedMember) -> None:
         """Compare with the member as a worker would run it.
 
         Raises:
             _NotCompiled: small members are mostly calls, and gain nothing.
         """
         saved = accelerate(self._loaded, self._spec, self._member, self._batch)
-        library = load_library(entry, self._work, self._batch.device)
-        compiled = LoadedMember(self._member.name, library, None)
         times: dict[str, list[float]] = {"saved": [], "compiled": []}
         for _ in range(_TIMED):
             for name, form in (("saved", saved), ("compiled", compiled)):
@@ -182,13 +184,6 @@ class _Compiler:
             raise _NotCompiled(
                 f"that makes it no faster ({after:.2g} ms, and {before:.2g} as saved)"
             )
-
-    def _run(self, entry: CompiledMember) -> Tensor:
-        """Raw outputs for the whole batch, of which there may be more than fit at once."""
-        library = load_library(entry, self._work, self._batch.device)
-        loaded = LoadedMember(self._member.name, library, None)
-        parts = torch.split(self._batch, self._most)
-        return torch.cat([loaded(part) for part in parts])
 
     def _compile(self, module: nn.Module, precision: Precision) -> Path:
         """One library, for batches of 1 to ``runtime.micro_batch`` samples."""

@@ -26,8 +26,8 @@ def vary_archive(
         threads: ``runtime.threads``; None: cores divided by workers.
     """
     with zipfile.ZipFile(archive) as opened:
-        contents: dict[str, bytes | Path] = {name: opened.read(name) for name in opened.namelist()}
-    content = yaml.safe_load(_bytes(contents[SPEC]))
+        contents = {name: opened.read(name) for name in opened.namelist()}
+    content = yaml.safe_load(contents[SPEC])
     content["serving"] = (content.get("serving") or {}) | {
         "workers": serving.workers,
         "batch_size": serving.batch_size,
@@ -37,11 +37,7 @@ def vary_archive(
         content["runtime"] = (content.get("runtime") or {}) | {"threads": threads}
     contents[SPEC] = yaml.safe_dump(content, sort_keys=False).encode()
     contents[MODEL_CONFIG] = model_config(replace(spec, serving=serving)).encode()
-    record = ArchiveRecord.from_json(_bytes(contents[RECORD]).decode(), source=str(archive))
-    changed = {name: sha256_of(_bytes(contents[name])) for name in (SPEC, MODEL_CONFIG)}
+    record = ArchiveRecord.from_json(contents[RECORD].decode(), source=str(archive))
+    changed = {name: sha256_of(contents[name]) for name in (SPEC, MODEL_CONFIG)}
     contents[RECORD] = replace(record, files={**record.files, **changed}).to_json().encode()
     write_entries(contents, target)
-
-
-def _bytes(content: bytes | Path) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()

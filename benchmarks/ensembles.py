@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torchvision
@@ -34,11 +35,13 @@ class Ensemble(ABC):
         name: of the ensemble.
         members: their names.
         image_type: media type of its image files.
+        training_images: how many the weights are fitted to.
     """
 
     name: str
     members: tuple[str, ...]
     image_type: str
+    training_images: ClassVar[int]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -57,9 +60,19 @@ class Ensemble(ABC):
     def architecture(self, name: str) -> nn.Module:
         """A member with random weights."""
 
-    @abstractmethod
     def write_weights(self, folder: Path) -> None:
         """``NAME.safetensors`` of every member, the same each time."""
+        batch, targets = self._training_data()
+        for seed, name in enumerate(self.members):
+            torch.manual_seed(seed)
+            module = self.architecture(name)
+            with training.one_thread():
+                self._fit(module, batch, targets)
+            save_file(module.state_dict(), folder / f"{name}.safetensors")
+
+    @abstractmethod
+    def _fit(self, module: nn.Module, batch: Tensor, targets: Tensor) -> None:
+        """Change a member's random weights so that it answers well, the same each time."""
 
     @abstractmethod
     def _member(self, name: str) -> dict[str, object]:
@@ -112,13 +125,15 @@ class Ensemble(ABC):
         path.write_text(yaml.safe_dump(spec, sort_keys=False))
         return path
 
-    def _training_data(self, count: int) -> tuple[Tensor, Tensor]:
-        batch = self.batch(self.images(count, _TRAINING_SEED))
-        return batch, torch.tensor(pictures.kinds(count))
+    def _training_data(self) -> tuple[Tensor, Tensor]:
+        batch = self.batch(self.images(self.training_images, _TRAINING_SEED))
+        return batch, torch.tensor(pictures.kinds(self.training_images))
 
 
 class Torchvision(Ensemble):
     """Members of torchvision for photographs, 224 px as ImageNet's classifiers take them."""
+
+    training_images = 100
 
     def images(self, count: int, seed: int = 0) -> list[bytes]:
         return pictures.photographs(count, seed)
@@ -131,14 +146,8 @@ class Torchvision(Ensemble):
         module: nn.Module = getattr(torchvision.models, name)(num_classes=len(self.labels))
         return module
 
-    def write_weights(self, folder: Path) -> None:
-        batch, targets = self._training_data(100)
-        for seed, name in enumerate(self.members):
-            torch.manual_seed(seed)
-            module = self.architecture(name)
-            with training.one_thread():
-                training.fit_last_layer(module, batch, targets)
-            save_file(module.state_dict(), folder / f"{name}.safetensors")
+    def _fit(self, module: nn.Module, batch: Tensor, targets: Tensor) -> None:
+        training.fit_last_layer(module, batch, targets)
 
     def _member(self, name: str) -> dict[str, object]:
         return {
@@ -158,6 +167,8 @@ class Torchvision(Ensemble):
 class Digits(Ensemble):
     """Small members of one architecture for 8 x 8 gray pixels."""
 
+    training_images = 200
+
     def images(self, count: int, seed: int = 0) -> list[bytes]:
         return pictures.digits(count, seed)
 
@@ -168,14 +179,11 @@ class Digits(Ensemble):
     def architecture(self, name: str) -> nn.Module:
         return digit_member.SmallConvolutional()
 
+    def _fit(self, module: nn.Module, batch: Tensor, targets: Tensor) -> None:
+        training.fit(module, batch, targets)
+
     def write_weights(self, folder: Path) -> None:
-        batch, targets = self._training_data(200)
-        for seed, name in enumerate(self.members):
-            torch.manual_seed(seed)
-            module = self.architecture(name)
-            with training.one_thread():
-                training.fit(module, batch, targets)
-            save_file(module.state_dict(), folder / f"{name}.safetensors")
+        super().write_weights(folder)
         shutil.copy(digit_member.__file__, folder)
 
     def _member(self, name: str) -> dict[str, object]:

@@ -37,6 +37,7 @@ class EnsembleHandler:
         folder = Path(context.system_properties["model_dir"])
         try:
             self._service = _load(folder, context)
+            self._service.warm_up()
             _keep_every_part()
         except ModuleNotFoundError as error:
             raise RuntimeError(

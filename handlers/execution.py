@@ -51,10 +51,7 @@ def accelerate(
     if _is_convolutional(loaded.module):
         found = _with_channels_last(loaded, loaded.module, batch)
     wanted = spec.runtime.precision
-    if wanted is Precision.FLOAT32 or (
-        wanted is Precision.AUTO
-        and not (is_bfloat16_fast(batch.device) and is_large(loaded.module))
-    ):
+    if not wants_bfloat16(spec, loaded.module, batch.device):
         return found
     reduced = _with_bfloat16(found, batch.device)
     changed = difference(loaded(batch), reduced(batch), spec, member)
@@ -71,7 +68,14 @@ def accelerate(
     return found
 
 
-def is_large(module: nn.Module) -> bool:
+def wants_bfloat16(spec: EnsembleSpec, module: nn.Module, device: torch.device) -> bool:
+    """Whether a member is to run in bfloat16, if it then answers as before."""
+    if spec.runtime.precision is Precision.AUTO:
+        return is_bfloat16_fast(device) and _is_large(module)
+    return spec.runtime.precision is Precision.BFLOAT16
+
+
+def _is_large(module: nn.Module) -> bool:
     """Whether its arithmetic takes longer than the calls around it."""
     return sum(parameter.numel() for parameter in module.parameters()) >= _LARGE
 

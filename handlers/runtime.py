@@ -93,6 +93,9 @@ class Runtime:
         self._preprocessors = preprocessors
         self._group_of_member = group_of_member
         self._stacks: list[Stack] = []
+        self._temperatures = torch.tensor(
+            [member.temperature for member in spec.members], device=device
+        ).view(-1, 1, 1)
         self.seconds = [0.0] * len(members)
         """What each member took for one sample on one thread when it was loaded."""
 
@@ -311,15 +314,14 @@ class Runtime:
     @torch.inference_mode()
     def _run_unit(self, asked: _Asked, batch: Tensor, rows: Tensor, result: MemberScores) -> None:
         """One member, or the members of one stack, on a piece of a batch."""
-        members = [self.spec.members[index] for index in asked.members]
+        first = self.spec.members[asked.members[0]]
         try:
             raw = self._raw(asked, batch)
-            temperatures = torch.tensor([member.temperature for member in members])
             found, logits = scores(
                 raw,
                 self.spec.task,
-                self.spec.output_of(members[0]),
-                temperatures.view(-1, 1, 1).to(raw.device),
+                self.spec.output_of(first),
+                self._temperatures[list(asked.members)],
             )
             found = found.cpu()
         except torch.OutOfMemoryError:

@@ -128,9 +128,11 @@ class EnsembleService:
         pool = ThreadPool(threads)
         offered = catalogue(spec, folder)
         runtime = Runtime.load(spec, folder, device or choose_device(spec, gpu=None), pool)
-        # Kernels are chosen for each size when it is first seen: not by the first request.
-        runtime.run(trial_images(min(spec.serving.batch_size, _WARM)))
         return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered, pool)
+
+    def warm_up(self) -> None:
+        """Compute one full batch, as kernels are chosen when a size is first seen."""
+        self._runtime.run(trial_images(min(self.spec.serving.batch_size, _WARM)))
 
     def answer(
         self, requests: Sequence[RawRequest], *, arrived: float | None = None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from torchserve_ensemble.handlers.errors import MemberError
@@ -83,6 +85,24 @@ def spec_of(one: Member, *, task: Task = Task.CLASSIFICATION, labels: int = 3) -
         members=(one,),
         preprocessing={"small": Preprocessing(crop=4)},
     )
+
+
+def write_ensemble(
+    folder: Path, members: Sequence[Mapping[str, object]], **settings: object
+) -> Path:
+    """The spec of an ensemble whose members take 4 x 4 pixels."""
+    content = {
+        "name": "trees",
+        "version": "1.0",
+        "task": "classification",
+        "labels": ["a", "b", "c"],
+        "preprocessing": {"small": {"resize": [4, 4]}},
+        "members": [dict(each) for each in members],
+        **settings,
+    }
+    path = folder / "ensemble.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def load(folder: Path, weights: str, **settings: Any) -> LoadedMember:

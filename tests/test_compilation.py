@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from member_files import net, write_code
+from member_files import net, write_code, write_ensemble
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -37,20 +36,11 @@ def write_spec(folder: Path, **runtime: object) -> Path:
     write_code(folder)
     save_file(net().state_dict(), folder / "w.safetensors")
     torch.jit.trace(net(), torch.rand(2, 3, 4, 4)).save(str(folder / "w.pt"))
-    content = {
-        "name": "trees",
-        "version": "1.0",
-        "task": "classification",
-        "labels": ["a", "b", "c"],
-        "preprocessing": {"small": {"resize": [4, 4]}},
-        "members": [
-            {"name": "eager", "architecture": "net.py:Net", "weights": "w.safetensors"},
-            {"name": "script", "weights": "w.pt", "format": "torchscript"},
-        ],
-        "runtime": {"compile": True} | runtime,
-    }
-    (folder / "ensemble.yaml").write_text(yaml.safe_dump(content))
-    return folder / "ensemble.yaml"
+    members = [
+        {"name": "eager", "architecture": "net.py:Net", "weights": "w.safetensors"},
+        {"name": "script", "weights": "w.pt", "format": "torchscript"},
+    ]
+    return write_ensemble(folder, members, runtime={"compile": True} | runtime)
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,6 @@ def test_failures_are_not_kept(tmp_path: Path, ran: list[int]) -> None:
         failures={"on_failure": "drop"},
         runtime={"score_cache_mb": 1},
     )
-    ran.clear()
     for _ in range(2):
         assert ask(service, BRIGHT, DARK)["predictions"][0]["label"] == "bright"
     assert ran == [2, 1]

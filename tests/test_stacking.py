@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from member_files import CODE, Net, write_code
+from member_files import CODE, Net, write_code, write_ensemble
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,16 +40,8 @@ def load(folder: Path, architectures: Sequence[str], temperatures: Sequence[floa
                 "temperature": temperatures[seed] if temperatures else 1.0,
             }
         )
-    content = {
-        "name": "trees",
-        "version": "1.0",
-        "task": "classification",
-        "labels": ["a", "b", "c"],
-        "preprocessing": {"small": {"resize": [4, 4]}},
-        "members": members,
-    }
-    (folder / "ensemble.yaml").write_text(yaml.safe_dump(content))
-    return Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU)
+    path = write_ensemble(folder, members)
+    return Runtime.load(load_spec(path), folder, CPU)
 
 
 def both(runtime: Runtime, asked: Tensor | None = None) -> tuple[MemberScores, MemberScores]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import itertools
 import json
 import os
@@ -13,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .handlers.errors import ArchiveError, SpecError
+from .archiver.tuning.commands import require_installed
 from .serving.frontier import ServingChoice, Tried, best, frontier
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_MOST_IMAGES = 64
 _MISSED = 3
 
 
@@ -91,12 +89,13 @@ def choices(
 
 
 def _profile(arguments: argparse.Namespace) -> int:
+    from .archiver.build import sample_files
     from .handlers.spec import load_spec
 
     spec = load_spec(arguments.spec)
     if arguments.write or arguments.report is not None:
-        _check_installed()
-    images = _read(arguments.images)
+        require_installed(("matplotlib", "ruamel.yaml"), "--write and --report need")
+    images = [path.read_bytes() for path in sample_files(arguments.images, "--images")]
     asked = choices(
         arguments.workers, arguments.batch_sizes, arguments.delays_ms, arguments.threads
     )
@@ -129,13 +128,6 @@ def _profile(arguments: argparse.Namespace) -> int:
         write_serving(arguments.spec, settings, threads)
         print(f"written to {arguments.spec}; build the archive again")
     return 0
-
-
-def _read(folder: Path) -> list[bytes]:
-    found = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
-    if not found:
-        raise ArchiveError(f"--images {folder}: no folder with images in it")
-    return [path.read_bytes() for path in found[:_MOST_IMAGES]]
 
 
 def _measure(
@@ -237,13 +229,3 @@ def _report(folder: Path, tried: Sequence[Tried], chosen: Tried | None, latency_
     axes.legend()
     figure.savefig(folder / "profile.svg")
     pyplot.close(figure)
-
-
-def _check_installed() -> None:
-    for name in ("matplotlib", "ruamel.yaml"):
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise SpecError(
-                f"--write and --report need '{name}': pip install 'torchserve-ensemble[tune]'"
-            ) from error

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,7 +72,7 @@ def add_commands(subparsers: Subparsers) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    _check_installed()
+    require_installed(_NEEDED, "tuning needs")
     from ...handlers.spec import load_spec
     from .labelled_data import read_labelled
     from .member_outputs import member_outputs
@@ -119,7 +119,7 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    _check_installed()
+    require_installed(_NEEDED, "tuning needs")
     from ...serving.client import InferenceClient
     from ...serving.server import DEFAULT_RUN_FOLDER, Server
     from .endpoint import evaluate_endpoint
@@ -173,14 +173,21 @@ def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
-def _check_installed() -> None:
-    for name in _NEEDED:
+def require_installed(modules: Sequence[str], who: str) -> None:
+    """Name the module of the extra ``tune`` that is missing.
+
+    Args:
+        modules: that are needed.
+        who: what needs them, with its verb.
+
+    Raises:
+        SpecError: one is not installed.
+    """
+    for name in modules:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise SpecError(
-                f"tuning needs '{name}': pip install 'torchserve-ensemble[tune]'"
-            ) from error
+            raise SpecError(f"{who} '{name}': pip install 'torchserve-ensemble[tune]'") from error
 
 
 @contextmanager

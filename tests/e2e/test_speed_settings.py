@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-import yaml
-from member_files import net, write_code
+from member_files import net, write_code, write_ensemble
 from PIL import Image
 from probe_ensemble import image, probes
 from safetensors.torch import save_file
@@ -73,16 +72,8 @@ def test_compiled_members_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(compilation, "_GAIN", 0.001)
     write_code(tmp_path)
     save_file(net().state_dict(), tmp_path / "w.safetensors")
-    content = {
-        "name": "trees",
-        "version": "1.0",
-        "task": "classification",
-        "labels": ["a", "b", "c"],
-        "preprocessing": {"small": {"resize": [4, 4]}},
-        "members": [{"name": "one", "architecture": "net.py:Net", "weights": "w.safetensors"}],
-        "runtime": {"compile": True},
-    }
-    (tmp_path / "ensemble.yaml").write_text(yaml.safe_dump(content))
+    one = {"name": "one", "architecture": "net.py:Net", "weights": "w.safetensors"}
+    write_ensemble(tmp_path, [one], runtime={"compile": True})
     archive = build_archive(tmp_path / "ensemble.yaml", tmp_path)
     pixels = trial_images(1)[0]
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
