@@ -47,11 +47,14 @@ class ThreadPool:
         torch.set_num_threads(outside)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Results in order; the first error of an item is raised."""
-        work = list(items)
-        if self._executor is None or len(work) < 2:
-            return [function(item) for item in work]
-        return list(self._executor.map(function, work))
+        """Results in order; the first error of an item is raised.
+
+        A single item is left to the pool too: torch's own threads, which the caller would use,
+        spin for a while after their work and take the core from what runs next.
+        """
+        if self._executor is None:
+            return [function(item) for item in items]
+        return list(self._executor.map(function, items))
 
     def run(self, function: Callable[[], Result]) -> Result:
         """What one thread of the pool gives."""

@@ -92,6 +92,12 @@ def test_presence_scores_the_positive_label_alone() -> None:
         ("weights: cnn", "output: values\n    weights: cnn", "takes members that give logits"),
         ("weights: cnn", "voting_weight: 0\n    weights: cnn", "at least one voting_weight"),
         ("weights: cnn", "preprocessing: smal\n    weights: cnn", "did you mean 'small'?"),
+        # TorchServe would take it for "not set", and wait 100 ms.
+        (
+            "task: classification",
+            "task: classification\nserving: {max_batch_delay_ms: 0}",
+            "serving.max_batch_delay_ms: input should be greater than or equal to 1",
+        ),
         ("name: digits", "name: [", "not valid YAML"),
     ],
 )

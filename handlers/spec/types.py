@@ -328,7 +328,9 @@ class Serving:
         int, Field(ge=1, description="Requests that TorchServe may put into one batch")
     ] = 8
     max_batch_delay_ms: Annotated[
-        int, Field(ge=0, description="Longest wait for the batch to fill, in milliseconds")
+        int,
+        # TorchServe takes 0 for "not set", which is 100 ms.
+        Field(ge=1, description="Longest wait for the batch to fill, in milliseconds"),
     ] = 5
     response_timeout_s: Annotated[
         int, Field(ge=1, description="A worker silent for longer is restarted, in seconds")
