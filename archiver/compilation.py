@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..handlers.compiled import (
     FOLDER,
@@ -23,6 +24,8 @@ from ..handlers.compiled import (
     RECORD,
     CompiledMember,
     CompiledRecord,
+    CompiledStack,
+    StackLibrary,
     Target,
     load_library,
 )
@@ -32,10 +35,13 @@ from ..handlers.members import LoadedMember, difference, load_member
 from ..handlers.preprocess import preprocessors_of
 from ..handlers.service import choose_device
 from ..handlers.spec import EnsembleSpec, Member, Precision
+from ..handlers.stacking import alike, stack_of
 from ..handlers.trial import trial_images
 
 # Two differing samples: torch.export would take a batch of one for a constant.
 _EXPORTED_WITH = 2
+# Fewer are padded, more go piece by piece: with 8 or 16 a sample takes hardly less.
+_STACKED_SAMPLES = 4
 _TIMED = 7
 _GAIN = 1.1
 
@@ -73,37 +79,72 @@ def compiled_members(
     preprocessors, positions = preprocessors_of(spec, device)
     trials = trial_images(3)
     batches = [preprocessor([*trials, *samples]) for preprocessor in preprocessors]
+    loaded = [load_member(spec, member, folder, device) for member in spec.members]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
         made: dict[str, CompiledMember] = {}
+        stacks: list[CompiledStack] = []
         outputs: dict[str, Tensor] = {}
-        files: dict[str, Path] = {}
-        for member, position in zip(spec.members, positions, strict=True):
+
+        for together in _alike(spec, loaded, positions, batches):
             started = time.perf_counter()
-            compiler = _Compiler(
-                spec=spec,
-                member=member,
-                loaded=load_member(spec, member, folder, device),
-                batch=batches[position],
-                work=work,
-            )
+            names = [spec.members[i].name for i in together]
+            known_as = f"{names[0]} to {names[-1]} ({len(names)} of one architecture)"
             try:
-                entry, library, found = compiler.best()
+                stack, found = compile_stack(
+                    spec, together, loaded, batches[positions[together[0]]], work
+                )
+            except _NotCompiled as reason:
+                say(f"members {known_as} are not compiled as one: {reason}")
+                continue
+            stacks.append(stack)
+            for name, raw in zip(names, found, strict=True):
+                outputs[name] = raw[: len(trials)].contiguous()
+            say(
+                f"members {known_as} compiled as one: their scores differ by at most "
+                f"{stack.difference:.1e} ({time.perf_counter() - started:.0f} s)"
+            )
+        for member, each, position in zip(spec.members, loaded, positions, strict=True):
+            if member.name in outputs:
+                continue
+            started = time.perf_counter()
+            compiler = _Compiler(spec, member, each, batches[position], work)
+            try:
+                entry, raw = compiler.best()
             except _NotCompiled as reason:
                 say(f"member '{member.name}' is not compiled: {reason}")
                 continue
-            made[member.name], files[entry.file] = entry, library
-            outputs[member.name] = found[: len(trials)].cpu().contiguous()
+            made[member.name] = entry
+            outputs[member.name] = raw[: len(trials)].cpu().contiguous()
             say(
                 f"member '{member.name}' compiled in {entry.precision}: its scores differ by at "
                 f"most {entry.difference:.1e} ({time.perf_counter() - started:.0f} s)"
             )
-        if made:
-            (work / "record").write_text(CompiledRecord(Target.here(device), made).to_json())
-            save_file(outputs, work / "outputs")
-            files |= {RECORD: work / "record", OUTPUTS: work / "outputs"}
-        yield files
+        names = [entry.file for entry in made.values()] + [stack.file for stack in stacks]
+        if names:
+            record = CompiledRecord(Target.here(device), made, tuple(stacks))
+            (work / RECORD).write_text(record.to_json())
+            save_file(outputs, work / OUTPUTS)
+            names += [RECORD, OUTPUTS]
+        yield {name: work / name for name in names}
+
+
+def _alike(
+    spec: EnsembleSpec,
+    loaded: Sequence[LoadedMember],
+    group_of_member: Sequence[int],
+    batches: Sequence[Tensor],
+) -> list[tuple[int, ...]]:
+    """The members that a worker on a CPU stacks: as many as keep their layout and precision."""
+    running = list(loaded)
+    for positions in alike(spec, loaded, group_of_member):
+        for i in positions:
+            batch = batches[group_of_member[i]]
+            if batch.device.type != "cpu":
+                return []
+            running[i] = accelerate(loaded[i], spec, spec.members[i], batch)
+    return alike(spec, running, group_of_member)
 
 
 class _NotCompiled(Exception):
@@ -124,8 +165,8 @@ class _Compiler:
         self._most = max(spec.runtime.micro_batch, _EXPORTED_WITH)
 
     @torch.no_grad()
-    def best(self) -> tuple[CompiledMember, Path, Tensor]:
-        """The library, and its outputs for the batch.
+    def best(self) -> tuple[CompiledMember, Tensor]:
+        """What is known of the library, and its outputs for the batch.
 
         Raises:
             _NotCompiled: there is none.
@@ -140,9 +181,8 @@ class _Compiler:
         reduced = wants_bfloat16(self._spec, module, self._batch.device)
         problem = ""
         for precision in [Precision.BFLOAT16] * reduced + [Precision.FLOAT32]:
-            library = self._compile(module, precision)
             entry = CompiledMember(
-                file=f"{FOLDER}/{library.name}",
+                file=self._compile(module, precision),
                 precision=str(precision),
                 shape=tuple(self._batch.shape[1:]),
                 most=self._most,
@@ -157,7 +197,7 @@ class _Compiler:
             changed = difference(expected, found, self._spec, self._member)
             if changed <= PARITY:
                 self._require_faster(compiled)
-                return replace(entry, difference=changed), library, found
+                return replace(entry, difference=changed), found
             problem = f"in {precision} its scores differ by {changed:.1e}, more than {PARITY:g}"
             if wanted is Precision.BFLOAT16:
                 raise MemberError(
@@ -173,50 +213,133 @@ class _Compiler:
             _NotCompiled: small members are mostly calls, and gain nothing.
         """
         saved = accelerate(self._loaded, self._spec, self._member, self._batch)
-        times: dict[str, list[float]] = {"saved": [], "compiled": []}
-        for _ in range(_TIMED):
-            for name, form in (("saved", saved), ("compiled", compiled)):
-                started = time.perf_counter()
-                form(self._batch[:_EXPORTED_WITH])
-                times[name].append(1000 * (time.perf_counter() - started))
-        before, after = min(times["saved"]), min(times["compiled"])
-        if after > before / _GAIN:
-            raise _NotCompiled(
-                f"that makes it no faster ({after:.2g} ms, and {before:.2g} as saved)"
-            )
+        _require_faster(compiled, saved, self._batch[:_EXPORTED_WITH])
 
-    def _compile(self, module: nn.Module, precision: Precision) -> Path:
+    def _compile(self, module: nn.Module, precision: Precision) -> str:
         """One library, for batches of 1 to ``runtime.micro_batch`` samples."""
-        from torch._inductor import aoti_compile_and_package
-
         if precision is Precision.BFLOAT16:
             module = _Autocast(module, self._batch.device.type)
-        name = f"{self._member.name}-{precision}"
-        try:
-            program = torch.export.export(
+        return _library(
+            lambda: torch.export.export(
                 module,
                 (self._batch[:_EXPORTED_WITH],),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=self._most)},),
+            ),
+            self._work,
+            f"{self._member.name}-{precision}",
+        )
+
+
+def compile_stack(
+    spec: EnsembleSpec,
+    positions: tuple[int, ...],
+    loaded: Sequence[LoadedMember],
+    batch: Tensor,
+    work: Path,
+) -> tuple[CompiledStack, Tensor]:
+    """Small members of one architecture as one library.
+
+    torch.vmap takes the number of samples for a constant, so the library has a fixed one.
+
+    Args:
+        spec: the ensemble.
+        positions: of the members.
+        loaded: all members of the ensemble.
+        batch: the trial images and samples, float32 (N, channels, height, width).
+        work: where the library goes, below `FOLDER`.
+
+    Returns:
+        What is known of it, and its outputs for the batch (M members, N samples, outputs).
+
+    Raises:
+        _NotCompiled: it cannot be done, changes answers, or gains nothing.
+    """
+    members = [spec.members[i] for i in positions]
+    modules = [m.module for i in positions if (m := loaded[i]).module is not None]
+    with torch.no_grad():
+        stack = stack_of(positions, modules)
+        if stack is None:
+            raise _NotCompiled("their weights cannot be stacked")
+        example = batch.new_zeros((_STACKED_SAMPLES, *batch.shape[1:]))
+
+        def exported() -> torch.export.ExportedProgram:
+            # torch.vmap becomes plain operators, which torch.export takes.
+            graph = make_fx(lambda x: stack.forward(x).contiguous(), _allow_non_fake_inputs=True)(
+                example
             )
-            package = aoti_compile_and_package(
-                program,
-                package_path=str(self._work / f"{name}.pt2"),
-                # freezing: weights as constants, laid out for the kernels that were chosen.
-                # dynamic_threads: the worker's number of threads, not the build machine's.
-                inductor_configs={"freezing": True, "cpp.dynamic_threads": True},
-            )
-        except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise _NotCompiled(f"{type(error).__name__}: {reason}") from error
-        library = self._work / FOLDER / f"{name}.so"
-        with zipfile.ZipFile(package) as opened:
-            # E.g. an operator of a package of its own, which the library would call back for.
-            sources = [n for n in opened.namelist() if n.endswith(".wrapper.cpp")]
-            if any(b"proxy_executor_call_function" in opened.read(name) for name in sources):
-                raise _NotCompiled("it has an operator that AOTInductor cannot compile")
-            (inside,) = (entry for entry in opened.namelist() if entry.endswith(".so"))
-            library.write_bytes(opened.read(inside))
-        return library
+            return torch.export.export(graph, (example,))
+
+        entry = CompiledStack(
+            members=tuple(member.name for member in members),
+            file=_library(exported, work, f"{members[0].name}-and-{len(members) - 1}-more"),
+            shape=tuple(batch.shape[1:]),
+            samples=_STACKED_SAMPLES,
+            difference=0.0,
+        )
+        library = StackLibrary(entry, work)
+        found = library(batch)
+        changed = max(
+            difference(loaded[i](batch), raw, spec, member)
+            for i, raw, member in zip(positions, found, members, strict=True)
+        )
+        if not changed <= PARITY:
+            raise _NotCompiled(f"their scores differ by {changed:.1e}, more than {PARITY:g}")
+        most = 4 * _STACKED_SAMPLES
+        crowd = batch.repeat((-(-most // len(batch)), 1, 1, 1))[:most]
+        _require_faster(library, stack.forward, crowd)
+        return replace(entry, difference=changed), found
+
+
+def _require_faster(
+    compiled: Callable[[Tensor], Tensor], saved: Callable[[Tensor], Tensor], batch: Tensor
+) -> None:
+    """Compare two forms of a member.
+
+    Raises:
+        _NotCompiled: the compiled one is hardly faster.
+    """
+    times: dict[str, list[float]] = {"saved": [], "compiled": []}
+    for _ in range(_TIMED):
+        for name, form in (("saved", saved), ("compiled", compiled)):
+            started = time.perf_counter()
+            form(batch)
+            times[name].append(1000 * (time.perf_counter() - started))
+    before, after = min(times["saved"]), min(times["compiled"])
+    if after > before / _GAIN:
+        raise _NotCompiled(f"that makes it no faster ({after:.2g} ms, and {before:.2g} as saved)")
+
+
+def _library(exported: Callable[[], torch.export.ExportedProgram], work: Path, name: str) -> str:
+    """Compile a program.
+
+    Returns:
+        The library's path below `work`.
+
+    Raises:
+        _NotCompiled: torch cannot.
+    """
+    from torch._inductor import aoti_compile_and_package
+
+    try:
+        package = aoti_compile_and_package(
+            exported(),
+            package_path=str(work / f"{name}.pt2"),
+            # freezing: weights as constants, laid out for the kernels that were chosen.
+            # dynamic_threads: the worker's number of threads, not the build machine's.
+            inductor_configs={"freezing": True, "cpp.dynamic_threads": True},
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise _NotCompiled(f"{type(error).__name__}: {reason}") from error
+    file = f"{FOLDER}/{name}.so"
+    with zipfile.ZipFile(package) as opened:
+        # E.g. an operator of a package of its own, which the library would call back for.
+        sources = [n for n in opened.namelist() if n.endswith(".wrapper.cpp")]
+        if any(b"proxy_executor_call_function" in opened.read(name) for name in sources):
+            raise _NotCompiled("it has an operator that AOTInductor cannot compile")
+        (inside,) = (entry for entry in opened.namelist() if entry.endswith(".so"))
+        (work / file).write_bytes(opened.read(inside))
+    return file
 
 
 class _Autocast(nn.Module):

@@ -29,7 +29,7 @@ from torchserve_ensemble.handlers.spec import load_spec
 
 from .ensembles import ENSEMBLES, Ensemble
 
-BATCHES = (1, 2, 8, 32)
+BATCHES = (1, 2, 8, 16, 32)
 _MOST_PIXELS = 10**8
 
 
@@ -109,6 +109,8 @@ class InProcess:
             for size in BATCHES:
                 files = self._images[:size]
                 decoded = [_decode(file) for file in files]
+                inputs = [*self._ensemble.batch(files)]
+                self._add(f"{what}, forward", size, partial(runtime.run, inputs))
                 self._add(f"{what}, decoded images", size, partial(runtime.run, decoded))
                 self._add(f"{what}, image files", size, partial(from_files, files))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,31 @@ class CompiledMember:
 
 
 @dataclass(frozen=True)
+class CompiledStack:
+    """One library for small members of one architecture.
+
+    Attributes:
+        members: their names, in the spec's order.
+        file: beside the spec.
+        shape: of a sample.
+        samples: that it takes at once, neither more nor fewer.
+        difference: the largest of a member's scores from those that it gives alone.
+    """
+
+    members: tuple[str, ...]
+    file: str
+    shape: tuple[int, ...]
+    samples: int
+    difference: float
+
+
+@dataclass(frozen=True)
 class CompiledRecord:
-    """Contents of `RECORD`: the target, and the members that were compiled."""
+    """Contents of `RECORD`: the target, and the members and stacks that were compiled."""
 
     target: Target
     members: Mapping[str, CompiledMember]
+    stacks: tuple[CompiledStack, ...] = ()
 
     def to_json(self) -> str:
         """As it stands in the archive."""
@@ -133,6 +153,13 @@ class CompiledRecord:
                     name: CompiledMember(**member | {"shape": tuple(member["shape"])})
                     for name, member in content["members"].items()
                 },
+                tuple(
+                    CompiledStack(
+                        **stack
+                        | {"members": tuple(stack["members"]), "shape": tuple(stack["shape"])}
+                    )
+                    for stack in content["stacks"]
+                ),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ArchiveError(
@@ -212,6 +239,68 @@ class CompiledMembers:
             return None
         logger.info("member %s runs compiled, in %s", member.name, entry.precision)
         return loaded
+
+    @torch.inference_mode()
+    def load_stack(
+        self, spec: EnsembleSpec, members: Sequence[Member], batch: Tensor, threads: int = 1
+    ) -> StackLibrary | None:
+        """The library of members that run as one, if it answers as it did at build.
+
+        Args:
+            spec: the ensemble.
+            members: those of the stack.
+            batch: the trial images, as for `load`.
+            threads: how many run it at once.
+        """
+        names = tuple(member.name for member in members)
+        entry = next((stack for stack in self._record.stacks if stack.members == names), None)
+        if entry is None:
+            return None
+        try:
+            library = StackLibrary(entry, self._folder, threads)
+            found = library(batch)
+            changed = max(
+                difference(self._outputs[member.name], raw, spec, member)
+                for member, raw in zip(members, found, strict=True)
+            )
+            if changed <= PARITY:
+                logger.info("%d members run compiled, as one", len(names))
+                return library
+            problem = f"it answers otherwise than at build, by {changed:.1e}"
+        except Exception as error:
+            problem = str(error)
+        logger.warning(
+            "members %s: their compiled form cannot be used (%s); they run as they were saved",
+            ", ".join(names),
+            problem,
+        )
+        return None
+
+
+class StackLibrary:
+    """A compiled stack as a function of any number of samples, on the CPU."""
+
+    def __init__(self, entry: CompiledStack, folder: Path, threads: int = 1) -> None:
+        """Load it.
+
+        Args:
+            entry: what is known of it.
+            folder: that its file's name starts from.
+            threads: how many may run it at once.
+        """
+        self._samples = entry.samples
+        self._library = AotLibrary(folder / entry.file, entry.shape, entry.samples, copies=threads)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Raw outputs, float32 (M members, N samples, outputs) of (N, channels, height, width)."""
+        found = []
+        for part in torch.split(batch, self._samples):
+            missing = self._samples - len(part)
+            whole = (
+                torch.cat([part, part.new_zeros((missing, *part.shape[1:]))]) if missing else part
+            )
+            found.append(self._library(whole)[:, : len(part)])
+        return torch.cat(found, dim=1)
 
 
 def load_library(

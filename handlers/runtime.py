@@ -27,6 +27,10 @@ from .trial import trial_images
 
 logger = logging.getLogger(__name__)
 
+_RUNS = 10
+_LONG = 0.1
+"""Most runs of a member, and seconds, to learn what it takes."""
+
 # A GPU takes all samples of a micro-batch at once.
 _ALL = sys.maxsize
 
@@ -134,7 +138,9 @@ class Runtime:
                 1000 * (time.perf_counter() - started),
             )
         runtime = cls(spec, members, preprocessors, group_of_member, device, pool)
-        runtime._stacks = find_stacks(spec, members, group_of_member, batches)
+        runtime._stacks = find_stacks(
+            spec, members, group_of_member, batches, compiled, pool.threads
+        )
         runtime._measure(batches)
         return runtime
 
@@ -222,7 +228,16 @@ class Runtime:
         part = slice(rows.start, rows.stop)
         inputs: dict[int, Tensor] = {}
         hurried = not bool(bounds[part].isinf().all())
-        ready: list[_Asked] = []
+        if not hurried and bool(wanted[:, part].all()):
+            every = torch.arange(rows.start, rows.stop)
+            batches = [
+                self._inputs(shared, [images[row] for row in rows])
+                for shared in range(len(self._preprocessors))
+            ]
+            ready = [_Asked((i,), batches[g], every) for i, g in enumerate(self._group_of_member)]
+            self._run_members(ready, result)
+            return
+        ready = []
         for index in self._order(hurried):
             asked = wanted[index, part]
             if not bool(asked.any()):
@@ -251,7 +266,7 @@ class Runtime:
                 samples=len(each.rows),
                 seconds=self._seconds_of(each),
                 piece=piece_of(each.batch.shape[1:]) if self.device.type == "cpu" else _ALL,
-                concurrent=each.stack is None and self._members[each.members[0]].concurrent,
+                concurrent=self._is_concurrent(each),
             )
             for each in asked
         ]
@@ -276,10 +291,16 @@ class Runtime:
             parts = [left[index] for index in stack.members if index in left]
             if len(parts) < len(stack.members) or not stack.suits(len(parts[0].rows), self.device):
                 continue
-            if all(torch.equal(part.rows, parts[0].rows) for part in parts):
+            rows = parts[0].rows
+            if all(part.rows is rows or torch.equal(part.rows, rows) for part in parts):
                 joined.append(_Asked(stack.members, parts[0].batch, parts[0].rows, stack))
                 left = {i: each for i, each in left.items() if i not in stack.members}
         return [*joined, *left.values()]
+
+    def _is_concurrent(self, asked: _Asked) -> bool:
+        if asked.stack is not None:
+            return asked.stack.compiled is not None
+        return self._members[asked.members[0]].concurrent
 
     def _seconds_of(self, asked: _Asked) -> float:
         """Of one sample; for a stack about what its members take."""
@@ -379,9 +400,9 @@ class Runtime:
 
 @torch.inference_mode()
 def _time(member: LoadedMember, batch: Tensor) -> float:
-    """Seconds of the faster of two runs: the first one may still set things up."""
-    found = []
-    for _ in range(2):
+    """Seconds of the fastest run: the first one may still set things up, others be disturbed."""
+    found: list[float] = []
+    while len(found) < 2 or (len(found) < _RUNS and sum(found) < _LONG):
         started = time.perf_counter()
         member(batch).cpu()
         found.append(time.perf_counter() - started)

@@ -22,6 +22,9 @@ _SHARED_GAIN = 0.75
 _CALL = 1e-3
 """Seconds below which a member's time is mostly Python's, where threads only get in the way."""
 
+_HANDING = 1e-4
+"""Seconds till other threads have begun, and told that they are done."""
+
 _PIECE_BYTES = 8 * 3 * 224 * 224 * 4
 """Of input computed at once: beyond it activations leave the cache and a sample takes longer."""
 
@@ -66,7 +69,7 @@ def plan(works: Sequence[Work], threads: int) -> list[Task] | None:
     Returns:
         None where it is faster if every member in turn has all threads.
     """
-    if threads < 2 or all(work.seconds < _CALL for work in works):
+    if threads < 2 or all(work.seconds < _CALL and not work.concurrent for work in works):
         return None
     whole = in_turn(works)
     best = sum(_seconds(works, task) for task in whole) / (threads * _SHARED_GAIN)
@@ -74,8 +77,8 @@ def plan(works: Sequence[Work], threads: int) -> list[Task] | None:
     for tasks in (whole, _cut(works, threads)):
         ordered = sorted(tasks, key=lambda task: _seconds(works, task), reverse=True)
         last = _last(works, ordered, threads)
-        if last < best:
-            chosen, best = ordered, last
+        if last + _HANDING < best:
+            chosen, best = ordered, last + _HANDING
     return chosen
 
 

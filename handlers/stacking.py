@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from .compiled import CompiledMembers
 from .members import LoadedMember
 from .spec import EnsembleSpec
 
@@ -37,14 +38,20 @@ class Stack:
         members: their positions in the ensemble.
         module: what they have in common; its own weights are not used.
         state: of each weight, those of all members: (M, ...).
+        compiled: the same ahead of time (`handlers.compiled`), which threads may run side by side.
     """
 
     members: tuple[int, ...]
     module: nn.Module
     state: dict[str, Tensor]
+    compiled: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Raw outputs, float32 (M members, N samples, outputs)."""
+        return self.forward(batch) if self.compiled is None else self.compiled(batch)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """The same without the compiled form."""
 
         def one(state: dict[str, Tensor]) -> Tensor:
             found: Tensor = functional_call(self.module, state, (batch,))
@@ -55,7 +62,7 @@ class Stack:
 
     def suits(self, samples: int, device: torch.device) -> bool:
         """Whether it is faster than the members one by one."""
-        return device.type != "cpu" or samples <= _FEW
+        return self.compiled is not None or device.type != "cpu" or samples <= _FEW
 
 
 def find_stacks(
@@ -63,6 +70,8 @@ def find_stacks(
     members: Sequence[LoadedMember],
     group_of_member: Sequence[int],
     batches: Sequence[Tensor],
+    compiled: CompiledMembers | None = None,
+    threads: int = 1,
 ) -> list[Stack]:
     """The members that can run as one, checked to answer as they do alone.
 
@@ -71,38 +80,53 @@ def find_stacks(
         members: in its order, ready to run.
         group_of_member: for each the position of its preprocessing.
         batches: for each preprocessing the trial images.
+        compiled: what was compiled ahead of time.
+        threads: how many run a compiled stack at once.
     """
-    alike: dict[object, list[int]] = {}
-    for index, (member, loaded) in enumerate(zip(spec.members, members, strict=True)):
-        # One that was accelerated runs something else than its module.
-        if isinstance(loaded.module, nn.Module) and loaded.forward is loaded.module:
-            described = (
-                type(loaded.module),
-                str(loaded.module),
-                member.architecture,
-                str(member.arguments),
-                spec.output_of(member),
-                group_of_member[index],
-                tuple((name, value.shape) for name, value in loaded.module.state_dict().items()),
-            )
-            alike.setdefault(described, []).append(index)
     found = []
-    for positions in alike.values():
+    for positions in alike(spec, members, group_of_member):
         modules = [m.module for i in positions if (m := members[i]).module is not None]
-        weights = sum(parameter.numel() for parameter in modules[0].parameters())
-        if len(modules) < 2 or weights > _SMALL:
-            continue
-        stack = _stack(tuple(positions), modules)
+        stack = stack_of(positions, modules)
         if stack is None:
             continue
-        if _answers_alike(stack, members, batches[group_of_member[positions[0]]]):
+        batch = batches[group_of_member[positions[0]]]
+        if _answers_alike(stack, members, batch):
             _share_weights(stack, modules)
             logger.info("%d members of one architecture run as one", len(positions))
+            if compiled is not None:
+                stacked = [spec.members[i] for i in positions]
+                stack = replace(stack, compiled=compiled.load_stack(spec, stacked, batch, threads))
             found.append(stack)
     return found
 
 
-def _stack(positions: tuple[int, ...], modules: list[nn.Module]) -> Stack | None:
+def alike(
+    spec: EnsembleSpec, members: Sequence[LoadedMember], group_of_member: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Positions of small members of one architecture and one preprocessing, two or more each."""
+    groups: dict[object, list[int]] = {}
+    for index, (member, loaded) in enumerate(zip(spec.members, members, strict=True)):
+        module = loaded.module
+        # One that was accelerated runs something else than its module.
+        if not isinstance(module, nn.Module) or loaded.forward is not module:
+            continue
+        if sum(parameter.numel() for parameter in module.parameters()) > _SMALL:
+            continue
+        described = (
+            type(module),
+            str(module),
+            member.architecture,
+            str(member.arguments),
+            spec.output_of(member),
+            group_of_member[index],
+            tuple((name, value.shape) for name, value in module.state_dict().items()),
+        )
+        groups.setdefault(described, []).append(index)
+    return [tuple(positions) for positions in groups.values() if len(positions) > 1]
+
+
+def stack_of(positions: tuple[int, ...], modules: list[nn.Module]) -> Stack | None:
+    """Members as one; None where their weights cannot be stacked."""
     if isinstance(modules[0], torch.jit.ScriptModule):
         return None
     try:

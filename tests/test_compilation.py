@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from member_files import net, write_code, write_ensemble
+from member_files import Net, net, write_code, write_ensemble
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -194,3 +194,65 @@ def test_a_newer_processor_runs_what_an_older_one_built() -> None:
 def test_a_damaged_record_is_named(text: str) -> None:
     with pytest.raises(ArchiveError, match="compiled/compiled.json is damaged"):
         CompiledRecord.from_json(text)
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The extracted ensemble of three members of one architecture, and what the build said."""
+    folder = tmp_path_factory.mktemp("stacked")
+    write_code(folder)
+    members = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        save_file(Net().state_dict(), folder / f"{seed}.safetensors")
+        members.append(
+            {"name": f"m{seed}", "architecture": "net.py:Net", "weights": f"{seed}.safetensors"}
+        )
+    said: list[str] = []
+    spec = write_ensemble(folder, members, runtime={"compile": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation, "_GAIN", 0.001)
+        archive = build_archive(spec, folder, say=said.append)
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(folder / "archive")
+    return folder / "archive" / "ensemble", said
+
+
+def runtime_of(folder: Path) -> Runtime:
+    return Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU, ThreadPool(2))
+
+
+@needs_compiler
+def test_members_of_one_architecture_are_compiled_as_one(
+    stacked: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, said = stacked
+    assert len(said) == 1
+    assert said[0].startswith("members m0 to m2 (3 of one architecture) compiled as one")
+    with caplog.at_level(logging.INFO):
+        runtime = runtime_of(folder)
+    assert "3 members run compiled, as one" in caplog.text
+    images = trial_images(11)
+    for samples in (1, 4, 5, 11):
+        together = runtime.run(images[:samples])
+        stacks, runtime._stacks = runtime._stacks, []
+        alone = runtime.run(images[:samples])
+        runtime._stacks = stacks
+        torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-6)
+        assert together.scores.std(dim=0).min() > 1e-4, "each member has its own weights"
+
+
+@needs_compiler
+def test_a_compiled_stack_that_answers_otherwise_is_not_used(
+    stacked: tuple[Path, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(stacked[0], tmp_path / "ensemble"))
+    outputs = load_file(folder / OUTPUTS)
+    save_file(outputs | {"m1": outputs["m1"].flip(1)}, folder / OUTPUTS)
+    with caplog.at_level(logging.INFO):
+        runtime = runtime_of(folder)
+    assert "members m0, m1, m2: their compiled form cannot be used (it answers otherwise" in (
+        caplog.text
+    )
+    assert [stack.compiled for stack in runtime._stacks] == [None]
+    runtime.run(trial_images(3))
