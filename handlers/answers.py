@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .errors import EnsembleError
@@ -86,11 +89,17 @@ class Result:
     uncertainties: tuple[Uncertainty, ...] = ()
     smoothed: Smoothed | None = None
 
-    @property
+    @cached_property
     def fields(self) -> frozenset[AnswerField]:
         """What the client asked for."""
         asked = DEFAULT_FIELDS if self.options.fields is None else frozenset(self.options.fields)
         return asked | frozenset(self.options.include)
+
+    @property
+    def wanted(self) -> tuple[object, ...]:
+        """Equal for results whose `predictions` can be written together."""
+        options = self.options
+        return self.fields, options.fields is None, options.top_k
 
     @property
     def answered(self) -> tuple[int, ...]:
@@ -104,15 +113,20 @@ class Result:
         return tuple(dict.fromkeys(names))
 
 
-def content(result: Result) -> dict[str, Any]:
-    """The answer as it is written by default; ``predictions`` is KServe's and TF Serving's key."""
+def content(result: Result, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The answer as it is written by default; ``predictions`` is KServe's and TF Serving's key.
+
+    Args:
+        result: what is to be said.
+        rows: its `predictions`, if they are there already.
+    """
     written: dict[str, Any] = {}
     if AnswerField.MODEL in result.fields:
         written["model"] = dict(result.model)
     if AnswerField.POLICY in result.fields:
         written["policy"] = dict(result.policy)
     written |= sequence(result)
-    written["predictions"] = predictions(result)
+    written["predictions"] = predictions(result) if rows is None else rows
     return written
 
 
@@ -128,10 +142,40 @@ def sequence(result: Result) -> dict[str, Any]:
 
 def predictions(result: Result) -> list[dict[str, Any]]:
     """One dict for each sample, in the request's order; a failed one has ``error``."""
+    return predictions_of([result])[0]
+
+
+def predictions_of(results: Sequence[Result]) -> list[list[dict[str, Any]]]:
+    """The `predictions` of several results whose clients want the same.
+
+    Args:
+        results: of one deployment, with the same `Result.wanted`.
+    """
+    first = results[0]
+    parts = [part for each in results for group in each.groups for part in _opinions(each, group)]
+    rows: Iterator[dict[str, Any]] = iter(())
+    if parts:
+        scores = torch.cat([scores for scores, _ in parts])
+        decisions = [decisions for _, decisions in parts if decisions is not None]
+        joined = torch.cat(decisions) if decisions else None
+        rows = iter(answers_of(first, scores, joined, first.fields, first.options.top_k))
+    return [_predictions(result, rows) for result in results]
+
+
+def _opinions(result: Result, group: Group) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Scores and decisions, (rows, C), of the ensemble and, if wanted, of each member."""
+    yield group.outcome.scores, group.outcome.decisions
+    if AnswerField.MEMBERS in result.fields and group.ballot is not None:
+        votes = None if result.task is Task.REGRESSION else group.ballot.votes.flatten(0, 1)
+        yield group.ballot.scores.flatten(0, 1), votes
+
+
+def _predictions(result: Result, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With the answers that belong to its `_opinions`, from the next one on."""
     answers: dict[int, dict[str, Any]] = {}
     uncertainties = result.uncertainties or (None,) * len(result.groups)
     for group, uncertainty in zip(result.groups, uncertainties, strict=True):
-        answers |= _group_answers(result, group, uncertainty)
+        answers |= _group_answers(result, group, uncertainty, rows)
     if result.smoothed is not None:
         for index, answer in zip(result.smoothed.indices, _smoothed_answers(result), strict=True):
             answers[index]["smoothed"] = answer
@@ -141,11 +185,13 @@ def predictions(result: Result) -> list[dict[str, Any]]:
 
 
 def _group_answers(
-    result: Result, group: Group, uncertainty: Uncertainty | None
+    result: Result,
+    group: Group,
+    uncertainty: Uncertainty | None,
+    rows: Iterator[dict[str, Any]],
 ) -> dict[int, dict[str, Any]]:
-    fields, top_k = result.fields, result.options.top_k
-    outcome = group.outcome
-    combined = answers_of(result, outcome.scores, outcome.decisions, fields, top_k)
+    outcome, samples = group.outcome, len(group.indices)
+    combined = list(islice(rows, samples))
     columns: dict[str, list[Any]] = {}
     if outcome.abstained is not None:
         columns["abstained"] = outcome.abstained.tolist()
@@ -154,40 +200,27 @@ def _group_answers(
                 # Presence has no label for "neither", so the flag alone would be overlooked.
                 answer |= {k: v for k, v in (("label", None), ("labels", [])) if k in answer}
     for name, values in outcome.spread.items():
-        rows = numbers(values)
-        columns[name] = [dict(zip(result.score_labels, row, strict=True)) for row in rows]
+        columns[name] = _by_label(result, numbers(values))
     if uncertainty is not None:
         columns["uncertainty"] = _uncertainty_rows(uncertainty)
     if outcome.members_used is not None:
         columns["members_used"] = outcome.members_used.tolist()
-    if AnswerField.MEMBERS in fields and group.ballot is not None:
-        columns["members"] = _member_rows(result, group.ballot)
+    if AnswerField.MEMBERS in result.fields and group.ballot is not None:
+        names = group.ballot.member_names
+        of_members = list(islice(rows, len(names) * samples))
+        columns["members"] = [
+            dict(zip(names, of_members[row::samples], strict=True)) for row in range(samples)
+        ]
     if group.missing.failed:
-        columns["failed_members"] = [dict(group.missing.failed)] * len(group.indices)
+        columns["failed_members"] = [dict(group.missing.failed)] * samples
     if group.missing.late:
-        columns["late_members"] = [list(group.missing.late)] * len(group.indices)
-    answers = {}
+        columns["late_members"] = [list(group.missing.late)] * samples
+    answers, is_named = {}, AnswerField.SAMPLE in result.fields
     for row, index in enumerate(group.indices):
-        named = {"sample": result.samples[index].name} if AnswerField.SAMPLE in fields else {}
+        named = {"sample": result.samples[index].name} if is_named else {}
         extra = {name: values[row] for name, values in columns.items()}
         answers[index] = named | combined[row] | extra
     return answers
-
-
-def _member_rows(result: Result, ballot: Ballot) -> list[dict[str, Any]]:
-    votes = None if result.task is Task.REGRESSION else ballot.votes
-    by_member = [
-        answers_of(
-            result,
-            ballot.scores[index],
-            votes[index] if votes is not None else None,
-            result.fields,
-            result.options.top_k,
-        )
-        for index in range(len(ballot.member_names))
-    ]
-    names = ballot.member_names
-    return [dict(zip(names, answers, strict=True)) for answers in zip(*by_member, strict=True)]
 
 
 def _uncertainty_rows(uncertainty: Uncertainty) -> list[dict[str, float]]:
@@ -224,40 +257,53 @@ def answers_of(
         fields: which of label, labels, score, scores and values are wanted.
         top_k: also give the best labels.
     """
-    rows = numbers(scores)
+    columns: dict[str, list[Any]] = {}
     if decisions is None:
-        if AnswerField.VALUES not in fields:
-            return [{} for _ in rows]
-        return [{"values": dict(zip(result.score_labels, row, strict=True))} for row in rows]
-    wanted = {str(field) for field in fields}
-    if result.task is Task.MULTILABEL:
-        # Several labels have no one score: they are given by label unless the client narrows.
-        wanted |= {"scores"} if result.options.fields is None else set()
-    answers = []
-    for row, flags in zip(rows, decisions.cpu().tolist(), strict=True):
-        full = _answer(result, row, flags)
-        answer = {name: value for name, value in full.items() if name in wanted}
-        if top_k is not None:
-            answer["top_k"] = _best(row, result.score_labels, top_k)
-        answers.append(answer)
-    return answers
+        if AnswerField.VALUES in fields:
+            columns["values"] = _by_label(result, numbers(scores))
+        return _rows(columns, len(scores))
+    labels = _labels(result, decisions)
+    several = result.task is Task.MULTILABEL
+    if AnswerField.LABEL in fields and not several:
+        columns["label"] = [names[0] if len(names) == 1 else None for names in labels]
+    if AnswerField.LABELS in fields:
+        columns["labels"] = labels
+    if AnswerField.SCORE in fields and not several:
+        columns["score"] = numbers(_best_scores(scores, decisions))
+    # Several labels have no one score: they are given by label unless the client narrows.
+    by_label = AnswerField.SCORES in fields or (several and result.options.fields is None)
+    # Decimals take their time, and of a thousand labels the best one is asked for most often.
+    rows = numbers(scores) if by_label or top_k is not None else []
+    if by_label:
+        columns["scores"] = _by_label(result, rows)
+    if top_k is not None:
+        columns["top_k"] = [_best(row, result.score_labels, top_k) for row in rows]
+    return _rows(columns, len(scores))
 
 
-def _answer(result: Result, scores: list[float], flags: list[bool]) -> dict[str, Any]:
-    by_label = dict(zip(result.score_labels, scores, strict=True))
-    labels = [label for label, flag in zip(result.score_labels, flags, strict=True) if flag]
-    if result.task is Task.MULTILABEL:
-        return {"labels": labels, "scores": by_label}
+def _rows(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
+    return [{name: values[row] for name, values in columns.items()} for row in range(count)]
+
+
+def _by_label(result: Result, rows: Sequence[Sequence[Any]]) -> list[Any]:
+    return [dict(zip(result.score_labels, row, strict=True)) for row in rows]
+
+
+def _labels(result: Result, decisions: Tensor) -> list[list[str]]:
+    """The labels chosen for each sample."""
     if result.task is Task.PRESENCE:
-        label = result.labels[int(flags[0])]
-        return {"label": label, "labels": [label], "score": scores[0], "scores": by_label}
-    best = max(range(len(scores)), key=lambda label: (flags[label], scores[label]))
-    return {
-        "label": labels[0] if len(labels) == 1 else None,
-        "labels": labels,
-        "score": scores[best],
-        "scores": by_label,
-    }
+        return [[result.labels[int(flag)]] for flag in decisions[:, 0].tolist()]
+    labels: list[list[str]] = [[] for _ in range(len(decisions))]
+    for row, label in decisions.nonzero().tolist():
+        labels[row].append(result.score_labels[label])
+    return labels
+
+
+def _best_scores(scores: Tensor, decisions: Tensor) -> Tensor:
+    """(N,), of the labels chosen the best, where none is chosen of all; the first one of equals."""
+    beaten = ~decisions & decisions.any(dim=-1, keepdim=True)
+    best = scores.masked_fill(beaten, -torch.inf).argmax(dim=-1, keepdim=True)
+    return scores.gather(-1, best).squeeze(-1)
 
 
 def _best(scores: list[float], labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:

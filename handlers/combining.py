@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,7 @@ from .answers import Group, MembersOfSample, Result
 from .errors import EnsembleError, LateError, MemberError, PolicyError, SampleError
 from .options import AnswerField, Form, OnError, RequestOptions, Smoothing
 from .policies import (
+    Ballot,
     BoundPolicy,
     Catalogue,
     Outcome,
@@ -32,10 +34,16 @@ from .strict_yaml import nearest
 from .tasks import Task
 from .uncertainty import uncertainty
 
+_MOST_CHOICES = 256
+"""Choices that are kept for requests with the same options."""
+
+_LONGEST_KEY = 2048
+"""Characters; options that are written longer are checked anew for each request."""
+
 
 @dataclass(frozen=True)
 class Combiner:
-    """The deployment's part: its members and policies.
+    """The deployment's part: its members and policies. Not for several threads.
 
     Attributes:
         spec: the ensemble.
@@ -46,6 +54,7 @@ class Combiner:
     spec: EnsembleSpec
     catalogue: Catalogue
     model: Mapping[str, str | None]
+    _choices: OrderedDict[str, Choice] = field(default_factory=OrderedDict, repr=False)
 
     @cached_property
     def panel(self) -> Panel:
@@ -62,13 +71,35 @@ class Combiner:
     def choose(self, options: RequestOptions) -> Choice:
         """What one client chose, checked before any member runs.
 
+        Requests of equal options share one choice.
+
         Raises:
             PolicyError: an unknown policy or member, or one that the deployment does not allow.
         """
+        if options.stream is not None or options.frame_order is not None:
+            # Of one request alone; what is kept must not differ by them, nor hold them.
+            options = replace(options, stream=None, frame_order=None)
+        if any(isinstance(value, list | dict) for value in options.policy_parameters.values()):
+            # No policy takes such a parameter, and it may be nested too deeply to be written.
+            return self._checked(options)
+        # Not the options themselves: to Python 1, 1.0 and True are equal, and so are 0.0 and -0.0.
+        key = repr(options)
+        known = self._choices.get(key)
+        if known is not None:
+            self._choices.move_to_end(key)
+            return known
+        choice = self._checked(options)
+        if len(key) <= _LONGEST_KEY:
+            self._choices[key] = choice
+            if len(self._choices) > _MOST_CHOICES:
+                self._choices.popitem(last=False)
+        return choice
+
+    def _checked(self, options: RequestOptions) -> Choice:
         panel = self._panel_for(options)
         chosen = options.members or panel.member_names
         choice = Choice(self, options, panel, tuple(panel.member_names.index(m) for m in chosen))
-        choice.policy(chosen)
+        _ = choice.policy
         if self.spec.task is Task.REGRESSION and AnswerField.UNCERTAINTY in options.include:
             raise PolicyError("uncertainty needs probabilities; a regression gives its spread")
         if self.spec.task is Task.REGRESSION and options.smooth is Smoothing.MAJORITY:
@@ -105,9 +136,11 @@ class Combiner:
 
 @dataclass(frozen=True)
 class Choice:
-    """One request's part: its policy, members, weights and thresholds.
+    """What one request or several chose: policy, members, weights and thresholds.
 
     Attributes:
+        options: without those of a single request, its stream and the order of its frames.
+        panel: all members.
         members: positions of the members that are to answer.
     """
 
@@ -115,28 +148,38 @@ class Choice:
     options: RequestOptions
     panel: Panel
     members: tuple[int, ...]
-    _bound: dict[tuple[str, ...], BoundPolicy] = field(default_factory=dict)
 
     @property
     def deadline_ms(self) -> float | None:
         """How long after the request's arrival a member may still begin."""
         return self.options.deadline_ms or self.combiner.spec.failures.deadline_ms
 
-    def policy(self, member_names: Sequence[str]) -> BoundPolicy:
-        """The policy over some members.
+    @cached_property
+    def asked(self) -> tuple[bool, ...]:
+        """Of each member whether it is to answer."""
+        return tuple(member in self.members for member in range(len(self.panel.member_names)))
+
+    @cached_property
+    def _chosen(self) -> Panel:
+        """The members that are to answer."""
+        return self._panel_of(self.members)
+
+    @cached_property
+    def policy(self) -> BoundPolicy:
+        """The policy over all members that are to answer.
 
         Raises:
             PolicyError: it does not exist, or does not work with these members.
         """
-        names = tuple(member_names)
-        if names not in self._bound:
-            catalogue = self.combiner.catalogue
-            self._bound[names] = parse_policy(
-                self.options.policy or catalogue.default,
-                self.options.policy_parameters,
-                replace(catalogue, member_names=names),
-            )
-        return self._bound[names]
+        return self._policy_over(tuple(self.panel.member_names[m] for m in self.members))
+
+    def _policy_over(self, member_names: tuple[str, ...]) -> BoundPolicy:
+        catalogue = self.combiner.catalogue
+        return parse_policy(
+            self.options.policy or catalogue.default,
+            self.options.policy_parameters,
+            replace(catalogue, member_names=member_names),
+        )
 
     def _without(self, available: tuple[str, ...]) -> BoundPolicy:
         """The policy over the members that answered.
@@ -144,15 +187,16 @@ class Choice:
         A missing member's neutral vote is no vote: `at_least` and `majority` still ask for as many
         votes as with all members; every other policy treats a member that does not vote as absent.
         """
-        asked = tuple(self.panel.member_names[m] for m in self.members)
-        if available == asked or (self.combiner.spec.failures.on_failure is not OnFailure.NEUTRAL):
-            return self.policy(available)
-        whole = self.policy(asked)
+        asked, whole = self._chosen.member_names, self.policy
+        if available == asked:
+            return whole
+        if self.combiner.spec.failures.on_failure is not OnFailure.NEUTRAL:
+            return self._policy_over(available)
         parameters = dict(whole.parameters)
         if whole.name == "majority":
             parameters["k"] = votes_for_majority(len(asked))
         elif whole.name != "at_least":
-            return self.policy(available)
+            return self._policy_over(available)
         if parameters["k"] > len(available):
             raise MemberError(
                 f"policy {whole.name} needs {parameters['k']} votes, and {len(available)} of "
@@ -161,7 +205,7 @@ class Choice:
         catalogue = replace(self.combiner.catalogue, member_names=available, allowed=None, named={})
         return parse_policy("at_least", parameters, catalogue)
 
-    @property
+    @cached_property
     def lazy(self) -> bool:
         """Whether no more members are to run than the decision needs."""
         options = self.options
@@ -171,10 +215,9 @@ class Choice:
             or AnswerField.UNCERTAINTY in {*options.include, *(options.fields or ())}
             or options.response is Form.FLEXSERVE
         )
-        names = tuple(self.panel.member_names[m] for m in self.members)
-        return asked and not needs_members and can_stop_early(self.policy(names))
+        return asked and not needs_members and can_stop_early(self.policy)
 
-    @property
+    @cached_property
     def key(self) -> tuple[object, ...]:
         """Equal for requests whose samples can be combined together."""
         options = self.options
@@ -198,13 +241,11 @@ class Choice:
         Raises:
             MemberError: a member failed, or gave NaN; run all members instead.
         """
-        names = tuple(self.panel.member_names[m] for m in self.members)
-        panel = self._panel_of(self.members)
-        policy = self.policy(names)
+        panel, policy = self._chosen, self.policy
         order = None
         if policy.name != "cascade":
             cost = [runtime.seconds[m] for m in self.members]
-            order = sorted(range(len(names)), key=cost.__getitem__)
+            order = sorted(range(len(cost)), key=cost.__getitem__)
         outcomes = []
         chunk = self.combiner.spec.runtime.micro_batch
         for start in range(0, len(images), chunk):
@@ -230,14 +271,14 @@ class Choice:
         return self._result(request, (group,), {})
 
     def result(
-        self, request: ParsedRequest, readable: Sequence[int], rows: Tensor, outputs: MemberScores
+        self, request: ParsedRequest, readable: Sequence[int], rows: range, outputs: MemberScores
     ) -> Result:
         """Combine.
 
         Args:
             request: the request.
             readable: positions of its N samples that reached the members.
-            rows: (N,) int64, where they are in the batch.
+            rows: N, where they are in the batch.
             outputs: what the members say about the batch.
 
         Raises:
@@ -246,24 +287,29 @@ class Choice:
         errors: dict[int, EnsembleError] = {}
         groups: list[Group] = []
         for available, positions in self._by_members(rows, outputs).items():
-            indices = [readable[position] for position in positions]
-            missing = self._missing(int(rows[positions[0]]), outputs)
+            indices = tuple(readable[position] for position in positions)
+            missing = MembersOfSample()
+            if len(available) < len(self.members):
+                missing = self._missing(rows[positions[0]], outputs)
             try:
                 self._check_enough(available, missing)
-                groups.append(self._group(available, indices, rows[positions], outputs, missing))
+                ballot = self._ballot(available, [rows[each] for each in positions], outputs)
+                outcome = self._without(ballot.member_names).combine(ballot)
             except EnsembleError as error:
                 for index in indices:
                     errors[index] = _of_sample(error, request.samples[index])
+            else:
+                groups.append(
+                    Group(indices=indices, ballot=ballot, outcome=outcome, missing=missing)
+                )
         return self._result(request, tuple(groups), errors)
 
-    def _by_members(self, rows: Tensor, outputs: MemberScores) -> dict[tuple[int, ...], list[int]]:
+    def _by_members(self, rows: range, outputs: MemberScores) -> dict[tuple[int, ...], list[int]]:
         """Members that answered -> positions of the samples that exactly they answered."""
-        answered = outputs.states[:, rows] == State.ANSWERED
-        if bool(answered[list(self.members)].all()):
-            return {self.members: list(range(len(rows)))} if len(rows) else {}
         groups: dict[tuple[int, ...], list[int]] = {}
-        for position in range(len(rows)):
-            available = tuple(m for m in self.members if bool(answered[m, position]))
+        states = outputs.states[:, rows.start : rows.stop].T.tolist()
+        for position, found in enumerate(states):
+            available = tuple(m for m in self.members if found[m] == State.ANSWERED)
             groups.setdefault(available, []).append(position)
         return groups
 
@@ -298,22 +344,12 @@ class Choice:
             "samples, or let the deployment drop late members (failures.on_failure: drop)"
         )
 
-    def _group(
-        self,
-        available: tuple[int, ...],
-        indices: Sequence[int],
-        rows: Tensor,
-        outputs: MemberScores,
-        missing: MembersOfSample,
-    ) -> Group:
-        chosen = list(available)
-        panel = self._panel_of(available)
-        logits = outputs.logits[chosen][:, rows]
-        ballot = panel.ballot(
-            outputs.scores[chosen][:, rows], logits if bool(logits.isfinite().all()) else None
-        )
-        outcome = self._without(panel.member_names).combine(ballot)
-        return Group(indices=tuple(indices), ballot=ballot, outcome=outcome, missing=missing)
+    def _ballot(
+        self, available: tuple[int, ...], rows: Sequence[int], outputs: MemberScores
+    ) -> Ballot:
+        panel = self._chosen if available == self.members else self._panel_of(available)
+        scores, logits = (_part(each, available, rows) for each in (outputs.scores, outputs.logits))
+        return panel.ballot(scores, logits if bool(logits.isfinite().all()) else None)
 
     def _panel_of(self, members: Sequence[int]) -> Panel:
         chosen = list(members)
@@ -330,14 +366,13 @@ class Choice:
         groups: tuple[Group, ...],
         errors: Mapping[int, EnsembleError],
     ) -> Result:
-        spec, options = self.combiner.spec, self.options
-        policy = self.policy(tuple(self.panel.member_names[m] for m in self.members))
+        spec, options = self.combiner.spec, request.options
         result = Result(
             task=spec.task,
             labels=spec.labels,
             score_labels=spec.score_labels,
             model=self.combiner.model,
-            policy={"name": policy.name, "parameters": policy.parameters},
+            policy={"name": self.policy.name, "parameters": self.policy.parameters},
             options=options,
             samples=request.samples,
             groups=groups,
@@ -355,6 +390,18 @@ class Choice:
 def refuses(errors: Mapping[int, EnsembleError], answered: int, options: RequestOptions) -> bool:
     """Whether failed samples refuse the whole request."""
     return bool(errors) and (options.on_error is OnError.FAIL or answered == 0)
+
+
+def _part(values: Tensor, members: tuple[int, ...], rows: Sequence[int]) -> Tensor:
+    """Some members' values (M, N, C) for some samples, whose positions increase.
+
+    They lie in order and without gaps: where its numbers lie may show in how a sum is rounded.
+    """
+    first, last = rows[0], rows[-1]
+    part = values[:, first : last + 1]
+    if last - first >= len(rows):
+        part = values[:, list(rows)]
+    return part.contiguous() if members == tuple(range(len(values))) else part[list(members)]
 
 
 def _of_sample(error: EnsembleError, sample: Sample) -> EnsembleError:

@@ -33,20 +33,27 @@ _BY_ACCEPT = {
 }
 
 
-def write(result: Result, *, accept: str = "", infer: InferRequest | None = None) -> Response:
+def write(
+    result: Result,
+    *,
+    accept: str = "",
+    infer: InferRequest | None = None,
+    rows: list[dict[str, Any]] | None = None,
+) -> Response:
     """The response in the form that the client asked for.
 
     Args:
         result: what is to be said.
         accept: the request's Accept header; the option ``response`` comes before it.
         infer: the client's Open Inference request; its answer has that protocol's form.
+        rows: the result's `predictions`, if they are there already.
 
     Raises:
         RequestError: an output that does not exist.
     """
     if infer is not None:
         return open_inference(result, infer)
-    match result.options.response or _accepted(accept):
+    match form_of(result, accept):
         case Form.LINES:
             return lines(result)
         case Form.FLEXSERVE:
@@ -54,7 +61,12 @@ def write(result: Result, *, accept: str = "", infer: InferRequest | None = None
         case Form.TENSORS:
             return tensors(result)
         case _:
-            return encode(answers.content(result))
+            return encode(answers.content(result, rows))
+
+
+def form_of(result: Result, accept: str) -> Form:
+    """How the client wants its answer, unless it speaks Open Inference."""
+    return result.options.response or _accepted(accept)
 
 
 def _accepted(accept: str) -> Form:

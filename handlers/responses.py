@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from .errors import EnsembleError, SampleError
@@ -31,12 +33,10 @@ def numbers(values: Tensor) -> Any:
         values: float32, any shape.
     """
 
-    def shortest(value: Any) -> Any:
-        if isinstance(value, list):
-            return [shortest(item) for item in value]
-        return float(value) if value not in ("nan", "inf", "-inf") else None
-
-    return shortest(values.detach().cpu().float().numpy().astype(str).tolist())
+    array = values.detach().cpu().float().numpy()
+    decimals = map(float, array.ravel().astype(str).tolist())
+    written = [number if isfinite(number) else None for number in decimals]
+    return np.array(written, dtype=object).reshape(array.shape).tolist()
 
 
 def compact(content: object) -> bytes:

@@ -10,14 +10,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .answers import Result
+from .answers import Result, predictions_of
 from .combining import Choice, Combiner, refuses
 from .errors import (
     EnsembleError,
@@ -27,11 +29,11 @@ from .errors import (
     SampleError,
     SpecError,
 )
-from .forms import write
+from .forms import form_of, write
 from .images import decode_image
-from .options import describe_options
+from .options import Form, describe_options
 from .parallel import SERIAL, ThreadPool
-from .policies import Catalogue, Outcome, check_catalogue, load_fitted, rows_of
+from .policies import Catalogue, check_catalogue, load_fitted, rows_of
 from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, parse_request
 from .responses import Response, encode_error
 from .runtime import MemberScores, Runtime
@@ -73,6 +75,10 @@ class _Pending:
     known: dict[int, KnownScores] = field(default_factory=dict)
     """Of the images that need not be computed, which are empty."""
     errors: dict[int, EnsembleError] = field(default_factory=dict)
+    result: Result | Response | None = None
+    """What is to be said, or the refusal; None before, and where the samples refuse it."""
+    rows: list[dict[str, Any]] | None = None
+    """The result's predictions, where they were written together with those of other requests."""
 
     @property
     def refused(self) -> bool:
@@ -134,6 +140,7 @@ class EnsembleService:
         """Compute one full batch, as kernels are chosen when a size is first seen."""
         self._runtime.run(trial_images(min(self.spec.serving.batch_size, _WARM)))
 
+    @torch.inference_mode()
     def answer(
         self, requests: Sequence[RawRequest], *, arrived: float | None = None
     ) -> list[Response]:
@@ -147,33 +154,20 @@ class EnsembleService:
         accepted = [self._accept(request) for request in requests]
         self._decode_all([entry for entry in accepted if isinstance(entry, _Pending)])
         live = [entry for entry in accepted if isinstance(entry, _Pending) and not entry.refused]
-        answered = self._answer_lazily([entry for entry in live if entry.choice.lazy])
-        live = [entry for entry in live if id(entry) not in answered]
-        try:
-            outputs = self._run(live, start)
-        except MemberError as error:
-            answered |= {id(entry): _failure(entry, error) for entry in live}
-        else:
-            first = 0
-            for entry in live:
-                rows = torch.arange(first, first + len(entry.images))
-                answered[id(entry)] = self._combine(entry, outputs, rows)
-                first += len(entry.images)
-        return [
-            entry if isinstance(entry, Response) else answered.get(id(entry)) or _refused(entry)
-            for entry in accepted
-        ]
+        self._combine_lazily([entry for entry in live if entry.choice.lazy])
+        self._combine_all([entry for entry in live if entry.result is None], start)
+        _write_rows(live)
+        return [entry if isinstance(entry, Response) else _write(entry) for entry in accepted]
 
-    def _answer_lazily(self, entries: Sequence[_Pending]) -> dict[int, Response]:
+    def _combine_lazily(self, entries: Sequence[_Pending]) -> None:
         """Requests of one policy together, each with no more members than its samples need.
 
-        Where a member fails nothing is answered here: with all members the deployment's rule for
-        failed members holds.
+        Where a member fails there is no result: with all members the deployment's rule for failed
+        members holds.
         """
         groups: dict[tuple[object, ...], list[_Pending]] = {}
         for entry in entries:
             groups.setdefault(entry.choice.key, []).append(entry)
-        answered: dict[int, Response] = {}
         for group in groups.values():
             images = [image for entry in group for image in entry.images]
             try:
@@ -182,23 +176,37 @@ class EnsembleService:
                 continue
             first = 0
             for entry in group:
-                rows = slice(first, first + len(entry.images))
-                answered[id(entry)] = self._from_outcome(entry, rows_of(outcome, rows))
-                first = rows.stop
-        return answered
+                part = rows_of(outcome, slice(first, first + len(entry.images)))
+                choice, request = entry.choice, entry.request
+                _conclude(entry, partial(choice.result_of, request, entry.readable, part))
+                first += len(entry.images)
+
+    def _combine_all(self, entries: Sequence[_Pending], start: float) -> None:
+        """Each request by itself: how a sum is rounded may depend on how many samples there are."""
+        try:
+            outputs = self._run(entries, start)
+        except MemberError as error:
+            for entry in entries:
+                entry.result = _failure(entry, error)
+            return
+        first = 0
+        for entry in entries:
+            rows = range(first, first + len(entry.images))
+            choice, request = entry.choice, entry.request
+            _conclude(entry, partial(choice.result, request, entry.readable, rows, outputs))
+            first = rows.stop
 
     def _run(self, live: Sequence[_Pending], start: float) -> MemberScores:
-        asked = torch.zeros((len(self.spec.members), len(live)), dtype=torch.bool)
-        for column, entry in enumerate(live):
-            asked[list(entry.choice.members), column] = True
-        lengths = torch.tensor([len(entry.images) for entry in live], dtype=torch.long)
+        images = [image for entry in live for image in entry.images]
+        wanted: list[Sequence[bool]] = []
         deadlines: list[float | None] = []
         for entry in live:
             allowed = entry.choice.deadline_ms
             limit = None if allowed is None else start + allowed / 1000
             deadlines += [limit] * len(entry.images)
-        images = [image for entry in live for image in entry.images]
-        asked = asked.repeat_interleave(lengths, dim=1)
+            wanted += [entry.choice.asked] * len(entry.images)
+        # Not by repeat_interleave, which would wake torch's own threads for a handful of numbers.
+        asked = torch.tensor(wanted, dtype=torch.bool).reshape(-1, len(self.spec.members)).T
         if self.cache is None:
             return self._runtime.run(images, asked=asked, deadlines=deadlines)
         return self._run_unknown(self.cache, live, images, asked, deadlines)
@@ -358,32 +366,53 @@ class EnsembleService:
             )
         return data
 
-    def _from_outcome(self, entry: _Pending, outcome: Outcome) -> Response:
-        return self._respond(
-            entry, lambda: entry.choice.result_of(entry.request, entry.readable, outcome)
-        )
 
-    def _combine(self, entry: _Pending, outputs: MemberScores, rows: Tensor) -> Response:
-        return self._respond(
-            entry, lambda: entry.choice.result(entry.request, entry.readable, rows, outputs)
-        )
+def _conclude(entry: _Pending, combine: Callable[[], Result]) -> None:
+    """Note the request's result; no error of one reaches its neighbours."""
+    try:
+        result = combine()
+        entry.errors |= result.errors
+        if refuses(entry.errors, len(result.answered), entry.request.options):
+            entry.result = _refused(entry)
+        else:
+            entry.result = replace(result, errors=entry.errors) if entry.errors else result
+    except EnsembleError as error:
+        entry.result = _failure(entry, error)
+    except Exception:
+        logger.exception("a request could not be answered")
+        entry.result = _failure(entry, _unforeseen())
 
-    def _respond(self, entry: _Pending, combine: Callable[[], Result]) -> Response:
-        try:
-            result = combine()
-            entry.errors |= result.errors
-            if refuses(entry.errors, len(result.answered), entry.request.options):
-                return _refused(entry)
-            return write(
-                replace(result, errors=entry.errors),
-                accept=entry.accept,
-                infer=entry.request.infer,
-            )
-        except EnsembleError as error:
-            return _failure(entry, error)
-        except Exception:
-            logger.exception("a request could not be answered")
-            return _failure(entry, _unforeseen())
+
+def _write_rows(entries: Sequence[_Pending]) -> None:
+    """The predictions of requests answered in JSON, at once where clients want the same fields.
+
+    Whatever goes wrong comes again in `_write`, and stays with its request there.
+    """
+    groups: dict[tuple[object, ...], list[tuple[_Pending, Result]]] = {}
+    for entry in entries:
+        result = entry.result
+        if not isinstance(result, Result) or entry.request.infer is not None:
+            continue
+        if form_of(result, entry.accept) is Form.JSON:
+            groups.setdefault(result.wanted, []).append((entry, result))
+    for group in groups.values():
+        with suppress(Exception):
+            rows = predictions_of([result for _, result in group])
+            for (entry, _), found in zip(group, rows, strict=True):
+                entry.rows = found
+
+
+def _write(entry: _Pending) -> Response:
+    if not isinstance(entry.result, Result):
+        return entry.result or _refused(entry)
+    try:
+        infer = entry.request.infer
+        return write(entry.result, accept=entry.accept, infer=infer, rows=entry.rows)
+    except EnsembleError as error:
+        return _failure(entry, error)
+    except Exception:
+        logger.exception("a request could not be answered")
+        return _failure(entry, _unforeseen())
 
 
 def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Panel:
             raise ValueError(f"member names must be different and not none: {self.member_names}")
         _check_shape("weights", self.weights, (members,))
         _check_shape("member_thresholds", self.member_thresholds, (members, labels))
-        if not bool(((self.weights >= 0) & self.weights.isfinite()).all()):
+        if not all(0 <= weight < inf for weight in self.weights.tolist()):
             raise ValueError(f"voting weights must be finite and not negative: {self.weights}")
 
     def ballot(self, scores: Tensor, logits: Tensor | None = None) -> Ballot:

@@ -1,0 +1,212 @@
+"""Requests that share a choice, or a batch, are answered as each would be alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from probe_ensemble import form, image, probes
+from torch import Tensor
+
+from torchserve_ensemble.handlers import service as service_module
+from torchserve_ensemble.handlers.combining import Combiner
+from torchserve_ensemble.handlers.errors import PolicyError
+from torchserve_ensemble.handlers.options import RequestOptions, parse_options
+from torchserve_ensemble.handlers.requests import RawRequest
+from torchserve_ensemble.handlers.runtime import MemberScores, State
+from torchserve_ensemble.handlers.service import EnsembleService
+
+MEMBERS = 6
+LEVELS = 16
+TASKS = ("classification", "presence", "multilabel", "regression")
+
+
+def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
+    """Six members whose scores of an image stand in a table, so that they are the same each time.
+
+    Some fail on some images, and one gives logits for some alone.
+    """
+    folder.mkdir()
+    service = probes(
+        folder,
+        task=task,
+        bounds=(0.1, 0.3, 0.4, 0.6, 0.7, 0.9),
+        failures={"on_failure": on_failure, "min_members": 2, "deadline_ms": 1e9},
+        policies={"default": "mean"},
+    )
+    generator = torch.Generator().manual_seed(7)
+    labels = len(service.spec.score_labels)
+    logits = torch.randn(MEMBERS, LEVELS, labels, generator=generator)
+    logits[:, 0] = 0.25
+    scores = logits.softmax(dim=-1) if task == "classification" else logits.sigmoid()
+    states = torch.full((MEMBERS, LEVELS), int(State.ANSWERED), dtype=torch.uint8)
+    states[2, 5] = states[3, 5] = states[1, 9] = State.FAILED
+    states[0, 11] = State.LATE
+    states[:, 13] = State.FAILED
+    logits[4, 1::3] = torch.inf
+
+    def run(
+        images: Sequence[Tensor], *, asked: Tensor, deadlines: Sequence[float | None]
+    ) -> MemberScores:
+        levels = [int(pixels[0, 0, 0]) // LEVELS for pixels in images]
+        found = MemberScores(
+            scores=scores[:, levels],
+            logits=logits[:, levels],
+            states=torch.where(asked, states[:, levels], torch.tensor(0, dtype=torch.uint8)),
+        )
+        for member, sample in (found.states == State.FAILED).nonzero().tolist():
+            found.reasons[member, sample] = f"no table for {levels[sample]}"
+        return found
+
+    service._runtime.run = run  # type: ignore[method-assign,assignment]
+    return service
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], EnsembleService]:
+    folder = tmp_path_factory.mktemp("tabled")
+    return {
+        (task, rule): tabled(folder / f"{task}-{rule}", task, rule)
+        for task in TASKS
+        for rule in ("fail", "drop", "neutral")
+    }
+
+
+IMAGES = [image((level + 0.5) * LEVELS / 255) for level in range(LEVELS)]
+POLICIES = (
+    *("mean", "weighted_mean", "median", "trimmed_mean", "geometric_mean", "product", "logit_mean"),
+    *("borda", "max", "any", "majority", "at_least(k=5)", "plurality", "weighted_vote"),
+    *("unanimous", "cascade(confidence=0.8)", "a and not b", "mean(min_confidence=0.6)"),
+    *("mean(max_disagreement=0.3)", "mean(threshold=0.4)", "nonsense"),
+)
+OPTIONS = {
+    "policy": POLICIES,
+    "members": ("a", "c,a", "f,e,d,c,b,a", "a,z"),
+    "weights": ('{"a": 2.5}', '{"a": 0, "b": 0.1}', '{"a": -1}'),
+    "thresholds": ('{"a": 0.1}', '{"b": 0.9}'),
+    "top_k": ("1", "3"),
+    "fields": (
+        *("label", "labels,members", "scores,values", "score,model", "uncertainty,label"),
+        "label,labels,members,model,policy,sample,score,values",
+    ),
+    "include": ("uncertainty", "scores"),
+    "response": ("json", "lines", "flexserve"),
+    "stream": ("one", "two"),
+    "frame_order": ("1", "2,1", "1,3,2"),
+    "smooth": ("majority", "average"),
+}
+
+
+def some_request(chance: random.Random) -> RawRequest:
+    """Mostly a good one."""
+    samples = chance.choices(IMAGES, k=chance.choice([1, 1, 2, 3]))
+    if chance.random() < 0.1:
+        samples[-1] = b"junk"
+    names = chance.sample(sorted(OPTIONS), chance.choice([0, 1, 1, 2]))
+    options = {name: chance.choice(OPTIONS[name]) for name in names}
+    return form(*samples, on_error=chance.choice(["fail", "skip"]), **options)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("rule", ["fail", "drop", "neutral"])
+def test_each_byte_of_an_answer_is_as_if_it_were_alone(
+    services: dict[tuple[str, str], EnsembleService], task: str, rule: str
+) -> None:
+    service, chance = services[task, rule], random.Random(task + rule)
+    answered = 0
+    for _ in range(40):
+        batch = [some_request(chance) for _ in range(8)]
+        together = service.answer(batch)
+        service._combiner._choices.clear()
+        assert together == [service.answer([request])[0] for request in batch]
+        answered += sum(response.status == 200 for response in together)
+    assert answered > 100, "of 320"
+
+
+def test_what_cannot_be_written_together_is_written_alone(
+    services: dict[tuple[str, str], EnsembleService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(results: object) -> None:
+        raise ZeroDivisionError
+
+    service = services["classification", "drop"]
+    batch = [form(image(0.3)), form(image(0.4)), form(image(0.5), policy="any")]
+    expected = service.answer(batch)
+    monkeypatch.setattr(service_module, "predictions_of", broken)
+    assert service.answer(batch) == expected
+
+
+ALIKE: list[dict[str, Any]] = [
+    {},
+    *({"policy": "at_least", "policy_parameters": {"k": k}} for k in (1, 1.0, True, "1", 2, [1])),
+    *({"policy": "mean", "policy_parameters": {"threshold": t}} for t in (0.0, -0.0, None, 1)),
+    *({"weights": {"a": weight}} for weight in (0, -0.0, 1)),
+    {"weights": {"b": 1}},
+    {"thresholds": {"b": 1}},
+    *({"members": members} for members in ("a,b", "b,a", "a", "z")),
+    *({"deadline_ms": limit} for limit in (1, 2)),
+    *({"lazy": lazy, "policy": "any"} for lazy in (None, True, False)),
+    *({"include": fields} for fields in ("uncertainty", "scores")),
+    *({"fields": fields} for fields in ("uncertainty", "scores")),
+    {"response": "flexserve"},
+    {"policy": "nonsense"},
+]
+
+
+def told(combiner: Combiner, options: RequestOptions) -> Any:
+    """All that a choice says, or its refusal."""
+    try:
+        choice = combiner.choose(options)
+    except PolicyError as error:
+        return error.message
+    panel = choice.panel
+    tensors = [repr(each.tolist()) for each in (panel.weights, panel.member_thresholds)]
+    policy = repr(choice.policy)
+    return policy, tensors, choice.members, choice.deadline_ms, choice.lazy, repr(choice.options)
+
+
+class TestKeptChoices:
+    def test_a_kept_choice_says_what_a_new_one_does(
+        self, services: dict[tuple[str, str], EnsembleService]
+    ) -> None:
+        combiner = services["presence", "fail"]._combiner
+        for options in map(parse_options, ALIKE * 2):
+            new = Combiner(combiner.spec, combiner.catalogue, combiner.model)
+            assert told(combiner, options) == told(new, options)
+
+    def test_equal_options_share_a_choice(
+        self, services: dict[tuple[str, str], EnsembleService]
+    ) -> None:
+        combiner = services["presence", "fail"]._combiner
+        one = combiner.choose(parse_options({"policy": "any", "stream": "one"}))
+        assert combiner.choose(parse_options({"policy": "any", "frame_order": "1,2"})) is one
+        assert (one.options.stream, one.options.frame_order) == (None, None)
+        assert combiner.choose(parse_options({"policy": "any", "top_k": 1})) is not one
+
+    def test_they_are_bounded(self, services: dict[tuple[str, str], EnsembleService]) -> None:
+        combiner = services["presence", "fail"]._combiner
+        first = combiner.choose(parse_options({"top_k": 1}))
+        for count in range(2, 600):
+            combiner.choose(parse_options({"top_k": count}))
+            assert combiner.choose(parse_options({"top_k": 1})) is first, "asked for last"
+        assert len(combiner._choices) == 256
+        combiner.choose(parse_options({"policy": "at_least", "policy_parameters": {"k": "1"}}))
+        before = set(combiner._choices)
+        padded = {"policy": "at_least", "policy_parameters": {"k": " " * 4000 + "1"}}
+        assert dict(combiner.choose(parse_options(padded)).policy.parameters) == {"k": 1}
+        assert set(combiner._choices) == before
+
+    @pytest.mark.parametrize("k", ["99", '"x"', "[[[1]]]", "{}", "true"])
+    def test_a_refusal_is_not_kept(
+        self, services: dict[tuple[str, str], EnsembleService], k: str
+    ) -> None:
+        combiner = services["presence", "fail"]._combiner
+        combiner._choices.clear()
+        options = {"policy": "at_least", "policy_parameters": f'{{"k": {k}}}'}
+        with pytest.raises(PolicyError, match="parameter k"):
+            combiner.choose(parse_options(options))
+        assert not combiner._choices
