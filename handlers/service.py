@@ -44,8 +44,13 @@ from .trial import trial_images
 
 logger = logging.getLogger(__name__)
 
+_KERNELS = 16_384
+
 _WARM = 32
-"""Most samples that a worker computes before it is ready."""
+"""Most samples in one batch that a worker computes before it is ready."""
+
+_WARM_SECONDS = 3.0
+"""After which it leaves the kernels of the remaining batch sizes to the first requests."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,10 @@ class EnsembleService:
             SpecError: a policy or preprocessing does not exist.
             MemberError: a member cannot be loaded.
         """
+        # Read when the first kernel is made. oneDNN keeps as many kernels, one for each layer and
+        # number of samples; its own 1024 are too few for several members, whose kernels would be
+        # made anew for every batch of another size.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
         threads = spec.runtime.threads or max(1, (os.cpu_count() or 1) // workers)
         torch.set_num_threads(threads)
         pool = ThreadPool(threads)
@@ -137,10 +146,14 @@ class EnsembleService:
         return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered, pool)
 
     def warm_up(self) -> None:
-        """Compute one full batch, as kernels are chosen when a size is first seen."""
-        self._runtime.run(trial_images(min(self.spec.serving.batch_size, _WARM)))
+        """Compute a full batch, then smaller ones: kernels are made when a size is first seen."""
+        full = min(self.spec.serving.batch_size, _WARM)
+        images = trial_images(full)
+        end = time.monotonic() + _WARM_SECONDS
+        for samples in (full, *range(1, full)):
+            if samples == full or time.monotonic() < end:
+                self._runtime.run(images[:samples])
 
-    @torch.inference_mode()
     def answer(
         self, requests: Sequence[RawRequest], *, arrived: float | None = None
     ) -> list[Response]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -461,3 +462,37 @@ def test_whatever_comes_is_answered_or_refused_as_the_clients_mistake(
     neighbour, response = service.answer([form(DARK), request])
     assert neighbour.status == 200
     assert response.status == 200 or 400 <= response.status < 500, response.body
+
+
+class TestKernels:
+    """oneDNN makes one for each layer and number of samples."""
+
+    def test_those_of_every_batch_size_are_made_before_the_first_request(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service = probes(tmp_path, serving={"batch_size": 5})
+        sizes: list[int] = []
+        monkeypatch.setattr(service._runtime, "run", lambda images: sizes.append(len(images)))
+        service.warm_up()
+        assert sizes == [5, 1, 2, 3, 4]
+
+    def test_a_slow_ensemble_is_ready_after_the_full_batch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service = probes(tmp_path, serving={"batch_size": 5})
+        sizes: list[int] = []
+        monkeypatch.setattr(service._runtime, "run", lambda images: sizes.append(len(images)))
+        monkeypatch.setattr(service_module, "_WARM_SECONDS", 0.0)
+        service.warm_up()
+        assert sizes == [5]
+
+    @pytest.mark.parametrize("own", [None, "77"])
+    def test_more_are_kept_than_onednn_does_by_itself(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+    ) -> None:
+        name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+        monkeypatch.setenv(name, own or "")
+        if own is None:
+            monkeypatch.delenv(name)
+        probes(tmp_path)
+        assert os.environ[name] == (own or "16384")
