@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,8 +41,8 @@ from ..handlers.trial import trial_images
 
 # Two differing samples: torch.export would take a batch of one for a constant.
 _EXPORTED_WITH = 2
-# Fewer are padded, more go piece by piece: with 8 or 16 a sample takes hardly less.
-_STACKED_SAMPLES = 4
+# What is between is put together from these, and padded.
+_STACKED_SAMPLES = (4, 16)
 _TIMED = 7
 _GAIN = 1.1
 
@@ -121,7 +122,8 @@ def compiled_members(
                 f"member '{member.name}' compiled in {entry.precision}: its scores differ by at "
                 f"most {entry.difference:.1e} ({time.perf_counter() - started:.0f} s)"
             )
-        names = [entry.file for entry in made.values()] + [stack.file for stack in stacks]
+        names = [entry.file for entry in made.values()]
+        names += [file for stack in stacks for file in stack.files]
         if names:
             record = CompiledRecord(Target.here(device), made, tuple(stacks))
             (work / RECORD).write_text(record.to_json())
@@ -237,19 +239,19 @@ def compile_stack(
     batch: Tensor,
     work: Path,
 ) -> tuple[CompiledStack, Tensor]:
-    """Small members of one architecture as one library.
+    """Small members of one architecture as one.
 
-    torch.vmap takes the number of samples for a constant, so the library has a fixed one.
+    torch.vmap takes the number of samples for a constant, so each library has a fixed one.
 
     Args:
         spec: the ensemble.
         positions: of the members.
         loaded: all members of the ensemble.
         batch: the trial images and samples, float32 (N, channels, height, width).
-        work: where the library goes, below `FOLDER`.
+        work: where the libraries go, below `FOLDER`.
 
     Returns:
-        What is known of it, and its outputs for the batch (M members, N samples, outputs).
+        What is known of them, and the outputs for the batch (M members, N samples, outputs).
 
     Raises:
         _NotCompiled: it cannot be done, changes answers, or gains nothing.
@@ -260,9 +262,9 @@ def compile_stack(
         stack = stack_of(positions, modules)
         if stack is None:
             raise _NotCompiled("their weights cannot be stacked")
-        example = batch.new_zeros((_STACKED_SAMPLES, *batch.shape[1:]))
 
-        def exported() -> torch.export.ExportedProgram:
+        def exported(samples: int) -> torch.export.ExportedProgram:
+            example = batch.new_zeros((samples, *batch.shape[1:]))
             # torch.vmap becomes plain operators, which torch.export takes.
             graph = make_fx(lambda x: stack.forward(x).contiguous(), _allow_non_fake_inputs=True)(
                 example
@@ -271,9 +273,12 @@ def compile_stack(
 
         entry = CompiledStack(
             members=tuple(member.name for member in members),
-            file=_library(exported, work, f"{members[0].name}-and-{len(members) - 1}-more"),
-            shape=tuple(batch.shape[1:]),
+            files=tuple(
+                _library(partial(exported, n), work, f"stack-of-{members[0].name}-{n}")
+                for n in _STACKED_SAMPLES
+            ),
             samples=_STACKED_SAMPLES,
+            shape=tuple(batch.shape[1:]),
             difference=0.0,
         )
         library = StackLibrary(entry, work)
@@ -284,7 +289,7 @@ def compile_stack(
         )
         if not changed <= PARITY:
             raise _NotCompiled(f"their scores differ by {changed:.1e}, more than {PARITY:g}")
-        most = 4 * _STACKED_SAMPLES
+        most = max(_STACKED_SAMPLES)
         crowd = batch.repeat((-(-most // len(batch)), 1, 1, 1))[:most]
         _require_faster(library, stack.forward, crowd)
         return replace(entry, difference=changed), found

@@ -108,20 +108,20 @@ class CompiledMember:
 
 @dataclass(frozen=True)
 class CompiledStack:
-    """One library for small members of one architecture.
+    """Libraries for small members of one architecture, each for another number of samples.
 
     Attributes:
         members: their names, in the spec's order.
-        file: beside the spec.
+        files: beside the spec.
+        samples: that each takes at once, neither more nor fewer; increasing.
         shape: of a sample.
-        samples: that it takes at once, neither more nor fewer.
         difference: the largest of a member's scores from those that it gives alone.
     """
 
     members: tuple[str, ...]
-    file: str
+    files: tuple[str, ...]
+    samples: tuple[int, ...]
     shape: tuple[int, ...]
-    samples: int
     difference: float
 
 
@@ -155,8 +155,11 @@ class CompiledRecord:
                 },
                 tuple(
                     CompiledStack(
-                        **stack
-                        | {"members": tuple(stack["members"]), "shape": tuple(stack["shape"])}
+                        members=tuple(stack["members"]),
+                        files=tuple(stack["files"]),
+                        samples=tuple(stack["samples"]),
+                        shape=tuple(stack["shape"]),
+                        difference=stack["difference"],
                     )
                     for stack in content["stacks"]
                 ),
@@ -242,7 +245,7 @@ class CompiledMembers:
 
     @torch.inference_mode()
     def load_stack(
-        self, spec: EnsembleSpec, members: Sequence[Member], batch: Tensor, threads: int = 1
+        self, spec: EnsembleSpec, members: Sequence[Member], batch: Tensor
     ) -> StackLibrary | None:
         """The library of members that run as one, if it answers as it did at build.
 
@@ -250,14 +253,13 @@ class CompiledMembers:
             spec: the ensemble.
             members: those of the stack.
             batch: the trial images, as for `load`.
-            threads: how many run it at once.
         """
         names = tuple(member.name for member in members)
         entry = next((stack for stack in self._record.stacks if stack.members == names), None)
         if entry is None:
             return None
         try:
-            library = StackLibrary(entry, self._folder, threads)
+            library = StackLibrary(entry, self._folder)
             found = library(batch)
             changed = max(
                 difference(self._outputs[member.name], raw, spec, member)
@@ -280,27 +282,34 @@ class CompiledMembers:
 class StackLibrary:
     """A compiled stack as a function of any number of samples, on the CPU."""
 
-    def __init__(self, entry: CompiledStack, folder: Path, threads: int = 1) -> None:
+    def __init__(self, entry: CompiledStack, folder: Path) -> None:
         """Load it.
 
         Args:
             entry: what is known of it.
-            folder: that its file's name starts from.
-            threads: how many may run it at once.
+            folder: that its files' names start from.
         """
-        self._samples = entry.samples
-        self._library = AotLibrary(folder / entry.file, entry.shape, entry.samples, copies=threads)
+        self._libraries = {
+            samples: AotLibrary(folder / file, entry.shape, samples)
+            for samples, file in zip(entry.samples, entry.files, strict=True)
+        }
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Raw outputs, float32 (M members, N samples, outputs) of (N, channels, height, width)."""
-        found = []
-        for part in torch.split(batch, self._samples):
-            missing = self._samples - len(part)
-            whole = (
-                torch.cat([part, part.new_zeros((missing, *part.shape[1:]))]) if missing else part
-            )
-            found.append(self._library(whole)[:, : len(part)])
-        return torch.cat(found, dim=1)
+        found: list[Tensor] = []
+        left = batch
+        while len(left) or not found:
+            size = self._size_for(len(left))
+            part, left = left[:size], left[size:]
+            padding = part.new_zeros((size - len(part), *part.shape[1:]))
+            whole = torch.cat([part, padding]) if len(padding) else part
+            found.append(self._libraries[size](whole)[:, : len(part)])
+        return torch.cat(found, dim=1) if len(found) > 1 else found[0]
+
+    def _size_for(self, samples: int) -> int:
+        """The largest that these samples fill, or nearly so; else the smallest."""
+        fitting = [size for size in self._libraries if 4 * samples >= 3 * size]
+        return max(fitting, default=min(self._libraries))
 
 
 def load_library(

@@ -138,9 +138,7 @@ class Runtime:
                 1000 * (time.perf_counter() - started),
             )
         runtime = cls(spec, members, preprocessors, group_of_member, device, pool)
-        runtime._stacks = find_stacks(
-            spec, members, group_of_member, batches, compiled, pool.threads
-        )
+        runtime._stacks = find_stacks(spec, members, group_of_member, batches, compiled)
         runtime._measure(batches)
         return runtime
 
@@ -266,7 +264,7 @@ class Runtime:
                 samples=len(each.rows),
                 seconds=self._seconds_of(each),
                 piece=piece_of(each.batch.shape[1:]) if self.device.type == "cpu" else _ALL,
-                concurrent=self._is_concurrent(each),
+                concurrent=each.stack is None and self._members[each.members[0]].concurrent,
             )
             for each in asked
         ]
@@ -296,11 +294,6 @@ class Runtime:
                 joined.append(_Asked(stack.members, parts[0].batch, parts[0].rows, stack))
                 left = {i: each for i, each in left.items() if i not in stack.members}
         return [*joined, *left.values()]
-
-    def _is_concurrent(self, asked: _Asked) -> bool:
-        if asked.stack is not None:
-            return asked.stack.compiled is not None
-        return self._members[asked.members[0]].concurrent
 
     def _seconds_of(self, asked: _Asked) -> float:
         """Of one sample; for a stack about what its members take."""

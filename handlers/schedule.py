@@ -69,7 +69,7 @@ def plan(works: Sequence[Work], threads: int) -> list[Task] | None:
     Returns:
         None where it is faster if every member in turn has all threads.
     """
-    if threads < 2 or all(work.seconds < _CALL and not work.concurrent for work in works):
+    if threads < 2 or all(work.seconds < _CALL for work in works):
         return None
     whole = in_turn(works)
     best = sum(_seconds(works, task) for task in whole) / (threads * _SHARED_GAIN)

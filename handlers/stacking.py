@@ -38,7 +38,7 @@ class Stack:
         members: their positions in the ensemble.
         module: what they have in common; its own weights are not used.
         state: of each weight, those of all members: (M, ...).
-        compiled: the same ahead of time (`handlers.compiled`), which threads may run side by side.
+        compiled: the same ahead of time (`handlers.compiled`).
     """
 
     members: tuple[int, ...]
@@ -71,7 +71,6 @@ def find_stacks(
     group_of_member: Sequence[int],
     batches: Sequence[Tensor],
     compiled: CompiledMembers | None = None,
-    threads: int = 1,
 ) -> list[Stack]:
     """The members that can run as one, checked to answer as they do alone.
 
@@ -81,7 +80,6 @@ def find_stacks(
         group_of_member: for each the position of its preprocessing.
         batches: for each preprocessing the trial images.
         compiled: what was compiled ahead of time.
-        threads: how many run a compiled stack at once.
     """
     found = []
     for positions in alike(spec, members, group_of_member):
@@ -95,7 +93,7 @@ def find_stacks(
             logger.info("%d members of one architecture run as one", len(positions))
             if compiled is not None:
                 stacked = [spec.members[i] for i in positions]
-                stack = replace(stack, compiled=compiled.load_stack(spec, stacked, batch, threads))
+                stack = replace(stack, compiled=compiled.load_stack(spec, stacked, batch))
             found.append(stack)
     return found
 
