@@ -111,6 +111,9 @@ class InProcess:
                 decoded = [_decode(file) for file in files]
                 inputs = [*self._ensemble.batch(files)]
                 self._add(f"{what}, forward", size, partial(runtime.run, inputs))
+                batch = torch.stack(inputs)
+                for member, loaded in zip(spec.members, runtime._members, strict=True):
+                    self._add(f"{what}: {member.name} alone", size, partial(loaded, batch))
                 self._add(f"{what}, decoded images", size, partial(runtime.run, decoded))
                 self._add(f"{what}, image files", size, partial(from_files, files))
 

@@ -49,7 +49,7 @@ _KERNELS = 16_384
 _WARM = 32
 """Most samples in one batch that a worker computes before it is ready."""
 
-_WARM_SECONDS = 3.0
+_WARM_SECONDS = 1.0
 """After which it leaves the kernels of the remaining batch sizes to the first requests."""
 
 

@@ -326,7 +326,7 @@ class Serving:
     workers: Annotated[int, Field(ge=1, description="Each holds a full copy of the ensemble")] = 1
     batch_size: Annotated[
         int, Field(ge=1, description="Requests that TorchServe may put into one batch")
-    ] = 8
+    ] = 32
     max_batch_delay_ms: Annotated[
         int,
         # TorchServe takes 0 for "not set", which is 100 ms.
