@@ -112,13 +112,23 @@ class InProcess:
                 inputs = [*self._ensemble.batch(files)]
                 self._add(f"{what}, forward", size, partial(runtime.run, inputs))
                 batch = torch.stack(inputs)
-                for member, loaded in zip(spec.members, runtime._members, strict=True):
-                    self._add(f"{what}: {member.name} alone", size, partial(loaded, batch))
+                for name, form in _forms_of(runtime).items():
+                    self._add(f"{what}: {name} alone", size, partial(form, batch))
                 self._add(f"{what}, decoded images", size, partial(runtime.run, decoded))
                 self._add(f"{what}, image files", size, partial(from_files, files))
 
     def _add(self, what: str, batch: int, work: Callable[[], object]) -> None:
         self.found.append({"what": what, "batch": batch, "ms": measure(work, self._seconds)})
+
+
+def _forms_of(runtime: Runtime) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What the runtime calls: stacks, and the members that are in none."""
+    stacked = [i for stack in runtime._stacks for i in stack.members]
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        f"stack of {len(stack.members)}": stack for stack in runtime._stacks
+    }
+    members = enumerate(zip(runtime.spec.members, runtime._members, strict=True))
+    return forms | {m.name: loaded for i, (m, loaded) in members if i not in stacked}
 
 
 def _opened(file: bytes) -> Image.Image:
