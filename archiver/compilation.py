@@ -139,12 +139,12 @@ def _alike(
     batches: Sequence[Tensor],
 ) -> list[tuple[int, ...]]:
     """The members that a worker on a CPU stacks: as many as keep their layout and precision."""
+    if batches[0].device.type != "cpu":
+        return []
     running = list(loaded)
     for positions in alike(spec, loaded, group_of_member):
         for i in positions:
             batch = batches[group_of_member[i]]
-            if batch.device.type != "cpu":
-                return []
             running[i] = accelerate(loaded[i], spec, spec.members[i], batch)
     return alike(spec, running, group_of_member)
 
@@ -257,9 +257,8 @@ def compile_stack(
         _NotCompiled: it cannot be done, changes answers, or gains nothing.
     """
     members = [spec.members[i] for i in positions]
-    modules = [m.module for i in positions if (m := loaded[i]).module is not None]
     with torch.no_grad():
-        stack = stack_of(positions, modules)
+        stack = stack_of(positions, loaded)
         if stack is None:
             raise _NotCompiled("their weights cannot be stacked")
 

@@ -226,23 +226,17 @@ class Runtime:
         part = slice(rows.start, rows.stop)
         inputs: dict[int, Tensor] = {}
         hurried = not bool(bounds[part].isinf().all())
-        if not hurried and bool(wanted[:, part].all()):
-            every = torch.arange(rows.start, rows.stop)
-            batches = [
-                self._inputs(shared, [images[row] for row in rows])
-                for shared in range(len(self._preprocessors))
-            ]
-            ready = [_Asked((i,), batches[g], every) for i, g in enumerate(self._group_of_member)]
-            self._run_members(ready, result)
-            return
-        ready = []
+        # The common case, without a handful of operations for each member.
+        every = torch.arange(rows.start, rows.stop)
+        whole = not hurried and bool(wanted[:, part].all())
+        ready: list[_Asked] = []
         for index in self._order(hurried):
-            asked = wanted[index, part]
-            if not bool(asked.any()):
-                continue
-            in_time = bounds[part] > time.monotonic()
-            result.states[index, part][asked & ~in_time] = State.LATE
-            chosen = (asked & in_time).nonzero().flatten()
+            chosen = every
+            if not whole:
+                asked = wanted[index, part]
+                in_time = bounds[part] > time.monotonic()
+                result.states[index, part][asked & ~in_time] = State.LATE
+                chosen = every[asked & in_time]
             if not len(chosen):
                 continue
             shared = self._group_of_member[index]
@@ -250,8 +244,8 @@ class Runtime:
                 inputs[shared] = self._inputs(shared, [images[row] for row in rows])
             batch = inputs[shared]
             if len(chosen) < len(rows):
-                batch = batch[chosen.to(self.device)]
-            ready.append(_Asked((index,), batch, chosen + rows.start))
+                batch = batch[(chosen - rows.start).to(self.device)]
+            ready.append(_Asked((index,), batch, chosen))
             if hurried:
                 self._run_members([ready.pop()], result)
         self._run_members(ready, result)
@@ -291,7 +285,7 @@ class Runtime:
                 continue
             rows = parts[0].rows
             if all(part.rows is rows or torch.equal(part.rows, rows) for part in parts):
-                joined.append(_Asked(stack.members, parts[0].batch, parts[0].rows, stack))
+                joined.append(_Asked(stack.members, parts[0].batch, rows, stack))
                 left = {i: each for i, each in left.items() if i not in stack.members}
         return [*joined, *left.values()]
 

@@ -22,9 +22,6 @@ _SHARED_GAIN = 0.75
 _CALL = 1e-3
 """Seconds below which a member's time is mostly Python's, where threads only get in the way."""
 
-_HANDING = 1e-4
-"""Seconds till other threads have begun, and told that they are done."""
-
 _PIECE_BYTES = 8 * 3 * 224 * 224 * 4
 """Of input computed at once: beyond it activations leave the cache and a sample takes longer."""
 
@@ -77,8 +74,8 @@ def plan(works: Sequence[Work], threads: int) -> list[Task] | None:
     for tasks in (whole, _cut(works, threads)):
         ordered = sorted(tasks, key=lambda task: _seconds(works, task), reverse=True)
         last = _last(works, ordered, threads)
-        if last + _HANDING < best:
-            chosen, best = ordered, last + _HANDING
+        if last < best:
+            chosen, best = ordered, last
     return chosen
 
 

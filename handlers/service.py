@@ -150,9 +150,11 @@ class EnsembleService:
         full = min(self.spec.serving.batch_size, _WARM)
         images = trial_images(full)
         end = time.monotonic() + _WARM_SECONDS
-        for samples in (full, *range(1, full)):
-            if samples == full or time.monotonic() < end:
-                self._runtime.run(images[:samples])
+        self._runtime.run(images)
+        for samples in range(1, full):
+            if time.monotonic() >= end:
+                break
+            self._runtime.run(images[:samples])
 
     def answer(
         self, requests: Sequence[RawRequest], *, arrived: float | None = None

@@ -83,13 +83,12 @@ def find_stacks(
     """
     found = []
     for positions in alike(spec, members, group_of_member):
-        modules = [m.module for i in positions if (m := members[i]).module is not None]
-        stack = stack_of(positions, modules)
+        stack = stack_of(positions, members)
         if stack is None:
             continue
         batch = batches[group_of_member[positions[0]]]
         if _answers_alike(stack, members, batch):
-            _share_weights(stack, modules)
+            _share_weights(stack, members)
             logger.info("%d members of one architecture run as one", len(positions))
             if compiled is not None:
                 stacked = [spec.members[i] for i in positions]
@@ -123,8 +122,9 @@ def alike(
     return [tuple(positions) for positions in groups.values() if len(positions) > 1]
 
 
-def stack_of(positions: tuple[int, ...], modules: list[nn.Module]) -> Stack | None:
-    """Members as one; None where their weights cannot be stacked."""
+def stack_of(positions: tuple[int, ...], members: Sequence[LoadedMember]) -> Stack | None:
+    """Some members as one; None where their weights cannot be stacked."""
+    modules = _modules(positions, members)
     if isinstance(modules[0], torch.jit.ScriptModule):
         return None
     try:
@@ -150,8 +150,12 @@ def _answers_alike(stack: Stack, members: Sequence[LoadedMember], batch: Tensor)
     return not changed
 
 
-def _share_weights(stack: Stack, modules: Sequence[nn.Module]) -> None:
+def _modules(positions: Sequence[int], members: Sequence[LoadedMember]) -> list[nn.Module]:
+    return [m.module for i in positions if (m := members[i]).module is not None]
+
+
+def _share_weights(stack: Stack, members: Sequence[LoadedMember]) -> None:
     """Alone they run on the stack's memory, so that it is there once."""
-    for row, module in enumerate(modules):
+    for row, module in enumerate(_modules(stack.members, members)):
         for name, value in [*module.named_parameters(), *module.named_buffers()]:
             value.data = stack.state[name][row]

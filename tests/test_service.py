@@ -467,24 +467,23 @@ def test_whatever_comes_is_answered_or_refused_as_the_clients_mistake(
 class TestKernels:
     """oneDNN makes one for each layer and number of samples."""
 
-    def test_those_of_every_batch_size_are_made_before_the_first_request(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        service = probes(tmp_path, serving={"batch_size": 5})
+    def sizes_before_ready(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        service = probes(folder, serving={"batch_size": 5})
         sizes: list[int] = []
         monkeypatch.setattr(service._runtime, "run", lambda images: sizes.append(len(images)))
         service.warm_up()
-        assert sizes == [5, 1, 2, 3, 4]
+        return sizes
+
+    def test_those_of_every_batch_size_are_made_before_the_first_request(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.sizes_before_ready(tmp_path, monkeypatch) == [5, 1, 2, 3, 4]
 
     def test_a_slow_ensemble_is_ready_after_the_full_batch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        service = probes(tmp_path, serving={"batch_size": 5})
-        sizes: list[int] = []
-        monkeypatch.setattr(service._runtime, "run", lambda images: sizes.append(len(images)))
         monkeypatch.setattr(service_module, "_WARM_SECONDS", 0.0)
-        service.warm_up()
-        assert sizes == [5]
+        assert self.sizes_before_ready(tmp_path, monkeypatch) == [5]
 
     @pytest.mark.parametrize("own", [None, "77"])
     def test_more_are_kept_than_onednn_does_by_itself(
