@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ..handlers.aot_library import constants_path, write_constants
 from ..handlers.compiled import (
     FOLDER,
     OUTPUTS,
@@ -38,6 +39,7 @@ from ..handlers.service import choose_device
 from ..handlers.spec import EnsembleSpec, Member, Precision
 from ..handlers.stacking import alike, stack_of
 from ..handlers.trial import trial_images
+from .packing import constants_of, pack_weights
 
 # Two differing samples: torch.export would take a batch of one for a constant.
 _EXPORTED_WITH = 2
@@ -124,6 +126,8 @@ def compiled_members(
             )
         names = [entry.file for entry in made.values()]
         names += [file for stack in stacks for file in stack.files]
+        lists = [str(constants_path(Path(name))) for name in names]
+        names += [name for name in lists if (work / name).exists()]
         if names:
             record = CompiledRecord(Target.here(device), made, tuple(stacks))
             (work / RECORD).write_text(record.to_json())
@@ -229,6 +233,7 @@ class _Compiler:
             ),
             self._work,
             f"{self._member.name}-{precision}",
+            self._batch.device,
         )
 
 
@@ -273,7 +278,9 @@ def compile_stack(
         entry = CompiledStack(
             members=tuple(member.name for member in members),
             files=tuple(
-                _library(partial(exported, n), work, f"stack-of-{members[0].name}-{n}")
+                _library(
+                    partial(exported, n), work, f"stack-of-{members[0].name}-{n}", batch.device
+                )
                 for n in _STACKED_SAMPLES
             ),
             samples=_STACKED_SAMPLES,
@@ -313,7 +320,12 @@ def _require_faster(
         raise _NotCompiled(f"that makes it no faster ({after:.2g} ms, and {before:.2g} as saved)")
 
 
-def _library(exported: Callable[[], torch.export.ExportedProgram], work: Path, name: str) -> str:
+def _library(
+    exported: Callable[[], torch.export.ExportedProgram],
+    work: Path,
+    name: str,
+    device: torch.device,
+) -> str:
     """Compile a program.
 
     Returns:
@@ -324,18 +336,21 @@ def _library(exported: Callable[[], torch.export.ExportedProgram], work: Path, n
     """
     from torch._inductor import aoti_compile_and_package
 
-    try:
+    file = f"{FOLDER}/{name}.so"
+    with _torchs_errors():
         package = aoti_compile_and_package(
             exported(),
             package_path=str(work / f"{name}.pt2"),
-            # freezing: weights as constants, laid out for the kernels that were chosen.
-            # dynamic_threads: the worker's number of threads, not the build machine's.
-            inductor_configs={"freezing": True, "cpp.dynamic_threads": True},
+            inductor_configs={
+                # Weights as constants, laid out for the kernels that were chosen.
+                "freezing": True,
+                "post_grad_custom_pre_pass": pack_weights,
+                # The worker's number of threads, not the build machine's.
+                "cpp.dynamic_threads": True,
+                # Freezing leaves nothing to fold; else a library that is given its weights warns.
+                "aot_inductor.use_runtime_constant_folding": True,
+            },
         )
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise _NotCompiled(f"{type(error).__name__}: {reason}") from error
-    file = f"{FOLDER}/{name}.so"
     with zipfile.ZipFile(package) as opened:
         # E.g. an operator of a package of its own, which the library would call back for.
         sources = [n for n in opened.namelist() if n.endswith(".wrapper.cpp")]
@@ -343,7 +358,24 @@ def _library(exported: Callable[[], torch.export.ExportedProgram], work: Path, n
             raise _NotCompiled("it has an operator that AOTInductor cannot compile")
         (inside,) = (entry for entry in opened.namelist() if entry.endswith(".so"))
         (work / file).write_bytes(opened.read(inside))
+    if device.type == "cpu":
+        with _torchs_errors():
+            write_constants(work / file, constants_of(work / file))
     return file
+
+
+@contextmanager
+def _torchs_errors() -> Iterator[None]:
+    """Whatever torch's compiler raises, in a line.
+
+    Raises:
+        _NotCompiled: with that line.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise _NotCompiled(f"{type(error).__name__}: {reason}") from error
 
 
 class _Autocast(nn.Module):

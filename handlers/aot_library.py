@@ -9,9 +9,11 @@ keeps stable between releases (``torch/csrc/inductor/aoti_runtime/interface.h`` 
 from __future__ import annotations
 
 import ctypes
+import json
 import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, Structure, byref, c_char, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +21,50 @@ import torch
 from torch import Tensor
 
 from .errors import MemberError
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A weight in a library.
+
+    Attributes:
+        name: that the library knows it by.
+        dtype: e.g. ``float32``.
+        shape: of the tensor.
+        strides: in elements; none for a packed weight.
+        offset: bytes from the first weight.
+        layout: oneDNN's description of a packed weight's, in hexadecimal digits.
+    """
+
+    name: str
+    dtype: str
+    shape: Sequence[int]
+    strides: Sequence[int]
+    offset: int
+    layout: str = ""
+
+
+def constants_path(library: Path) -> Path:
+    """Where the list of a library's weights is."""
+    return library.with_suffix(".weights.json")
+
+
+def write_constants(library: Path, constants: Sequence[Constant]) -> None:
+    """Write the list of a library's weights."""
+    constants_path(library).write_text(json.dumps([asdict(each) for each in constants]))
+
+
+def read_constants(library: Path) -> list[Constant]:
+    """The list of a library's weights.
+
+    Raises:
+        OSError: there is none.
+        MemberError: it is damaged.
+    """
+    try:
+        return [Constant(**each) for each in json.loads(constants_path(library).read_text())]
+    except (ValueError, TypeError) as error:
+        raise MemberError(f"{constants_path(library).name} is damaged ({error!r})") from None
 
 
 class AotLibrary:
@@ -31,28 +77,32 @@ class AotLibrary:
         """Load it.
 
         Args:
-            path: the ``.so`` file.
+            path: the ``.so`` file; beside it, `constants_path`.
             shape: of a sample that it was compiled for, which the library itself does not check.
             most: samples at once that it was compiled for.
             copies: how many threads may run it at once; all use the same weights.
 
         Raises:
-            OSError: the file cannot be loaded.
-            MemberError: it is no model of one output.
+            OSError: a file cannot be loaded.
+            MemberError: it is no model of one output, or nothing fits what is known of its weights.
         """
         self._name = path.name
         self._shape = tuple(shape)
         self._most = most
         self._library = ctypes.CDLL(str(path))
         self._container = c_void_p()
+        weights = _weights(self._library, read_constants(path))
         self._check(
-            self._library.AOTInductorModelContainerCreateWithDevice(
-                byref(self._container), c_size_t(copies), b"cpu", None
+            self._library.AOTInductorModelContainerCreateWithExternalConstants(
+                byref(self._container),
+                c_size_t(copies),
+                b"cpu",
+                None,
+                weights,
+                c_size_t(len(weights)),
             )
         )
-        weakref.finalize(
-            self, self._library.AOTInductorModelContainerDelete, self._container
-        ).atexit = False
+        weakref.finalize(self, _delete, self._library, self._container, weights).atexit = False
         outputs = c_size_t()
         self._check(
             self._library.AOTInductorModelContainerGetNumOutputs(self._container, byref(outputs))
@@ -106,24 +156,79 @@ def _shim() -> ctypes.CDLL:
     return ctypes.CDLL(str(found))
 
 
+class _Weight(Structure):
+    """``AOTInductorConstantMapEntry``."""
+
+    _fields_ = (("name", c_char_p), ("handle", c_void_p))
+
+
+def _weights(library: ctypes.CDLL, constants: Sequence[Constant]) -> ctypes.Array[_Weight]:
+    """The weights where the library is mapped."""
+    start = 0
+    if constants:
+        start = ctypes.addressof(c_char.in_dll(library, "_binary_constants_bin_start"))
+    return (_Weight * len(constants))(
+        *(
+            _Weight(
+                each.name.encode(),
+                _handle_at(
+                    start + each.offset,
+                    each.shape,
+                    each.strides or [0] * len(each.shape),
+                    each.dtype,
+                    bytes.fromhex(each.layout),
+                ),
+            )
+            for each in constants
+        )
+    )
+
+
+def _delete(library: ctypes.CDLL, container: c_void_p, weights: ctypes.Array[_Weight]) -> None:
+    library.AOTInductorModelContainerDelete(container)
+    for weight in weights:
+        _shim().aoti_torch_delete_tensor_object(c_void_p(weight.handle))
+
+
 def _handle_of(tensor: Tensor) -> c_void_p:
-    """A tensor object over the same memory."""
+    """A tensor object over the same memory, which must be float32."""
+    return _handle_at(tensor.data_ptr(), tensor.shape, tensor.stride(), "float32")
+
+
+def _handle_at(
+    address: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: str,
+    layout: bytes = b"",
+) -> c_void_p:
+    """A tensor object over memory that outlives it.
+
+    Args:
+        address: of its first element.
+        shape: its sizes.
+        strides: in elements; without effect where there is a layout.
+        dtype: torch's name of it.
+        layout: oneDNN's description, for a packed weight.
+    """
     shim, handle = _shim(), c_void_p()
-    dimensions = tensor.dim()
-    whole = c_int64 * dimensions
-    failed = shim.aoti_torch_create_tensor_from_blob(
-        c_void_p(tensor.data_ptr()),
-        c_int64(dimensions),
-        whole(*tensor.shape),
-        whole(*tensor.stride()),
+    whole = c_int64 * len(shape)
+    failed = shim.aoti_torch_create_tensor_from_blob_v2(
+        c_void_p(address),
+        c_int64(len(shape)),
+        whole(*shape),
+        whole(*strides),
         c_int64(0),
-        c_int32(shim.aoti_torch_dtype_float32()),
+        c_int32(getattr(shim, f"aoti_torch_dtype_{dtype}")()),
         c_int32(shim.aoti_torch_device_type_cpu()),
         c_int32(0),
         byref(handle),
+        c_int32(shim.aoti_torch_layout__mkldnn() if layout else shim.aoti_torch_layout_strided()),
+        layout or None,
+        c_int64(len(layout)),
     )
     if failed:
-        raise MemberError(f"no tensor could be made of {tuple(tensor.shape)}")
+        raise MemberError(f"no tensor could be made of {tuple(shape)}")
     return handle
 
 
