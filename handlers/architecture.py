@@ -13,12 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-import torchvision
 from torch import nn
 
 from .errors import MemberError
 from .spec import Member
 from .strict_yaml import nearest
+from .vision import models
 
 _TORCHVISION = "torchvision.models."
 _OWN_NAME = "_member_code_"
@@ -82,7 +82,7 @@ def _torchvision_name(member: Member) -> str | None:
 
 
 def _torchvision_builder(member: Member, name: str) -> Callable[..., nn.Module]:
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = models.list_models(module=models)
     if name not in known:
         raise MemberError(
             f"torchvision.models has no image classification model '{name}'{nearest(name, known)}"
@@ -92,7 +92,7 @@ def _torchvision_builder(member: Member, name: str) -> Callable[..., nn.Module]:
             f"{member.architecture}: remove the argument weights; the member's own file "
             f"{member.weights} holds them"
         )
-    builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(name)
+    builder: Callable[..., nn.Module] = models.get_model_builder(name)
     return builder
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from .colors import ORIENTATION, to_rgb
 from .errors import SampleError, TooLargeError
+from .vision import ImageReadMode, decode_jpeg
 
 Image.init()
 _FORMATS: list[str] = [

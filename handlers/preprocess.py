@@ -7,15 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.models import get_model_weights, get_weight, list_models
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms._presets import ImageClassification
-from torchvision.transforms.v2 import functional
 
 from .errors import SpecError
 from .parallel import SERIAL, ThreadPool
 from .spec import Color, EnsembleSpec, Interpolation, Preprocessing
 from .strict_yaml import nearest
+from .vision import ImageClassification, InterpolationMode, functional, models
 
 # torchvision ignores antialias for these.
 _UNFILTERED = {Interpolation.NEAREST, Interpolation.NEAREST_EXACT}
@@ -51,10 +48,12 @@ def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 def _of_weights(name: str) -> Preprocessing:
     try:
-        transforms = get_weight(name).transforms()
+        transforms = models.get_weight(name).transforms()
     except (ValueError, KeyError, AttributeError):
-        known = [str(weights) for model in list_models() for weights in get_model_weights(model)]
-        known += [f"{get_model_weights(model).__name__}.DEFAULT" for model in list_models()]
+        known = []
+        for builder in models.list_models():
+            weights = models.get_model_weights(builder)
+            known += [f"{weights.__name__}.DEFAULT", *map(str, weights)]
         raise SpecError(f"torchvision has no weights '{name}'{nearest(name, known)}") from None
     if not isinstance(transforms, ImageClassification):
         raise SpecError(

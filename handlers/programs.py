@@ -10,13 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
-from torch.export.pt2_archive.constants import (
-    AOTINDUCTOR_DIR,
-    CONSTANTS_DIR,
-    MODELS_DIR,
-    TENSOR_CONSTANT_FILENAME_PREFIX,
-)
 
 from .errors import MemberError
 
@@ -54,6 +47,9 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
     Raises:
         MemberError: it is none, or holds more than a program and its tensors.
     """
+    # Imports torch's compiler, for which a worker without such members has no use.
+    from torch.export.passes import move_to_device_pass
+
     _check_records(path)
     with _tensors_only():
         try:
@@ -72,6 +68,13 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
 
 def _check_records(path: Path) -> None:
     """Refuse an archive with anything that torch.export.load would run or fully unpickle."""
+    from torch.export.pt2_archive.constants import (
+        AOTINDUCTOR_DIR,
+        CONSTANTS_DIR,
+        MODELS_DIR,
+        TENSOR_CONSTANT_FILENAME_PREFIX,
+    )
+
     try:
         # The very reader that torch.export.load uses, so that both see the same records.
         records: list[str] = torch._C.PyTorchFileReader(str(path)).get_all_records()

@@ -31,6 +31,7 @@ from .errors import (
 )
 from .forms import form_of, write
 from .images import decode_image
+from .memory import keep_activations
 from .options import Form, describe_options
 from .parallel import SERIAL, ThreadPool
 from .policies import Catalogue, check_catalogue, load_fitted, rows_of
@@ -143,6 +144,8 @@ class EnsembleService:
         pool = ThreadPool(threads)
         offered = catalogue(spec, folder)
         runtime = Runtime.load(spec, folder, device or choose_device(spec, gpu=None), pool)
+        # Not before: what loading needs for a moment goes back.
+        keep_activations()
         return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered, pool)
 
     def warm_up(self) -> None:

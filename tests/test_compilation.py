@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from torchserve_ensemble.archiver import compilation
 from torchserve_ensemble.archiver.build import build_archive
-from torchserve_ensemble.handlers.aot_library import AotLibrary
+from torchserve_ensemble.handlers.aot_library import AotLibrary, read_constants
 from torchserve_ensemble.handlers.compiled import OUTPUTS, RECORD, CompiledRecord, Target
 from torchserve_ensemble.handlers.errors import ArchiveError, MemberError
 from torchserve_ensemble.handlers.parallel import ThreadPool
@@ -113,6 +116,45 @@ def test_a_library_refuses_what_it_was_not_compiled_for(built: tuple[Path, list[
         library(torch.zeros((1, 3, 4, 4), dtype=torch.float64))
     with pytest.raises(MemberError, match=r"1 to 5 samples of \(3, 4, 4\), not \(1, 3, 5, 4\)"):
         library(torch.zeros((1, 3, 5, 4)))
+
+
+@needs_compiler
+def test_a_convolutions_weights_are_laid_out_at_build(built: tuple[Path, list[str]]) -> None:
+    (path,) = (built[0] / "compiled").glob("*.so")
+    weights = read_constants(path)
+    assert ("4x3x3x3", True) in {("x".join(map(str, w.shape)), bool(w.layout)) for w in weights}
+    assert all(weight.offset % 64 == 0 for weight in weights)
+    # oneDNN prints every operation: it would reorder the weight before each convolution.
+    code = f"""
+import torch
+from pathlib import Path
+from torchserve_ensemble.handlers.aot_library import AotLibrary
+library = AotLibrary(Path({str(path)!r}), (3, 4, 4), 5)
+for samples in (1, 2, 4):
+    library(torch.rand(samples, 3, 4, 4))
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"ONEDNN_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout.splitlines()
+    assert sum(",convolution," in line for line in printed) >= 3
+    assert not [line for line in printed if ",reorder," in line and "4x3x3x3" in line]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("content", "reason"), [("[{}]", "weights.json is damaged"), (None, "No such file")]
+)
+def test_a_library_whose_weights_are_not_known_is_not_used(
+    extracted: Path, caplog: pytest.LogCaptureFixture, content: str | None, reason: str
+) -> None:
+    (path,) = (extracted / "compiled").glob("*.weights.json")
+    path.unlink() if content is None else path.write_text(content)
+    check_falls_back(extracted, caplog, reason)
 
 
 @needs_compiler

@@ -1,0 +1,35 @@
+"""The memory of activations stays with the worker from batch to batch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# glibc's malloc.h.
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
+
+_KEPT = 256 * 2**20
+"""Bytes that may lie idle: more than a piece of a batch needs (`schedule.piece_of`)."""
+
+
+def keep_activations() -> bool:
+    """Have malloc use the memory of large tensors again.
+
+    glibc gives a block of more than 32 MB back to the system as soon as it is free, and takes it
+    anew for the next batch, page by page: a tenth of the time of an EfficientNet-B0 on eight
+    photographs in float32.
+
+    Returns:
+        Whether that was done: not with another C library, nor where the environment sets
+        malloc's thresholds itself.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _KEPT) and mallopt(_TRIM_THRESHOLD, _KEPT))
