@@ -16,16 +16,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-import yaml
-
 from examples import data
 from examples.presence import train
-from examples.training import train_member
 from torchserve_ensemble.handlers.requests import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import load_spec
 
+SPECS = {
+    "ensemble.yaml": "three small members",
+    "cascade.yaml": "and a ResNet-18 on 64 x 64 pixels behind them",
+}
 # With all members, and lazily: a cascade is the mean of the members that ran.
 POLICIES = (
     ("any", "any"),
@@ -34,14 +34,6 @@ POLICIES = (
     ("mean", "cascade(confidence=0.9)"),
     ("mean", "cascade(confidence=0.99)"),
 )
-LARGE: dict[str, object] = {
-    "name": "large",
-    "architecture": "torchvision.models.resnet18",
-    "arguments": {"num_classes": 2},
-    "weights": "weights/large.safetensors",
-    "preprocessing": "rgb64",
-}
-_EPOCHS = 12
 
 
 def ask(
@@ -68,36 +60,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = Path(train.__file__).parent
-        for name in ("ensemble.yaml", "members.py"):
+        for name in (*SPECS, "members.py"):
             shutil.copy(source / name, folder)
-        train.train(folder, training)
-        print("the example's three members")
-        compare(folder, test.files, options)
-        add_large(folder, training)
-        print("and a ResNet-18 on 64 x 64 pixels")
-        compare(folder, test.files, options)
+        for name, members in SPECS.items():
+            train.train(folder, training, file=name)
+            print(f"{name}: {members}")
+            compare(folder / name, test.files, options)
 
 
-def add_large(folder: Path, training: data.Part) -> None:
-    """A member that costs more than all the others, behind them."""
-    path = folder / "ensemble.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    content["preprocessing"]["rgb64"] = {"resize": [64, 64]}
-    for member in content["members"]:
-        member["preprocessing"] = "gray8"
-    content["members"].append(LARGE)
-    content["runtime"] = {"precision": "float32"}
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    spec = load_spec(path, check_files=False)
-    (member,) = (each for each in spec.members if each.name == LARGE["name"])
-    inputs = training.inputs(spec.preprocessing_of(member))[: train.IMAGES_EACH]
-    targets = (torch.tensor(training.digits) == train.POSITIVE).long()[: train.IMAGES_EACH]
-    train_member(spec, member, folder, inputs, targets, epochs=_EPOCHS, shift=0, learning_rate=1e-3)
-
-
-def compare(folder: Path, files: Sequence[bytes], options: argparse.Namespace) -> None:
+def compare(spec: Path, files: Sequence[bytes], options: argparse.Namespace) -> None:
     """All policies, with the members that the spec names."""
-    service = EnsembleService.load(load_spec(folder / "ensemble.yaml"), folder)
+    service = EnsembleService.load(load_spec(spec), spec.parent)
     for pair in POLICIES:
         measure(service, files, pair, options.batch, options.rounds)
 

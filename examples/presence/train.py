@@ -1,48 +1,71 @@
-"""Train the members of the presence ensemble, each on its own few images."""
+"""Train the members of the presence ensembles, the small ones each on its own few images.
+
+``python -m examples.presence.train`` trains those of ``cascade.yaml``, which are those of
+``ensemble.yaml`` and a large one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from torchserve_ensemble.handlers.spec import load_spec
 
-from ..data import SEED, Part
+from ..data import SEED, Part, load
 from ..training import train_member
 
 POSITIVE = 8
 IMAGES_EACH = 200
 EPOCHS = 150
+LARGE = "resnet18"
+LARGE_EPOCHS = 3
 
 
 def train(
-    folder: Path, training: Part, on_epoch: Callable[[str, int], None] = lambda name, total: None
+    folder: Path,
+    training: Part,
+    on_epoch: Callable[[str, int], None] = lambda name, total: None,
+    *,
+    file: str = "ensemble.yaml",
 ) -> None:
     """Train every member whose weights file is missing.
 
     Args:
-        folder: the folder of ensemble.yaml; weights go below it.
+        folder: the folder of the spec; weights go below it.
         training: the training part of the data.
         on_epoch: called with the member's name and its number of epochs, after each.
+        file: the spec.
     """
-    spec = load_spec(folder / "ensemble.yaml", check_files=False)
+    spec = load_spec(folder / file, check_files=False)
     order = torch.randperm(len(training.files), generator=torch.Generator().manual_seed(SEED))
     targets = (torch.tensor(training.digits) == POSITIVE).long()
     for position, member in enumerate(spec.members):
         if (folder / member.weights).is_file():
             continue
-        own = order[position * IMAGES_EACH : (position + 1) * IMAGES_EACH]
+        large = member.name == LARGE
+        own = order if large else order[position * IMAGES_EACH : (position + 1) * IMAGES_EACH]
+        epochs = LARGE_EPOCHS if large else EPOCHS
         train_member(
             spec,
             member,
             folder,
             training.inputs(spec.preprocessing_of(member))[own],
             targets[own],
-            epochs=EPOCHS,
+            epochs=epochs,
             shift=0,
-            learning_rate=2e-2,
+            learning_rate=2e-3 if large else 2e-2,
             seed=position,
-            on_epoch=lambda name=member.name: on_epoch(name, EPOCHS),
+            on_epoch=partial(on_epoch, member.name, epochs),
         )
+
+
+if __name__ == "__main__":
+    train(
+        Path(__file__).parent,
+        load()[0],
+        lambda name, total: print(f"{name}: an epoch of {total}"),
+        file="cascade.yaml",
+    )
