@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..handlers.aot_library import constants_path, write_constants
+from ..handlers.aot_library import constants_path
 from ..handlers.compiled import (
     FOLDER,
     OUTPUTS,
@@ -27,11 +24,12 @@ from ..handlers.compiled import (
     CompiledMember,
     CompiledRecord,
     CompiledStack,
+    CompiledTrunk,
     StackLibrary,
     Target,
     load_library,
 )
-from ..handlers.errors import ArchiveError, MemberError
+from ..handlers.errors import MemberError
 from ..handlers.execution import accelerate, wants_bfloat16
 from ..handlers.members import LoadedMember, difference, load_member
 from ..handlers.preprocess import preprocessors_of
@@ -39,14 +37,13 @@ from ..handlers.service import choose_device
 from ..handlers.spec import EnsembleSpec, Member, Precision
 from ..handlers.stacking import alike, stack_of
 from ..handlers.trial import trial_images
-from .packing import constants_of, pack_weights
+from .libraries import Autocast, NotCompiled, compile_library, require_compiler, require_faster
+from .trunks import Joint, sharing
 
 # Two differing samples: torch.export would take a batch of one for a constant.
 _EXPORTED_WITH = 2
 # What is between is put together from these, and padded.
 _STACKED_SAMPLES = (4, 16)
-_TIMED = 7
-_GAIN = 1.1
 
 
 @contextmanager
@@ -77,7 +74,7 @@ def compiled_members(
             its answers.
         ArchiveError: this machine has no C++ compiler.
     """
-    _require_compiler()
+    require_compiler()
     device = choose_device(spec, gpu=None)
     preprocessors, positions = preprocessors_of(spec, device)
     trials = trial_images(3)
@@ -98,7 +95,7 @@ def compiled_members(
                 stack, found = compile_stack(
                     spec, together, loaded, batches[positions[together[0]]], work
                 )
-            except _NotCompiled as reason:
+            except NotCompiled as reason:
                 say(f"members {known_as} are not compiled as one: {reason}")
                 continue
             stacks.append(stack)
@@ -115,7 +112,7 @@ def compiled_members(
             compiler = _Compiler(spec, member, each, batches[position], work)
             try:
                 entry, raw = compiler.best()
-            except _NotCompiled as reason:
+            except NotCompiled as reason:
                 say(f"member '{member.name}' is not compiled: {reason}")
                 continue
             made[member.name] = entry
@@ -124,12 +121,33 @@ def compiled_members(
                 f"member '{member.name}' compiled in {entry.precision}: its scores differ by at "
                 f"most {entry.difference:.1e} ({time.perf_counter() - started:.0f} s)"
             )
+        trunks: list[CompiledTrunk] = []
+        for together in sharing(spec, loaded, positions):
+            names = [spec.members[i].name for i in together]
+            if set(names) & {name for stack in stacks for name in stack.members}:
+                continue
+            started = time.perf_counter()
+            batch = batches[positions[together[0]]]
+            try:
+                trunk, found = compile_trunk(spec, together, loaded, made, batch, work)
+            except NotCompiled as reason:
+                say(f"members {' and '.join(names)} share a backbone, and run alone: {reason}")
+                continue
+            trunks.append(trunk)
+            for name, raw in zip(names, found, strict=True):
+                outputs.setdefault(name, raw[: len(trials)].cpu().contiguous())
+            say(
+                f"members {' and '.join(names)} share a backbone, compiled as one in "
+                f"{trunk.precision}: their scores differ by at most {trunk.difference:.1e} "
+                f"({time.perf_counter() - started:.0f} s)"
+            )
         names = [entry.file for entry in made.values()]
         names += [file for stack in stacks for file in stack.files]
+        names += [trunk.file for trunk in trunks]
         lists = [str(constants_path(Path(name))) for name in names]
         names += [name for name in lists if (work / name).exists()]
         if names:
-            record = CompiledRecord(Target.here(device), made, tuple(stacks))
+            record = CompiledRecord(Target.here(device), made, tuple(stacks), tuple(trunks))
             (work / RECORD).write_text(record.to_json())
             save_file(outputs, work / OUTPUTS)
             names += [RECORD, OUTPUTS]
@@ -153,10 +171,6 @@ def _alike(
     return alike(spec, running, group_of_member)
 
 
-class _NotCompiled(Exception):
-    """Why a member stays as it was saved."""
-
-
 class _Compiler:
     """Finds the fastest form of one member that answers as the member does."""
 
@@ -175,13 +189,13 @@ class _Compiler:
         """What is known of the library, and its outputs for the batch.
 
         Raises:
-            _NotCompiled: there is none.
+            NotCompiled: there is none.
             MemberError: ``precision: bfloat16`` is demanded and changes its answers.
         """
         module = self._loaded.module
         if module is None or isinstance(module, torch.jit.ScriptModule):
             saved = str(self._member.weights_format)
-            raise _NotCompiled(f"it is saved as {saved}, and runs as that")
+            raise NotCompiled(f"it is saved as {saved}, and runs as that")
         expected = self._loaded(self._batch)
         wanted = self._spec.runtime.precision
         reduced = wants_bfloat16(self._spec, module, self._batch.device)
@@ -202,7 +216,7 @@ class _Compiler:
             found = torch.cat([compiled(part) for part in parts])
             changed = difference(expected, found, self._spec, self._member)
             if changed <= PARITY:
-                self._require_faster(compiled)
+                self._check_faster(compiled)
                 return replace(entry, difference=changed), found
             problem = f"in {precision} its scores differ by {changed:.1e}, more than {PARITY:g}"
             if wanted is Precision.BFLOAT16:
@@ -210,27 +224,23 @@ class _Compiler:
                     f"member '{self._member.name}': {problem}; set runtime.precision to float32 "
                     "or auto"
                 )
-        raise _NotCompiled(problem)
+        raise NotCompiled(problem)
 
-    def _require_faster(self, compiled: LoadedMember) -> None:
+    def _check_faster(self, compiled: LoadedMember) -> None:
         """Compare with the member as a worker would run it.
 
         Raises:
-            _NotCompiled: small members are mostly calls, and gain nothing.
+            NotCompiled: small members are mostly calls, and gain nothing.
         """
         saved = accelerate(self._loaded, self._spec, self._member, self._batch)
-        _require_faster(compiled, saved, self._batch[:_EXPORTED_WITH])
+        require_faster(compiled, saved, self._batch[:_EXPORTED_WITH])
 
     def _compile(self, module: nn.Module, precision: Precision) -> str:
         """One library, for batches of 1 to ``runtime.micro_batch`` samples."""
         if precision is Precision.BFLOAT16:
-            module = _Autocast(module, self._batch.device.type)
-        return _library(
-            lambda: torch.export.export(
-                module,
-                (self._batch[:_EXPORTED_WITH],),
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=self._most)},),
-            ),
+            module = Autocast(module, self._batch.device.type)
+        return compile_library(
+            partial(_export, module, self._batch, self._most),
             self._work,
             f"{self._member.name}-{precision}",
             self._batch.device,
@@ -259,13 +269,13 @@ def compile_stack(
         What is known of them, and the outputs for the batch (M members, N samples, outputs).
 
     Raises:
-        _NotCompiled: it cannot be done, changes answers, or gains nothing.
+        NotCompiled: it cannot be done, changes answers, or gains nothing.
     """
     members = [spec.members[i] for i in positions]
     with torch.no_grad():
         stack = stack_of(positions, loaded)
         if stack is None:
-            raise _NotCompiled("their weights cannot be stacked")
+            raise NotCompiled("their weights cannot be stacked")
 
         def exported(samples: int) -> torch.export.ExportedProgram:
             example = batch.new_zeros((samples, *batch.shape[1:]))
@@ -278,7 +288,7 @@ def compile_stack(
         entry = CompiledStack(
             members=tuple(member.name for member in members),
             files=tuple(
-                _library(
+                compile_library(
                     partial(exported, n), work, f"stack-of-{members[0].name}-{n}", batch.device
                 )
                 for n in _STACKED_SAMPLES
@@ -294,114 +304,85 @@ def compile_stack(
             for i, raw, member in zip(positions, found, members, strict=True)
         )
         if not changed <= PARITY:
-            raise _NotCompiled(f"their scores differ by {changed:.1e}, more than {PARITY:g}")
+            raise NotCompiled(f"their scores differ by {changed:.1e}, more than {PARITY:g}")
         most = max(_STACKED_SAMPLES)
         crowd = batch.repeat((-(-most // len(batch)), 1, 1, 1))[:most]
-        _require_faster(library, stack.forward, crowd)
+        require_faster(library, stack.forward, crowd)
         return replace(entry, difference=changed), found
 
 
-def _require_faster(
-    compiled: Callable[[Tensor], Tensor], saved: Callable[[Tensor], Tensor], batch: Tensor
-) -> None:
-    """Compare two forms of a member.
-
-    Raises:
-        _NotCompiled: the compiled one is hardly faster.
-    """
-    times: dict[str, list[float]] = {"saved": [], "compiled": []}
-    for _ in range(_TIMED):
-        for name, form in (("saved", saved), ("compiled", compiled)):
-            started = time.perf_counter()
-            form(batch)
-            times[name].append(1000 * (time.perf_counter() - started))
-    before, after = min(times["saved"]), min(times["compiled"])
-    if after > before / _GAIN:
-        raise _NotCompiled(f"that makes it no faster ({after:.2g} ms, and {before:.2g} as saved)")
-
-
-def _library(
-    exported: Callable[[], torch.export.ExportedProgram],
+def compile_trunk(
+    spec: EnsembleSpec,
+    positions: tuple[int, ...],
+    loaded: Sequence[LoadedMember],
+    made: Mapping[str, CompiledMember],
+    batch: Tensor,
     work: Path,
-    name: str,
-    device: torch.device,
-) -> str:
-    """Compile a program.
+) -> tuple[CompiledTrunk, Tensor]:
+    """Members that share a backbone as one.
+
+    Args:
+        spec: the ensemble.
+        positions: of the members.
+        loaded: all members of the ensemble.
+        made: those that were compiled alone.
+        batch: the trial images and samples, float32 (N, channels, height, width).
+        work: where the library goes, below `FOLDER`.
 
     Returns:
-        The library's path below `work`.
+        What is known of it, and the outputs for the batch (M members, N samples, outputs).
 
     Raises:
-        _NotCompiled: torch cannot.
+        NotCompiled: it cannot be done, changes answers, or gains nothing.
     """
-    from torch._inductor import aoti_compile_and_package
-
-    file = f"{FOLDER}/{name}.so"
-    with _torchs_errors():
-        package = aoti_compile_and_package(
-            exported(),
-            package_path=str(work / f"{name}.pt2"),
-            inductor_configs={
-                # Weights as constants, laid out for the kernels that were chosen.
-                "freezing": True,
-                "post_grad_custom_pre_pass": pack_weights,
-                # The worker's number of threads, not the build machine's.
-                "cpp.dynamic_threads": True,
-                # Freezing leaves nothing to fold; else a library that is given its weights warns.
-                "aot_inductor.use_runtime_constant_folding": True,
-            },
+    members = [spec.members[i] for i in positions]
+    alone = [
+        load_library(made[member.name], work, batch.device)
+        if member.name in made
+        else accelerate(loaded[i], spec, member, batch)
+        for i, member in zip(positions, members, strict=True)
+    ]
+    precisions = {made[member.name].precision for member in members if member.name in made}
+    precision = Precision(precisions.pop()) if len(precisions) == 1 else Precision.FLOAT32
+    most = max(spec.runtime.micro_batch, _EXPORTED_WITH)
+    joint: nn.Module = Joint([module for i in positions if (module := loaded[i].module)])
+    if precision is Precision.BFLOAT16:
+        joint = Autocast(joint, batch.device.type)
+    with torch.no_grad():
+        file = compile_library(
+            partial(_export, joint, batch, most),
+            work,
+            f"trunk-of-{members[0].name}-{precision}",
+            batch.device,
         )
-    with zipfile.ZipFile(package) as opened:
-        # E.g. an operator of a package of its own, which the library would call back for.
-        sources = [n for n in opened.namelist() if n.endswith(".wrapper.cpp")]
-        if any(b"proxy_executor_call_function" in opened.read(name) for name in sources):
-            raise _NotCompiled("it has an operator that AOTInductor cannot compile")
-        (inside,) = (entry for entry in opened.namelist() if entry.endswith(".so"))
-        (work / file).write_bytes(opened.read(inside))
-    if device.type == "cpu":
-        with _torchs_errors():
-            write_constants(work / file, constants_of(work / file))
-    return file
-
-
-@contextmanager
-def _torchs_errors() -> Iterator[None]:
-    """Whatever torch's compiler raises, in a line.
-
-    Raises:
-        _NotCompiled: with that line.
-    """
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise _NotCompiled(f"{type(error).__name__}: {reason}") from error
-
-
-class _Autocast(nn.Module):
-    """A member in bfloat16, where `torch.autocast` finds that safe."""
-
-    def __init__(self, module: nn.Module, device: str) -> None:
-        super().__init__()
-        self.module = module
-        self.device = device
-
-    def forward(self, batch: Tensor) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16):
-            result: Tensor = self.module(batch)
-        return result.float()
-
-
-def _require_compiler() -> None:
-    """The compiler that AOTInductor calls.
-
-    Raises:
-        ArchiveError: there is none.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise ArchiveError(
-            f"runtime.compile needs a C++ compiler on the build machine, and there is no "
-            f"{compiler}: install one (apt install g++), name it in CXX, or set "
-            "runtime.compile to false"
+        entry = CompiledTrunk(
+            members=tuple(member.name for member in members),
+            file=file,
+            precision=str(precision),
+            shape=tuple(batch.shape[1:]),
+            most=most,
+            difference=0.0,
         )
+        library = load_library(entry, work, batch.device)
+        found = torch.cat([library(part) for part in torch.split(batch, most)], dim=1)
+        changed = max(
+            difference(loaded[i](batch), raw, spec, member)
+            for i, raw, member in zip(positions, found, members, strict=True)
+        )
+        if not changed <= PARITY:
+            raise NotCompiled(f"their scores differ by {changed:.1e}, more than {PARITY:g}")
+
+        def one_by_one(batch: Tensor) -> Tensor:
+            return torch.stack([member(batch) for member in alone])
+
+        require_faster(library, one_by_one, batch[:_EXPORTED_WITH])
+        return replace(entry, difference=changed), found
+
+
+def _export(module: nn.Module, batch: Tensor, most: int) -> torch.export.ExportedProgram:
+    """A program for 1 to `most` samples."""
+    return torch.export.export(
+        module,
+        (batch[:_EXPORTED_WITH],),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=most)},),
+    )

@@ -16,8 +16,9 @@ import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -29,6 +30,8 @@ from .members import LoadedMember, difference
 from .spec import EnsembleSpec, Member
 
 logger = logging.getLogger(__name__)
+
+Library = TypeVar("Library", bound=Callable[[Tensor], Tensor])
 
 FOLDER = "compiled"
 """Beside the spec: the libraries, and what is known of them."""
@@ -126,12 +129,34 @@ class CompiledStack:
 
 
 @dataclass(frozen=True)
+class CompiledTrunk:
+    """One library for members that share a backbone.
+
+    Attributes:
+        members: their names, in the spec's order.
+        file: beside the spec.
+        precision: ``float32`` or ``bfloat16``.
+        shape: of a sample.
+        most: samples at once.
+        difference: the largest of a member's scores from those of the member as it was saved.
+    """
+
+    members: tuple[str, ...]
+    file: str
+    precision: str
+    shape: tuple[int, ...]
+    most: int
+    difference: float
+
+
+@dataclass(frozen=True)
 class CompiledRecord:
-    """Contents of `RECORD`: the target, and the members and stacks that were compiled."""
+    """Contents of `RECORD`: the target, and the members that were compiled, alone and as one."""
 
     target: Target
     members: Mapping[str, CompiledMember]
     stacks: tuple[CompiledStack, ...] = ()
+    trunks: tuple[CompiledTrunk, ...] = ()
 
     def to_json(self) -> str:
         """As it stands in the archive."""
@@ -148,21 +173,13 @@ class CompiledRecord:
             content: Any = json.loads(text)
             target = content["target"]
             return cls(
-                Target(**target | {"instructions": tuple(target["instructions"])}),
+                Target(**_with_tuples(target)),
                 {
-                    name: CompiledMember(**member | {"shape": tuple(member["shape"])})
+                    name: CompiledMember(**_with_tuples(member))
                     for name, member in content["members"].items()
                 },
-                tuple(
-                    CompiledStack(
-                        members=tuple(stack["members"]),
-                        files=tuple(stack["files"]),
-                        samples=tuple(stack["samples"]),
-                        shape=tuple(stack["shape"]),
-                        difference=stack["difference"],
-                    )
-                    for stack in content["stacks"]
-                ),
+                tuple(CompiledStack(**_with_tuples(stack)) for stack in content["stacks"]),
+                tuple(CompiledTrunk(**_with_tuples(trunk)) for trunk in content["trunks"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ArchiveError(
@@ -255,28 +272,82 @@ class CompiledMembers:
             batch: the trial images, as for `load`.
         """
         names = tuple(member.name for member in members)
-        entry = next((stack for stack in self._record.stacks if stack.members == names), None)
-        if entry is None:
-            return None
+        for entry in self._record.stacks:
+            if entry.members == names:
+                return self._joint(spec, members, batch, partial(StackLibrary, entry, self._folder))
+        return None
+
+    @torch.inference_mode()
+    def load_trunks(
+        self,
+        spec: EnsembleSpec,
+        group_of_member: Sequence[int],
+        batches: Sequence[Tensor],
+        threads: int = 1,
+    ) -> list[tuple[tuple[int, ...], Callable[[Tensor], Tensor]]]:
+        """The libraries of members that share a backbone, as far as they answer as at build.
+
+        Args:
+            spec: the ensemble.
+            group_of_member: for each member the position of its preprocessing.
+            batches: for each preprocessing the trial images, as for `load`.
+            threads: how many run a library at once.
+
+        Returns:
+            For each its members' positions, and the function from (N, channels, height, width) to
+            (M members, N samples, outputs).
+        """
+        found = []
+        for entry in self._record.trunks:
+            members = [member for member in spec.members if member.name in entry.members]
+            positions = tuple(spec.members.index(member) for member in members)
+            batch = batches[group_of_member[positions[0]]]
+            library = self._joint(
+                spec,
+                members,
+                batch,
+                partial(load_library, entry, self._folder, batch.device, threads),
+            )
+            if library is not None:
+                found.append((positions, library))
+        return found
+
+    def _joint(
+        self,
+        spec: EnsembleSpec,
+        members: Sequence[Member],
+        batch: Tensor,
+        load: Callable[[], Library],
+    ) -> Library | None:
+        """The library of several members, if it answers as it did at build."""
         try:
-            library = StackLibrary(entry, self._folder)
+            library = load()
             found = library(batch)
             changed = max(
-                difference(self._outputs[member.name], raw, spec, member)
+                difference(self._outputs[member.name].to(batch.device), raw, spec, member)
                 for member, raw in zip(members, found, strict=True)
             )
             if changed <= PARITY:
-                logger.info("%d members run compiled, as one", len(names))
+                logger.info("%d members run compiled, as one", len(members))
                 return library
             problem = f"it answers otherwise than at build, by {changed:.1e}"
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             problem = str(error)
         logger.warning(
-            "members %s: their compiled form cannot be used (%s); they run as they were saved",
-            ", ".join(names),
+            "members %s: their joint compiled form cannot be used (%s)",
+            ", ".join(member.name for member in members),
             problem,
         )
         return None
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON made lists of."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
 
 
 class StackLibrary:
@@ -313,7 +384,7 @@ class StackLibrary:
 
 
 def load_library(
-    entry: CompiledMember, folder: Path, device: torch.device, threads: int = 1
+    entry: CompiledMember | CompiledTrunk, folder: Path, device: torch.device, threads: int = 1
 ) -> Callable[[Tensor], Tensor]:
     """A library of AOTInductor as a function of one tensor.
 

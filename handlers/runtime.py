@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
@@ -22,7 +22,7 @@ from .parallel import SERIAL, ThreadPool
 from .preprocess import Preprocessor, preprocessors_of
 from .schedule import Task, Work, in_turn, piece_of, plan
 from .spec import EnsembleSpec, Member
-from .stacking import Stack, find_stacks
+from .stacking import Stack, Trunk, find_stacks, find_trunks
 from .trial import trial_images
 
 logger = logging.getLogger(__name__)
@@ -70,12 +70,12 @@ class MemberScores:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A member, or a stack of them, and the samples that it is to see."""
+    """A member, or several that run as one, and the samples that it is to see."""
 
     members: tuple[int, ...]
     batch: Tensor
     rows: Tensor
-    stack: Stack | None = None
+    stack: Stack | Trunk | None = None
 
 
 class Runtime:
@@ -96,12 +96,13 @@ class Runtime:
         self._members = list(members)
         self._preprocessors = preprocessors
         self._group_of_member = group_of_member
-        self._stacks: list[Stack] = []
+        self._stacks: list[Stack | Trunk] = []
         self._temperatures = torch.tensor(
             [member.temperature for member in spec.members], device=device
         ).view(-1, 1, 1)
         self.seconds = [0.0] * len(members)
         """What each member took for one sample on one thread when it was loaded."""
+        self._seconds_as_one: dict[tuple[int, ...], float] = {}
 
     @classmethod
     def load(
@@ -138,7 +139,10 @@ class Runtime:
                 1000 * (time.perf_counter() - started),
             )
         runtime = cls(spec, members, preprocessors, group_of_member, device, pool)
-        runtime._stacks = find_stacks(spec, members, group_of_member, batches, compiled)
+        runtime._stacks = [
+            *find_stacks(spec, members, group_of_member, batches, compiled),
+            *find_trunks(spec, group_of_member, batches, compiled, pool.threads),
+        ]
         runtime._measure(batches)
         return runtime
 
@@ -258,7 +262,7 @@ class Runtime:
                 samples=len(each.rows),
                 seconds=self._seconds_of(each),
                 piece=piece_of(each.batch.shape[1:]) if self.device.type == "cpu" else _ALL,
-                concurrent=each.stack is None and self._members[each.members[0]].concurrent,
+                concurrent=(each.stack or self._members[each.members[0]]).concurrent,
             )
             for each in asked
         ]
@@ -290,8 +294,11 @@ class Runtime:
         return [*joined, *left.values()]
 
     def _seconds_of(self, asked: _Asked) -> float:
-        """Of one sample; for a stack about what its members take."""
-        return sum(self.seconds[index] for index in asked.members)
+        """Of one sample."""
+        if asked.stack is not None:
+            return self._seconds_as_one[asked.members]
+        (index,) = asked.members
+        return self.seconds[index]
 
     def _order(self, hurried: bool) -> list[int]:
         """The spec's order; under a deadline the most voting weight per second first."""
@@ -379,14 +386,17 @@ class Runtime:
             result.fail(index, rows, f"it failed on a sample of {shape}: {error}")
 
     def _measure(self, batches: Sequence[Tensor]) -> None:
-        """What each member takes for one sample on one thread."""
+        """What each member, and each stack, takes for one sample on one thread."""
         for index, group in enumerate(self._group_of_member):
             alone = batches[group][:1]
             self.seconds[index] = self._pool.run(partial(_time, self._members[index], alone))
+        for stack in self._stacks:
+            alone = batches[self._group_of_member[stack.members[0]]][:1]
+            self._seconds_as_one[stack.members] = self._pool.run(partial(_time, stack, alone))
 
 
 @torch.inference_mode()
-def _time(member: LoadedMember, batch: Tensor) -> float:
+def _time(member: Callable[[Tensor], Tensor], batch: Tensor) -> float:
     """Seconds of the fastest run: the first one may still set things up, others be disturbed."""
     found: list[float] = []
     while len(found) < 2 or (len(found) < _RUNS and sum(found) < _LONG):

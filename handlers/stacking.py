@@ -1,7 +1,10 @@
-"""Small members of one architecture computed as one: their weights stacked, `torch.vmap` over them.
+"""Members computed as one.
 
-Source: torch.func's model ensembling (``stack_module_state``). A small member's time is mostly the
-cost of calling it; the stack is called once for all.
+Small members of one architecture: their weights stacked, `torch.vmap` over them. A small member's
+time is mostly the cost of calling it; the stack is called once for all. Source: torch.func's model
+ensembling (``stack_module_state``).
+
+Members that share a backbone, which the build compiled into one library.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +49,7 @@ class Stack:
     module: nn.Module
     state: dict[str, Tensor]
     compiled: Callable[[Tensor], Tensor] | None = None
+    concurrent: ClassVar[bool] = False
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Raw outputs, float32 (M members, N samples, outputs)."""
@@ -63,6 +68,52 @@ class Stack:
     def suits(self, samples: int, device: torch.device) -> bool:
         """Whether it is faster than the members one by one."""
         return self.compiled is not None or device.type != "cpu" or samples <= _FEW
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Members that share a backbone, compiled as one.
+
+    Attributes:
+        members: their positions in the ensemble.
+        compiled: raw outputs, float32 (M members, N samples, outputs).
+        concurrent: whether several threads may run it at the same time.
+    """
+
+    members: tuple[int, ...]
+    compiled: Callable[[Tensor], Tensor]
+    concurrent: bool
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Raw outputs, float32 (M members, N samples, outputs)."""
+        return self.compiled(batch)
+
+    def suits(self, samples: int, device: torch.device) -> bool:
+        """Whether it is faster than the members one by one."""
+        return True
+
+
+def find_trunks(
+    spec: EnsembleSpec,
+    group_of_member: Sequence[int],
+    batches: Sequence[Tensor],
+    compiled: CompiledMembers | None,
+    threads: int,
+) -> list[Trunk]:
+    """The members that the build found to share a backbone.
+
+    Args:
+        spec: the ensemble.
+        group_of_member: for each member the position of its preprocessing.
+        batches: for each preprocessing the trial images.
+        compiled: what was compiled ahead of time.
+        threads: how many run a trunk at once.
+    """
+    if compiled is None:
+        return []
+    found = compiled.load_trunks(spec, group_of_member, batches, threads)
+    on_cpu = batches[0].device.type == "cpu"
+    return [Trunk(members, library, on_cpu) for members, library in found]
 
 
 def find_stacks(

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,11 +19,14 @@ from member_files import Net, net, write_code, write_ensemble
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from torchserve_ensemble.archiver import compilation
+from torchserve_ensemble.archiver import libraries
 from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.archiver.trunks import sharing
+from torchserve_ensemble.handlers import stacking
 from torchserve_ensemble.handlers.aot_library import AotLibrary, read_constants
 from torchserve_ensemble.handlers.compiled import OUTPUTS, RECORD, CompiledRecord, Target
 from torchserve_ensemble.handlers.errors import ArchiveError, MemberError
+from torchserve_ensemble.handlers.members import LoadedMember
 from torchserve_ensemble.handlers.parallel import ThreadPool
 from torchserve_ensemble.handlers.runtime import MemberScores, Runtime
 from torchserve_ensemble.handlers.spec import load_spec
@@ -57,7 +61,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     spec = write_spec(folder, micro_batch=5)
     with pytest.MonkeyPatch.context() as patch:
         # So small a member is no faster compiled.
-        patch.setattr(compilation, "_GAIN", 0.001)
+        patch.setattr(libraries, "_GAIN", 0.001)
         archive = build_archive(spec, folder, samples=folder / "samples", say=said.append)
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(folder / "archive")
@@ -202,7 +206,10 @@ def test_a_library_that_does_not_load_is_not_used(
 
 
 @needs_compiler
-def test_a_member_that_gains_nothing_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_member_that_gains_nothing_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libraries, "_GAIN", 1000)
     said: list[str] = []
     archive = build_archive(write_spec(tmp_path), tmp_path, say=said.append)
     assert "member 'eager' is not compiled: that makes it no faster" in said[0]
@@ -253,7 +260,7 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     said: list[str] = []
     spec = write_ensemble(folder, members, runtime={"compile": True})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compilation, "_GAIN", 0.001)
+        patch.setattr(libraries, "_GAIN", 0.001)
         archive = build_archive(spec, folder, say=said.append)
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(folder / "archive")
@@ -293,8 +300,119 @@ def test_a_compiled_stack_that_answers_otherwise_is_not_used(
     save_file(outputs | {"m1": outputs["m1"].flip(1)}, folder / OUTPUTS)
     with caplog.at_level(logging.INFO):
         runtime = runtime_of(folder)
-    assert "members m0, m1, m2: their compiled form cannot be used (it answers otherwise" in (
+    assert "members m0, m1, m2: their joint compiled form cannot be used (it answers otherwise" in (
         caplog.text
     )
     assert [stack.compiled for stack in runtime._stacks] == [None]
     runtime.run(trial_images(3))
+
+
+HEADS = """
+from torch import nn
+
+class Heads(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3),
+        )
+"""
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Three members, of which the first and the last have one backbone."""
+    folder = tmp_path_factory.mktemp("heads")
+    (folder / "heads.py").write_text(HEADS)
+    scope: dict[str, type[torch.nn.Module]] = {}
+    exec(HEADS, scope)
+    members = []
+    backbone: dict[str, torch.Tensor] = {}
+    for seed, name in enumerate(("first", "other", "last")):
+        torch.manual_seed(seed)
+        state = scope["Heads"]().state_dict()
+        backbone = backbone or {key: value for key, value in state.items() if key[0] != "8"}
+        save_file(state | backbone if name == "last" else state, folder / f"{name}.safetensors")
+        members.append(
+            {"name": name, "architecture": "heads.py:Heads", "weights": f"{name}.safetensors"}
+        )
+    said: list[str] = []
+    spec = write_ensemble(
+        folder,
+        members,
+        runtime={"compile": True, "precision": "float32"},
+        preprocessing={"shared": {"resize": [64, 64]}},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Each alone is compiled whatever it gains, and no three are stacked.
+        patch.setattr(libraries, "_GAIN", 0.001)
+        patch.setattr(stacking, "_SMALL", 1)
+        archive = build_archive(spec, folder, say=said.append)
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(folder / "archive")
+    return folder / "archive" / "ensemble", said
+
+
+@needs_compiler
+def test_members_that_share_a_backbone_run_as_one(
+    heads: tuple[Path, list[str]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, said = heads
+    assert said[-1].startswith(
+        "members first and last share a backbone, compiled as one in float32: their scores differ "
+    )
+    monkeypatch.setattr(stacking, "_SMALL", 1)
+    pool = ThreadPool(2)
+    with caplog.at_level(logging.INFO):
+        runtime = Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU, pool)
+    assert "2 members run compiled, as one" in caplog.text
+    assert [stack.members for stack in runtime._stacks] == [(0, 2)]
+    together = runtime.run(trial_images(12))
+    trunks, runtime._stacks = runtime._stacks, []
+    alone = runtime.run(trial_images(12))
+    torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-5)
+
+    # One of the two alone for some samples: no trunk for those members then.
+    runtime._stacks = trunks
+    asked = torch.ones((3, 12), dtype=torch.bool)
+    asked[2, :6] = False
+    part = runtime.run(trial_images(12), asked=asked)
+    assert bool((part.states == asked).all())
+    torch.testing.assert_close(part.scores[asked], alone.scores[asked], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_the_backbone_is_computed_once(heads: tuple[Path, list[str]]) -> None:
+    record = CompiledRecord.from_json((heads[0] / RECORD).read_text())
+    (trunk,) = record.trunks
+    code = f"""
+import torch
+from pathlib import Path
+from torchserve_ensemble.handlers.aot_library import AotLibrary
+library = AotLibrary(Path({str(heads[0] / trunk.file)!r}), (3, 64, 64), 4)
+print(library(torch.rand(2, 3, 64, 64)).shape)
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"ONEDNN_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout.splitlines()
+    assert printed[-1] == "torch.Size([2, 2, 3])"
+    assert sum(",exec,cpu,convolution," in line for line in printed) == 3
+
+
+def test_only_members_of_one_preprocessing_share() -> None:
+    modules = [net(), net(), net()]
+    spec = SimpleNamespace(members=["a", "b", "c"], output_of=lambda member: "logits")
+    loaded = [LoadedMember("m", module, module) for module in modules]
+    assert sharing(spec, loaded, [0, 0, 0]) == [(0, 1, 2)]  # type: ignore[arg-type]
+    assert sharing(spec, loaded, [0, 1, 0]) == [(0, 2)]  # type: ignore[arg-type]
+    for value in modules[1].parameters():
+        value.data += 1
+    assert sharing(spec, loaded, [0, 0, 0]) == [(0, 2)]  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from PIL import Image
 from probe_ensemble import image, probes
 from safetensors.torch import save_file
 
-from torchserve_ensemble.archiver import compilation
+from torchserve_ensemble.archiver import libraries
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.spec import load_spec
@@ -69,7 +69,7 @@ def test_repeats_come_from_the_score_cache_and_are_counted(tmp_path: Path) -> No
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
 def test_compiled_members_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So small a member is no faster compiled.
-    monkeypatch.setattr(compilation, "_GAIN", 0.001)
+    monkeypatch.setattr(libraries, "_GAIN", 0.001)
     write_code(tmp_path)
     save_file(net().state_dict(), tmp_path / "w.safetensors")
     one = {"name": "one", "architecture": "net.py:Net", "weights": "w.safetensors"}
