@@ -22,6 +22,8 @@ from torch import Tensor
 
 from .errors import MemberError
 
+_WITH_WEIGHTS = "AOTInductorModelContainerCreateWithExternalConstants"
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -91,18 +93,15 @@ class AotLibrary:
         self._most = most
         self._library = ctypes.CDLL(str(path))
         self._container = c_void_p()
-        weights = _weights(self._library, read_constants(path))
-        self._check(
-            self._library.AOTInductorModelContainerCreateWithExternalConstants(
-                byref(self._container),
-                c_size_t(copies),
-                b"cpu",
-                None,
-                weights,
-                c_size_t(len(weights)),
-            )
-        )
+        constants = read_constants(path)
+        weights = _weights(self._library, constants)
+        self._check(self._create(copies, weights))
         weakref.finalize(self, _delete, self._library, self._container, weights).atexit = False
+        # It would run without, into memory that is not there.
+        missing = self._weights_wanted() - {each.name for each in constants}
+        if missing:
+            known = constants_path(path).name
+            raise MemberError(f"{known} does not fit {path.name}: no {', '.join(sorted(missing))}")
         outputs = c_size_t()
         self._check(
             self._library.AOTInductorModelContainerGetNumOutputs(self._container, byref(outputs))
@@ -142,6 +141,29 @@ class AotLibrary:
             return _copy_of(handle)
         finally:
             _shim().aoti_torch_delete_tensor_object(handle)
+
+    def _create(self, copies: int, weights: ctypes.Array[_Weight]) -> int:
+        with_weights = getattr(self._library, _WITH_WEIGHTS, None)
+        arguments = (byref(self._container), c_size_t(copies), b"cpu", None)
+        if with_weights is not None:
+            return int(with_weights(*arguments, weights, c_size_t(len(weights))))
+        # An earlier torch's library: it copies its weights.
+        return int(self._library.AOTInductorModelContainerCreateWithDevice(*arguments))
+
+    def _weights_wanted(self) -> set[str]:
+        count, name = c_size_t(), c_char_p()
+        self._check(
+            self._library.AOTInductorModelContainerGetNumConstants(self._container, byref(count))
+        )
+        wanted = set()
+        for index in range(count.value):
+            self._check(
+                self._library.AOTInductorModelContainerGetConstantName(
+                    self._container, c_size_t(index), byref(name)
+                )
+            )
+            wanted.add((name.value or b"").decode())
+        return wanted
 
     def _check(self, error: int) -> None:
         if error:

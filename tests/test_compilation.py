@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torchserve_ensemble.archiver import libraries
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.archiver.trunks import sharing
-from torchserve_ensemble.handlers import stacking
+from torchserve_ensemble.handlers import aot_library, stacking
 from torchserve_ensemble.handlers.aot_library import AotLibrary, read_constants
 from torchserve_ensemble.handlers.compiled import OUTPUTS, RECORD, CompiledRecord, Target
 from torchserve_ensemble.handlers.errors import ArchiveError, MemberError
@@ -122,6 +122,18 @@ def test_a_library_refuses_what_it_was_not_compiled_for(built: tuple[Path, list[
         library(torch.zeros((1, 3, 5, 4)))
 
 
+def printed_with_operations(code: str) -> list[str]:
+    """What a fresh Python prints, and each operation of oneDNN."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"ONEDNN_VERBOSE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    ).stdout.splitlines()
+
+
 @needs_compiler
 def test_a_convolutions_weights_are_laid_out_at_build(built: tuple[Path, list[str]]) -> None:
     (path,) = (built[0] / "compiled").glob("*.so")
@@ -137,21 +149,30 @@ library = AotLibrary(Path({str(path)!r}), (3, 4, 4), 5)
 for samples in (1, 2, 4):
     library(torch.rand(samples, 3, 4, 4))
 """
-    printed = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"ONEDNN_VERBOSE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout.splitlines()
+    printed = printed_with_operations(code)
     assert sum(",convolution," in line for line in printed) >= 3
     assert not [line for line in printed if ",reorder," in line and "4x3x3x3" in line]
 
 
 @needs_compiler
+def test_an_earlier_torchs_library_copies_its_weights(
+    built: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = (built[0] / "compiled").glob("*.so")
+    batch = torch.rand(3, 3, 4, 4)
+    expected = AotLibrary(path, (3, 4, 4), 5)(batch)
+    monkeypatch.setattr(aot_library, "_WITH_WEIGHTS", "no_such_function")
+    assert torch.equal(AotLibrary(path, (3, 4, 4), 5)(batch), expected)
+
+
+@needs_compiler
 @pytest.mark.parametrize(
-    ("content", "reason"), [("[{}]", "weights.json is damaged"), (None, "No such file")]
+    ("content", "reason"),
+    [
+        ("[{}]", "weights.json is damaged"),
+        ("[]", "weights.json does not fit eager-float32.so"),
+        (None, "No such file"),
+    ],
 )
 def test_a_library_whose_weights_are_not_known_is_not_used(
     extracted: Path, caplog: pytest.LogCaptureFixture, content: str | None, reason: str
@@ -395,14 +416,7 @@ from torchserve_ensemble.handlers.aot_library import AotLibrary
 library = AotLibrary(Path({str(heads[0] / trunk.file)!r}), (3, 64, 64), 4)
 print(library(torch.rand(2, 3, 64, 64)).shape)
 """
-    printed = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"ONEDNN_VERBOSE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout.splitlines()
+    printed = printed_with_operations(code)
     assert printed[-1] == "torch.Size([2, 2, 3])"
     assert sum(",exec,cpu,convolution," in line for line in printed) == 3
 

@@ -331,7 +331,7 @@ class Serving:
         int,
         # TorchServe takes 0 for "not set", which is 100 ms.
         Field(ge=1, description="Longest wait for the batch to fill, in milliseconds"),
-    ] = 5
+    ] = 3
     response_timeout_s: Annotated[
         int, Field(ge=1, description="A worker silent for longer is restarted, in seconds")
     ] = 60
