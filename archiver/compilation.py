@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -30,14 +31,22 @@ from ..handlers.compiled import (
     load_library,
 )
 from ..handlers.errors import MemberError
-from ..handlers.execution import accelerate, wants_bfloat16
+from ..handlers.execution import accelerate, is_large, wants_bfloat16
 from ..handlers.members import LoadedMember, difference, load_member
 from ..handlers.preprocess import preprocessors_of
 from ..handlers.service import choose_device
 from ..handlers.spec import EnsembleSpec, Member, Precision
 from ..handlers.stacking import alike, stack_of
 from ..handlers.trial import trial_images
-from .libraries import Autocast, NotCompiled, compile_library, require_compiler, require_faster
+from .libraries import (
+    Autocast,
+    NotCompiled,
+    compile_library,
+    require_compiler,
+    require_faster,
+    torchs_errors,
+)
+from .quantization import quantized, require_quantization
 from .trunks import Joint, sharing
 
 # Two differing samples: torch.export would take a batch of one for a constant.
@@ -75,6 +84,8 @@ def compiled_members(
         ArchiveError: this machine has no C++ compiler.
     """
     require_compiler()
+    if spec.runtime.precision is Precision.INT8:
+        require_quantization(len(samples))
     device = choose_device(spec, gpu=None)
     preprocessors, positions = preprocessors_of(spec, device)
     trials = trial_images(3)
@@ -109,7 +120,8 @@ def compiled_members(
             if member.name in outputs:
                 continue
             started = time.perf_counter()
-            compiler = _Compiler(spec, member, each, batches[position], work)
+            batch = batches[position]
+            compiler = _Compiler(spec, member, each, batch, work, batch[len(trials) :], say)
             try:
                 entry, raw = compiler.best()
             except NotCompiled as reason:
@@ -171,17 +183,30 @@ def _alike(
     return alike(spec, running, group_of_member)
 
 
+class _OtherAnswers(NotCompiled):
+    """It answers otherwise than the member."""
+
+
 class _Compiler:
     """Finds the fastest form of one member that answers as the member does."""
 
     def __init__(
-        self, spec: EnsembleSpec, member: Member, loaded: LoadedMember, batch: Tensor, work: Path
+        self,
+        spec: EnsembleSpec,
+        member: Member,
+        loaded: LoadedMember,
+        batch: Tensor,
+        work: Path,
+        calibration: Tensor,
+        say: Callable[[str], None],
     ) -> None:
         self._spec = spec
         self._member = member
         self._loaded = loaded
         self._batch = batch
         self._work = work
+        self._calibration = calibration
+        self._say = say
         self._most = max(spec.runtime.micro_batch, _EXPORTED_WITH)
 
     @torch.no_grad()
@@ -196,49 +221,81 @@ class _Compiler:
         if module is None or isinstance(module, torch.jit.ScriptModule):
             saved = str(self._member.weights_format)
             raise NotCompiled(f"it is saved as {saved}, and runs as that")
-        expected = self._loaded(self._batch)
         wanted = self._spec.runtime.precision
-        reduced = wants_bfloat16(self._spec, module, self._batch.device)
-        problem = ""
-        for precision in [Precision.BFLOAT16] * reduced + [Precision.FLOAT32]:
-            entry = CompiledMember(
-                file=self._compile(module, precision),
-                precision=str(precision),
-                shape=tuple(self._batch.shape[1:]),
-                most=self._most,
-                difference=0.0,
-            )
-            compiled = LoadedMember(
-                self._member.name, load_library(entry, self._work, self._batch.device), None
-            )
-            # There may be more samples than fit at once.
-            parts = torch.split(self._batch, self._most)
-            found = torch.cat([compiled(part) for part in parts])
-            changed = difference(expected, found, self._spec, self._member)
-            if changed <= PARITY:
-                self._check_faster(compiled)
-                return replace(entry, difference=changed), found
-            problem = f"in {precision} its scores differ by {changed:.1e}, more than {PARITY:g}"
-            if wanted is Precision.BFLOAT16:
-                raise MemberError(
-                    f"member '{self._member.name}': {problem}; set runtime.precision to float32 "
-                    "or auto"
-                )
-        raise NotCompiled(problem)
+        if wanted is Precision.INT8 and self._batch.device.type == "cpu" and is_large(module):
+            return self._with_int8(module)
+        return self._with_floats(module)
 
-    def _check_faster(self, compiled: LoadedMember) -> None:
-        """Compare with the member as a worker would run it.
+    def _with_int8(self, module: nn.Module) -> tuple[CompiledMember, Tensor]:
+        """In int8 if that is right and faster than in floating point."""
+        known_as = f"member '{self._member.name}'"
+        try:
+            entry, found = self._form(module, Precision.INT8)
+        except NotCompiled as reason:
+            self._say(f"{known_as} does not run in int8: {reason}")
+            return self._with_floats(module)
+        try:
+            other, others = self._with_floats(module)
+        except NotCompiled:
+            return entry, found
+        try:
+            require_faster(self._load(entry), self._load(other), self._batch[:_EXPORTED_WITH])
+        except NotCompiled as reason:
+            self._say(f"{known_as} does not run in int8, {other.precision} is as fast: {reason}")
+            return other, others
+        return entry, found
+
+    def _with_floats(self, module: nn.Module) -> tuple[CompiledMember, Tensor]:
+        """In bfloat16 where that is wanted and right, else in float32."""
+        if wants_bfloat16(self._spec, module, self._batch.device):
+            try:
+                return self._form(module, Precision.BFLOAT16)
+            except _OtherAnswers as reason:
+                if self._spec.runtime.precision is Precision.BFLOAT16:
+                    raise MemberError(
+                        f"member '{self._member.name}': {reason}; set runtime.precision to "
+                        "float32 or auto"
+                    ) from None
+        return self._form(module, Precision.FLOAT32)
+
+    def _form(self, module: nn.Module, precision: Precision) -> tuple[CompiledMember, Tensor]:
+        """One form, and its outputs for the batch.
 
         Raises:
-            NotCompiled: small members are mostly calls, and gain nothing.
+            NotCompiled: torch cannot, its answers differ, or it is no faster than the member as
+                a worker would run it.
         """
+        entry = CompiledMember(
+            file=self._compile(module, precision),
+            precision=str(precision),
+            shape=tuple(self._batch.shape[1:]),
+            most=self._most,
+            difference=0.0,
+        )
+        library = self._load(entry)
+        # There may be more samples than fit at once.
+        found = torch.cat([library(part) for part in torch.split(self._batch, self._most)])
+        changed = difference(self._loaded(self._batch), found, self._spec, self._member)
+        if not changed <= PARITY:
+            raise _OtherAnswers(
+                f"in {precision} its scores differ by {changed:.1e}, more than {PARITY:g}"
+            )
         saved = accelerate(self._loaded, self._spec, self._member, self._batch)
-        require_faster(compiled, saved, self._batch[:_EXPORTED_WITH])
+        require_faster(library, saved, self._batch[:_EXPORTED_WITH])
+        return replace(entry, difference=changed), found
+
+    def _load(self, entry: CompiledMember) -> LoadedMember:
+        library = load_library(entry, self._work, self._batch.device)
+        return LoadedMember(self._member.name, library, None)
 
     def _compile(self, module: nn.Module, precision: Precision) -> str:
         """One library, for batches of 1 to ``runtime.micro_batch`` samples."""
         if precision is Precision.BFLOAT16:
             module = Autocast(module, self._batch.device.type)
+        if precision is Precision.INT8:
+            with torchs_errors():
+                example = self._batch[:_EXPORTED_WITH]
+                module = quantized(module, _any_number(self._most), example, self._calibration)
         return compile_library(
             partial(_export, module, self._batch, self._most),
             self._work,
@@ -384,5 +441,10 @@ def _export(module: nn.Module, batch: Tensor, most: int) -> torch.export.Exporte
     return torch.export.export(
         module,
         (batch[:_EXPORTED_WITH],),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=most)},),
+        dynamic_shapes=_any_number(most),
     )
+
+
+def _any_number(most: int) -> tuple[dict[int, Any], ...]:
+    """Of samples, as torch.export is told."""
+    return ({0: torch.export.Dim("batch", min=1, max=most)},)

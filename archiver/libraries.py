@@ -62,7 +62,7 @@ def compile_library(
     from torch._inductor import aoti_compile_and_package
 
     file = f"{FOLDER}/{name}.so"
-    with _torchs_errors():
+    with torchs_errors():
         package = aoti_compile_and_package(
             exported(),
             package_path=str(work / f"{name}.pt2"),
@@ -84,13 +84,13 @@ def compile_library(
         (inside,) = (entry for entry in opened.namelist() if entry.endswith(".so"))
         (work / file).write_bytes(opened.read(inside))
     if device.type == "cpu":
-        with _torchs_errors():
+        with torchs_errors():
             write_constants(work / file, constants_of(work / file))
     return file
 
 
 @contextmanager
-def _torchs_errors() -> Iterator[None]:
+def torchs_errors() -> Iterator[None]:
     """Whatever torch's compiler raises, in a line.
 
     Raises:

@@ -18,12 +18,16 @@ from torch import Tensor, fx
 from torch._inductor.constant_folding import replace_node_with_constant
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..handlers.aot_library import Constant
+from ..handlers.aot_library import Constant, weight_sizes
+from ..handlers.errors import MemberError
 
 # The layout that a kernel wants depends on both; a weight that has to be laid out in another way
 # after all takes longer than one that was not packed.
 _SAMPLES = (1, 2, 4, 8)
 _THREADS = (1, 2)
+
+_ALIGNMENT = 64
+"""Bytes, that a weight in a library is filled up to."""
 
 
 def pack_weights(graph: fx.Graph) -> None:
@@ -86,21 +90,25 @@ def constants_of(library: Path) -> list[Constant]:
     runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
     known_as = runner.get_constant_names_to_original_fqns()
     values = runner.extract_constants_map(False)
-    # What Inductor made itself has no name in the program.
-    found = {name: values[original or name] for name, original in known_as.items()}
-    # The copy keeps the order and the distances.
-    first = min((_memory(each) for each in found.values() if each.numel()), default=0)
-    return [
-        Constant(
-            name=name,
-            dtype=str(each.dtype).removeprefix("torch."),
-            shape=tuple(each.shape),
-            strides=() if each.is_mkldnn else each.stride(),
-            offset=_address(each) - first if each.numel() else 0,
-            layout=layout_of(each) if each.is_mkldnn else "",
+    constants, offset = [], 0
+    for name, size in weight_sizes(library).items():
+        # What Inductor made itself has no name in the program; and one name there may stand for
+        # several constants (the scales of quantized activations), which are then alike.
+        value = values[known_as[name] or name]
+        if not 0 <= size - _bytes(value) < _ALIGNMENT:
+            raise MemberError(f"{library.name}: {name} takes {size} bytes, not {_bytes(value)}")
+        constants.append(
+            Constant(
+                name=name,
+                dtype=str(value.dtype).removeprefix("torch."),
+                shape=tuple(value.shape),
+                strides=() if value.is_mkldnn else value.stride(),
+                offset=offset + _start(value),
+                layout=layout_of(value) if value.is_mkldnn else "",
+            )
         )
-        for name, each in found.items()
-    ]
+        offset += size
+    return constants
 
 
 def layout_of(packed: Tensor) -> str:
@@ -108,15 +116,16 @@ def layout_of(packed: Tensor) -> str:
     return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist()).hex()
 
 
-def _address(tensor: Tensor) -> int:
-    return _memory(tensor) if tensor.is_mkldnn else tensor.data_ptr()
-
-
-def _memory(tensor: Tensor) -> int:
-    """Where that begins which a tensor may be a part of."""
+def _bytes(tensor: Tensor) -> int:
+    """Of the memory that a tensor may be a part of."""
     if tensor.is_mkldnn:
-        return int(torch.ops.mkldnn.data_ptr(tensor))
-    return tensor.untyped_storage().data_ptr()
+        return int(torch.ops.mkldnn._nbytes(tensor))
+    return tensor.untyped_storage().nbytes()
+
+
+def _start(tensor: Tensor) -> int:
+    """Bytes from there to its first element."""
+    return 0 if tensor.is_mkldnn else tensor.storage_offset() * tensor.element_size()
 
 
 @contextmanager

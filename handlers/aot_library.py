@@ -98,7 +98,7 @@ class AotLibrary:
         self._check(self._create(copies, weights))
         weakref.finalize(self, _delete, self._library, self._container, weights).atexit = False
         # It would run without, into memory that is not there.
-        missing = self._weights_wanted() - {each.name for each in constants}
+        missing = sizes_in(self._library, self._container).keys() - {c.name for c in constants}
         if missing:
             known = constants_path(path).name
             raise MemberError(f"{known} does not fit {path.name}: no {', '.join(sorted(missing))}")
@@ -150,24 +150,42 @@ class AotLibrary:
         # An earlier torch's library: it copies its weights.
         return int(self._library.AOTInductorModelContainerCreateWithDevice(*arguments))
 
-    def _weights_wanted(self) -> set[str]:
-        count, name = c_size_t(), c_char_p()
-        self._check(
-            self._library.AOTInductorModelContainerGetNumConstants(self._container, byref(count))
-        )
-        wanted = set()
-        for index in range(count.value):
-            self._check(
-                self._library.AOTInductorModelContainerGetConstantName(
-                    self._container, c_size_t(index), byref(name)
-                )
-            )
-            wanted.add((name.value or b"").decode())
-        return wanted
-
     def _check(self, error: int) -> None:
         if error:
             raise MemberError(f"{self._name} failed (error {error}; its reason is in the log)")
+
+
+def weight_sizes(path: Path) -> dict[str, int]:
+    """The bytes that each weight takes in a library, in their order.
+
+    Raises:
+        MemberError: the library does not tell.
+    """
+    library, container = ctypes.CDLL(str(path)), c_void_p()
+    if library.AOTInductorModelContainerCreateWithDevice(
+        byref(container), c_size_t(1), b"cpu", None
+    ):
+        raise MemberError(f"{path.name} cannot be loaded; the reason is in the log")
+    try:
+        return sizes_in(library, container)
+    finally:
+        library.AOTInductorModelContainerDelete(container)
+
+
+def sizes_in(library: ctypes.CDLL, container: c_void_p) -> dict[str, int]:
+    """As `weight_sizes`, of a library that is loaded."""
+    count, size, name = c_size_t(), c_size_t(), c_char_p()
+    found = {}
+    failed = library.AOTInductorModelContainerGetNumConstants(container, byref(count))
+    for index in map(c_size_t, range(count.value)):
+        failed |= library.AOTInductorModelContainerGetConstantName(container, index, byref(name))
+        failed |= library.AOTInductorModelContainerGetConstantDataSize(
+            container, index, byref(size)
+        )
+        found[(name.value or b"").decode()] = size.value
+    if failed:
+        raise MemberError("a library does not tell what its weights are")
+    return found
 
 
 @cache

@@ -70,12 +70,12 @@ def accelerate(
 
 def wants_bfloat16(spec: EnsembleSpec, module: nn.Module, device: torch.device) -> bool:
     """Whether a member is to run in bfloat16, if it then answers as before."""
-    if spec.runtime.precision is Precision.AUTO:
-        return is_bfloat16_fast(device) and _is_large(module)
+    if spec.runtime.precision in (Precision.AUTO, Precision.INT8):
+        return is_bfloat16_fast(device) and is_large(module)
     return spec.runtime.precision is Precision.BFLOAT16
 
 
-def _is_large(module: nn.Module) -> bool:
+def is_large(module: nn.Module) -> bool:
     """Whether its arithmetic takes longer than the calls around it."""
     return sum(parameter.numel() for parameter in module.parameters()) >= _LARGE
 

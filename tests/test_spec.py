@@ -98,6 +98,11 @@ def test_presence_scores_the_positive_label_alone() -> None:
             "task: classification\nserving: {max_batch_delay_ms: 0}",
             "serving.max_batch_delay_ms: input should be greater than or equal to 1",
         ),
+        (
+            "task: classification",
+            "task: classification\nruntime: {precision: int8}",
+            "runtime.precision: int8 is made at build: set runtime.compile to true",
+        ),
         ("name: digits", "name: [", "not valid YAML"),
     ],
 )

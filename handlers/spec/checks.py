@@ -9,12 +9,17 @@ from pathlib import Path, PurePosixPath
 from ..errors import SpecError
 from ..strict_yaml import Problem
 from ..tasks import Task
-from .types import EnsembleSpec, Member, Output, Preprocessing, WeightsFormat
+from .types import EnsembleSpec, Member, Output, Precision, Preprocessing, WeightsFormat
 
 
 def check(spec: EnsembleSpec, folder: Path | None) -> list[Problem]:
     """Every mistake; with a folder, the files that the spec names must exist in it."""
-    return [*_check_labels(spec), *_check_members(spec), *_check_files(spec, folder)]
+    return [
+        *_check_labels(spec),
+        *_check_members(spec),
+        *_check_runtime(spec),
+        *_check_files(spec, folder),
+    ]
 
 
 def _check_labels(spec: EnsembleSpec) -> list[Problem]:
@@ -38,6 +43,14 @@ def _check_labels(spec: EnsembleSpec) -> list[Problem]:
                 if label not in spec.score_labels
             ]
     return problems
+
+
+def _check_runtime(spec: EnsembleSpec) -> list[Problem]:
+    if spec.runtime.precision is Precision.INT8 and not spec.runtime.compile:
+        return [
+            Problem(("runtime", "precision"), "int8 is made at build: set runtime.compile to true")
+        ]
+    return []
 
 
 def _check_members(spec: EnsembleSpec) -> list[Problem]:
