@@ -125,7 +125,7 @@ def _bytes(tensor: Tensor) -> int:
 
 def _start(tensor: Tensor) -> int:
     """Bytes from there to its first element."""
-    return 0 if tensor.is_mkldnn else tensor.storage_offset() * tensor.element_size()
+    return 0 if tensor.is_mkldnn else int(tensor.storage_offset()) * tensor.element_size()
 
 
 @contextmanager
