@@ -46,7 +46,10 @@ def pack_weights(graph: fx.Graph) -> None:
         plain = _constant(module, weight)
         if plain is None or plain.is_mkldnn:
             continue
-        packed = _packed(plain, geometry, [int(size) for size in image.meta["val"].shape[1:]])
+        shape = image.meta["val"].shape[1:]
+        if _one_layout(shape) and not _one_layout(node.meta["val"].shape[1:]):
+            continue
+        packed = _packed(plain, geometry, [int(size) for size in shape])
         if packed is None:
             continue
         with graph.inserting_before(node):
@@ -61,6 +64,16 @@ def _constant(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
         return None
     found: Any = attrgetter(str(node.target))(module)
     return found.detach() if isinstance(found, Tensor) else None
+
+
+def _one_layout(shape: Sequence[int]) -> bool:
+    """Whether channels first and channels last are the same.
+
+    If an image is such, and what a convolution makes of it is not, Inductor expects channels first,
+    and oneDNN writes channels last once the weight is packed.
+    """
+    channels, *sides = shape
+    return channels == 1 or all(side == 1 for side in sides)
 
 
 def _packed(plain: Tensor, geometry: Sequence[object], shape: Sequence[int]) -> Tensor | None:

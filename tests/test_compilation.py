@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ import torch
 from member_files import Net, net, write_code, write_ensemble
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from torchserve_ensemble.archiver import libraries
 from torchserve_ensemble.archiver.build import build_archive
@@ -152,6 +154,31 @@ for samples in (1, 2, 4):
     printed = printed_with_operations(code)
     assert sum(",convolution," in line for line in printed) >= 3
     assert not [line for line in printed if ",reorder," in line and "4x3x3x3" in line]
+
+
+@needs_compiler
+def test_images_of_one_channel_or_one_pixel_have_no_layout(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(8, 8, 1, padding=1),
+        nn.Flatten(),
+    ).eval()
+    (tmp_path / "compiled").mkdir()
+    batch = torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        program = partial(
+            torch.export.export,
+            module,
+            (batch,),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=8)},),
+        )
+        file = libraries.compile_library(program, tmp_path, "gray", CPU)
+        expected = module(batch)
+    library = AotLibrary(tmp_path / file, (1, 8, 8), 8)
+    torch.testing.assert_close(library(batch), expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler
@@ -346,7 +373,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Three members, of which the first and the last have one backbone."""
     folder = tmp_path_factory.mktemp("heads")
     (folder / "heads.py").write_text(HEADS)
-    scope: dict[str, type[torch.nn.Module]] = {}
+    scope: dict[str, type[nn.Module]] = {}
     exec(HEADS, scope)
     members = []
     backbone: dict[str, torch.Tensor] = {}
