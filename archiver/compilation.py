@@ -20,7 +20,6 @@ from ..handlers.aot_library import constants_path
 from ..handlers.compiled import (
     FOLDER,
     OUTPUTS,
-    PARITY,
     RECORD,
     CompiledMember,
     CompiledRecord,
@@ -254,7 +253,7 @@ class _Compiler:
                 if self._spec.runtime.precision is Precision.BFLOAT16:
                     raise MemberError(
                         f"member '{self._member.name}': {reason}; set runtime.precision to "
-                        "float32 or auto"
+                        "float32 or auto, or tolerance to more"
                     ) from None
         return self._form(module, Precision.FLOAT32)
 
@@ -276,9 +275,10 @@ class _Compiler:
         # There may be more samples than fit at once.
         found = torch.cat([library(part) for part in torch.split(self._batch, self._most)])
         changed = difference(self._loaded(self._batch), found, self._spec, self._member)
-        if not changed <= PARITY:
+        most = self._spec.runtime.tolerance
+        if not changed <= most:
             raise _OtherAnswers(
-                f"in {precision} its scores differ by {changed:.1e}, more than {PARITY:g}"
+                f"in {precision} its scores differ by {changed:.1e}, more than {most:g}"
             )
         saved = accelerate(self._loaded, self._spec, self._member, self._batch)
         require_faster(library, saved, self._batch[:_EXPORTED_WITH])
@@ -360,8 +360,10 @@ def compile_stack(
             difference(loaded[i](batch), raw, spec, member)
             for i, raw, member in zip(positions, found, members, strict=True)
         )
-        if not changed <= PARITY:
-            raise NotCompiled(f"their scores differ by {changed:.1e}, more than {PARITY:g}")
+        if not changed <= spec.runtime.tolerance:
+            raise NotCompiled(
+                f"their scores differ by {changed:.1e}, more than {spec.runtime.tolerance:g}"
+            )
         most = max(_STACKED_SAMPLES)
         crowd = batch.repeat((-(-most // len(batch)), 1, 1, 1))[:most]
         require_faster(library, stack.forward, crowd)
@@ -426,8 +428,10 @@ def compile_trunk(
             difference(loaded[i](batch), raw, spec, member)
             for i, raw, member in zip(positions, found, members, strict=True)
         )
-        if not changed <= PARITY:
-            raise NotCompiled(f"their scores differ by {changed:.1e}, more than {PARITY:g}")
+        if not changed <= spec.runtime.tolerance:
+            raise NotCompiled(
+                f"their scores differ by {changed:.1e}, more than {spec.runtime.tolerance:g}"
+            )
 
         def one_by_one(batch: Tensor) -> Tensor:
             return torch.stack([member(batch) for member in alone])

@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .compiled import PARITY
 from .errors import MemberError
 from .members import LoadedMember, difference
 from .spec import EnsembleSpec, Member, Precision
@@ -55,15 +54,17 @@ def accelerate(
         return found
     reduced = _with_bfloat16(found, batch.device)
     changed = difference(loaded(batch), reduced(batch), spec, member)
-    if changed <= PARITY:
+    if changed <= spec.runtime.tolerance:
         logger.info("member %s runs in bfloat16 (differs by %.1e)", loaded.name, changed)
         return reduced
     message = (
         f"member '{loaded.name}': in bfloat16 its answers differ by {changed:.1e} from float32, "
-        f"more than {PARITY:g}"
+        f"more than {spec.runtime.tolerance:g}"
     )
     if wanted is Precision.BFLOAT16:
-        raise MemberError(f"{message}; set runtime.precision to float32 or auto")
+        raise MemberError(
+            f"{message}; set runtime.precision to float32 or auto, or tolerance to more"
+        )
     logger.warning("%s; it runs in float32", message)
     return found
 

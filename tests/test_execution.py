@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,8 +42,9 @@ def loaded(module: nn.Module) -> LoadedMember:
     return LoadedMember("first", module.eval(), module)
 
 
-def spec(precision: Precision = Precision.FLOAT32) -> EnsembleSpec:
-    return replace(spec_of(member("w.safetensors")), runtime=Runtime(precision=precision))
+def spec(precision: Precision = Precision.FLOAT32, **settings: Any) -> EnsembleSpec:
+    runtime = Runtime(precision=precision, **settings)
+    return replace(spec_of(member("w.safetensors")), runtime=runtime)
 
 
 def batch() -> Tensor:
@@ -50,10 +52,12 @@ def batch() -> Tensor:
 
 
 @torch.inference_mode()
-def run(module: nn.Module, precision: Precision = Precision.FLOAT32) -> tuple[Tensor, Tensor]:
+def run(
+    module: nn.Module, precision: Precision = Precision.FLOAT32, **settings: Any
+) -> tuple[Tensor, Tensor]:
     """Outputs as loaded, and accelerated."""
     plain = loaded(module)(batch())
-    chosen = spec(precision)
+    chosen = spec(precision, **settings)
     changed = accelerate(loaded(module), chosen, chosen.members[0], batch())
     return plain, changed(batch())
 
@@ -89,11 +93,10 @@ def test_bfloat16_stays_within_parity() -> None:
 
 
 def test_bfloat16_that_changes_answers_is_refused_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "PARITY", 1e-9)
     monkeypatch.setattr(execution, "is_bfloat16_fast", lambda device: True)
-    with pytest.raises(MemberError, match="set runtime.precision to float32 or auto"):
-        run(Wide(), Precision.BFLOAT16)
-    plain, changed = run(Wide(), Precision.AUTO)
+    with pytest.raises(MemberError, match="more than 1e-09; set runtime.precision to float32"):
+        run(Wide(), Precision.BFLOAT16, tolerance=1e-9)
+    plain, changed = run(Wide(), Precision.AUTO, tolerance=1e-9)
     torch.testing.assert_close(changed, plain, rtol=1e-5, atol=1e-5)
 
 

@@ -240,11 +240,20 @@ class Runtime:
         Precision,
         Field(
             description="auto: bfloat16 where the device is fast with it and each member's scores "
-            "stay within 0.01; bfloat16: the same, or the ensemble does not load; int8: calibrated "
-            "at build on --samples (compile: true), for members whose scores stay within 0.01 and "
-            "that are faster so, the others as with auto"
+            "stay within tolerance; bfloat16: the same, or the ensemble does not load; int8: "
+            "calibrated at build on --samples (compile: true), for members whose scores stay "
+            "within tolerance and that are faster so, the others as with auto"
         ),
     ] = Precision.FLOAT32
+    tolerance: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Most that a member's scores may differ, in reduced precision or compiled, "
+            "from those of the member as it was saved",
+        ),
+    ] = 0.01
     compile: Annotated[
         bool,
         Field(
