@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from examples import data
-from examples.presence.train import IMAGES_EACH
+from examples.presence import train
+from torchserve_ensemble.handlers.spec import load_spec
 
 
 def test_the_split_is_fixed() -> None:
@@ -22,4 +24,15 @@ def test_every_digit_is_in_both_parts() -> None:
 
 
 def test_the_presence_members_see_less_than_there_is() -> None:
-    assert len(data.load()[0].files) > 3 * IMAGES_EACH
+    assert len(data.load()[0].files) > 3 * train.IMAGES_EACH
+
+
+def test_the_cascade_puts_a_large_member_behind_the_examples_own() -> None:
+    folder = Path(train.__file__).parent
+    plain, cascade = (
+        load_spec(folder / name, check_files=False) for name in ("ensemble.yaml", "cascade.yaml")
+    )
+    *small, large = cascade.members
+    assert [(m.name, m.weights) for m in small] == [(m.name, m.weights) for m in plain.members]
+    assert large.name == train.LARGE
+    assert cascade.policies.lazy
