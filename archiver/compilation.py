@@ -93,76 +93,151 @@ def compiled_members(
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
-        made: dict[str, CompiledMember] = {}
-        stacks: list[CompiledStack] = []
-        outputs: dict[str, Tensor] = {}
+        compilation = _Compilation(spec, loaded, positions, batches, len(trials), work, say)
+        compilation.compile_stacks()
+        compilation.compile_members()
+        compilation.compile_trunks()
+        yield compilation.files(Target.here(device))
 
-        for together in _alike(spec, loaded, positions, batches):
+
+class _Compilation:
+    """What became of the members so far."""
+
+    def __init__(
+        self,
+        spec: EnsembleSpec,
+        loaded: Sequence[LoadedMember],
+        group_of_member: Sequence[int],
+        batches: Sequence[Tensor],
+        trials: int,
+        work: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            spec: the ensemble.
+            loaded: its members.
+            group_of_member: for each the position of its preprocessing.
+            batches: for each preprocessing the trial images and after them the samples.
+            trials: how many trial images there are.
+            work: where the libraries go, below `FOLDER`.
+            say: told what became of each member.
+        """
+        self._spec = spec
+        self._loaded = loaded
+        self._group_of_member = group_of_member
+        self._batches = batches
+        self._trials = trials
+        self._work = work
+        self._say = say
+        self._members: dict[str, CompiledMember] = {}
+        self._stacks: list[CompiledStack] = []
+        self._trunks: list[CompiledTrunk] = []
+        self._outputs: dict[str, Tensor] = {}
+
+    def compile_stacks(self) -> None:
+        """Small members of one architecture."""
+        for together in _alike(self._spec, self._loaded, self._group_of_member, self._batches):
             started = time.perf_counter()
-            names = [spec.members[i].name for i in together]
+            names = self._names(together)
             known_as = f"{names[0]} to {names[-1]} ({len(names)} of one architecture)"
             try:
                 stack, found = compile_stack(
-                    spec, together, loaded, batches[positions[together[0]]], work
+                    self._spec, together, self._loaded, self._batch(together[0]), self._work
                 )
             except NotCompiled as reason:
-                say(f"members {known_as} are not compiled as one: {reason}")
+                self._say(f"members {known_as} are not compiled as one: {reason}")
                 continue
-            stacks.append(stack)
-            for name, raw in zip(names, found, strict=True):
-                outputs[name] = raw[: len(trials)].contiguous()
-            say(
-                f"members {known_as} compiled as one: their scores differ by at most "
-                f"{stack.difference:.1e} ({time.perf_counter() - started:.0f} s)"
+            self._stacks.append(stack)
+            self._keep(names, found)
+            self._say(
+                f"members {known_as} compiled as one: their {_told(stack.difference, started)}"
             )
-        for member, each, position in zip(spec.members, loaded, positions, strict=True):
-            if member.name in outputs:
+
+    def compile_members(self) -> None:
+        """Those that are in no stack."""
+        for index, member in enumerate(self._spec.members):
+            if member.name in self._outputs:
                 continue
             started = time.perf_counter()
-            batch = batches[position]
-            compiler = _Compiler(spec, member, each, batch, work, batch[len(trials) :], say)
-            try:
-                entry, raw = compiler.best()
-            except NotCompiled as reason:
-                say(f"member '{member.name}' is not compiled: {reason}")
-                continue
-            made[member.name] = entry
-            outputs[member.name] = raw[: len(trials)].cpu().contiguous()
-            say(
-                f"member '{member.name}' compiled in {entry.precision}: its scores differ by at "
-                f"most {entry.difference:.1e} ({time.perf_counter() - started:.0f} s)"
+            batch = self._batch(index)
+            compiler = _Compiler(
+                self._spec,
+                member,
+                self._loaded[index],
+                batch,
+                self._work,
+                batch[self._trials :],
+                self._say,
             )
-        trunks: list[CompiledTrunk] = []
-        for together in sharing(spec, loaded, positions):
-            names = [spec.members[i].name for i in together]
-            if set(names) & {name for stack in stacks for name in stack.members}:
+            try:
+                entry, found = compiler.best()
+            except NotCompiled as reason:
+                self._say(f"member '{member.name}' is not compiled: {reason}")
+                continue
+            self._members[member.name] = entry
+            self._keep([member.name], found.unsqueeze(0))
+            self._say(
+                f"member '{member.name}' compiled in {entry.precision}: "
+                f"its {_told(entry.difference, started)}"
+            )
+
+    def compile_trunks(self) -> None:
+        """Those that share a backbone, once more as one."""
+        stacked = {name for stack in self._stacks for name in stack.members}
+        for together in sharing(self._spec, self._loaded, self._group_of_member):
+            names = self._names(together)
+            if stacked & set(names):
                 continue
             started = time.perf_counter()
-            batch = batches[positions[together[0]]]
+            batch = self._batch(together[0])
+            known_as = f"members {' and '.join(names)} share a backbone"
             try:
-                trunk, found = compile_trunk(spec, together, loaded, made, batch, work)
+                trunk, found = compile_trunk(
+                    self._spec, together, self._loaded, self._members, batch, self._work
+                )
             except NotCompiled as reason:
-                say(f"members {' and '.join(names)} share a backbone, and run alone: {reason}")
+                self._say(f"{known_as}, and run alone: {reason}")
                 continue
-            trunks.append(trunk)
+            self._trunks.append(trunk)
             for name, raw in zip(names, found, strict=True):
-                outputs.setdefault(name, raw[: len(trials)].cpu().contiguous())
-            say(
-                f"members {' and '.join(names)} share a backbone, compiled as one in "
-                f"{trunk.precision}: their scores differ by at most {trunk.difference:.1e} "
-                f"({time.perf_counter() - started:.0f} s)"
+                if name not in self._outputs:
+                    self._keep([name], raw.unsqueeze(0))
+            self._say(
+                f"{known_as}, compiled as one in {trunk.precision}: "
+                f"their {_told(trunk.difference, started)}"
             )
-        names = [entry.file for entry in made.values()]
-        names += [file for stack in stacks for file in stack.files]
-        names += [trunk.file for trunk in trunks]
-        lists = [str(constants_path(Path(name))) for name in names]
-        names += [name for name in lists if (work / name).exists()]
-        if names:
-            record = CompiledRecord(Target.here(device), made, tuple(stacks), tuple(trunks))
-            (work / RECORD).write_text(record.to_json())
-            save_file(outputs, work / OUTPUTS)
-            names += [RECORD, OUTPUTS]
-        yield {name: work / name for name in names}
+
+    def files(self, target: Target) -> dict[str, Path]:
+        """Path beside the spec -> the file; none where nothing was compiled."""
+        libraries = [entry.file for entry in self._members.values()]
+        libraries += [file for stack in self._stacks for file in stack.files]
+        libraries += [trunk.file for trunk in self._trunks]
+        if not libraries:
+            return {}
+        record = CompiledRecord(target, self._members, tuple(self._stacks), tuple(self._trunks))
+        (self._work / RECORD).write_text(record.to_json())
+        save_file(self._outputs, self._work / OUTPUTS)
+        lists = [str(constants_path(Path(library))) for library in libraries]
+        names = [*libraries, *lists, RECORD, OUTPUTS]
+        return {name: path for name in names if (path := self._work / name).exists()}
+
+    def _names(self, positions: Sequence[int]) -> list[str]:
+        return [self._spec.members[i].name for i in positions]
+
+    def _batch(self, member: int) -> Tensor:
+        return self._batches[self._group_of_member[member]]
+
+    def _keep(self, names: Sequence[str], found: Tensor) -> None:
+        """The members' outputs for the trial images, which a worker compares its own with."""
+        for name, raw in zip(names, found, strict=True):
+            self._outputs[name] = raw[: self._trials].cpu().contiguous()
+
+
+def _told(difference: float, started: float) -> str:
+    seconds = time.perf_counter() - started
+    return f"scores differ by at most {difference:.1e} ({seconds:.0f} s)"
 
 
 def _alike(
@@ -402,10 +477,12 @@ def compile_trunk(
         for i, member in zip(positions, members, strict=True)
     ]
     precisions = {made[member.name].precision for member in members if member.name in made}
-    precision = Precision(precisions.pop()) if len(precisions) == 1 else Precision.FLOAT32
+    # Not in int8, in which a member is calibrated alone.
+    reduced = precisions == {Precision.BFLOAT16}
+    precision = Precision.BFLOAT16 if reduced else Precision.FLOAT32
     most = max(spec.runtime.micro_batch, _EXPORTED_WITH)
     joint: nn.Module = Joint([module for i in positions if (module := loaded[i].module)])
-    if precision is Precision.BFLOAT16:
+    if reduced:
         joint = Autocast(joint, batch.device.type)
     with torch.no_grad():
         file = compile_library(
