@@ -6,8 +6,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def compiled_members(
     Raises:
         MemberError: a member cannot be loaded, or ``precision: bfloat16`` is demanded and changes
             its answers.
-        ArchiveError: this machine has no C++ compiler.
+        ArchiveError: this machine has no C++ compiler; or for int8 no torchao, or too few samples.
     """
     require_compiler()
     if spec.runtime.precision is Precision.INT8:
@@ -100,93 +100,86 @@ def compiled_members(
         yield compilation.files(Target.here(device))
 
 
+@dataclass
 class _Compilation:
-    """What became of the members so far."""
+    """What became of the members so far.
 
-    def __init__(
-        self,
-        spec: EnsembleSpec,
-        loaded: Sequence[LoadedMember],
-        group_of_member: Sequence[int],
-        batches: Sequence[Tensor],
-        trials: int,
-        work: Path,
-        say: Callable[[str], None],
-    ) -> None:
-        """Begin.
+    Attributes:
+        spec: the ensemble.
+        loaded: its members.
+        group_of_member: for each the position of its preprocessing.
+        batches: for each preprocessing the trial images and after them the samples.
+        trials: how many trial images there are.
+        work: where the libraries go, below `FOLDER`.
+        say: told what became of each member.
+        members: those compiled alone, by name.
+        stacks: small members of one architecture, compiled as one.
+        trunks: members that share a backbone, compiled as one.
+        outputs: of each compiled member for the trial images.
+    """
 
-        Args:
-            spec: the ensemble.
-            loaded: its members.
-            group_of_member: for each the position of its preprocessing.
-            batches: for each preprocessing the trial images and after them the samples.
-            trials: how many trial images there are.
-            work: where the libraries go, below `FOLDER`.
-            say: told what became of each member.
-        """
-        self._spec = spec
-        self._loaded = loaded
-        self._group_of_member = group_of_member
-        self._batches = batches
-        self._trials = trials
-        self._work = work
-        self._say = say
-        self._members: dict[str, CompiledMember] = {}
-        self._stacks: list[CompiledStack] = []
-        self._trunks: list[CompiledTrunk] = []
-        self._outputs: dict[str, Tensor] = {}
+    spec: EnsembleSpec
+    loaded: Sequence[LoadedMember]
+    group_of_member: Sequence[int]
+    batches: Sequence[Tensor]
+    trials: int
+    work: Path
+    say: Callable[[str], None]
+    members: dict[str, CompiledMember] = field(default_factory=dict)
+    stacks: list[CompiledStack] = field(default_factory=list)
+    trunks: list[CompiledTrunk] = field(default_factory=list)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def compile_stacks(self) -> None:
         """Small members of one architecture."""
-        for together in _alike(self._spec, self._loaded, self._group_of_member, self._batches):
+        for together in _alike(self.spec, self.loaded, self.group_of_member, self.batches):
             started = time.perf_counter()
             names = self._names(together)
             known_as = f"{names[0]} to {names[-1]} ({len(names)} of one architecture)"
             try:
                 stack, found = compile_stack(
-                    self._spec, together, self._loaded, self._batch(together[0]), self._work
+                    self.spec, together, self.loaded, self._batch(together[0]), self.work
                 )
             except NotCompiled as reason:
-                self._say(f"members {known_as} are not compiled as one: {reason}")
+                self.say(f"members {known_as} are not compiled as one: {reason}")
                 continue
-            self._stacks.append(stack)
+            self.stacks.append(stack)
             self._keep(names, found)
-            self._say(
+            self.say(
                 f"members {known_as} compiled as one: their {_told(stack.difference, started)}"
             )
 
     def compile_members(self) -> None:
         """Those that are in no stack."""
-        for index, member in enumerate(self._spec.members):
-            if member.name in self._outputs:
+        for index, member in enumerate(self.spec.members):
+            if member.name in self.outputs:
                 continue
             started = time.perf_counter()
-            batch = self._batch(index)
             compiler = _Compiler(
-                self._spec,
-                member,
-                self._loaded[index],
-                batch,
-                self._work,
-                batch[self._trials :],
-                self._say,
+                spec=self.spec,
+                member=member,
+                loaded=self.loaded[index],
+                batch=self._batch(index),
+                trials=self.trials,
+                work=self.work,
+                say=self.say,
             )
             try:
                 entry, found = compiler.best()
             except NotCompiled as reason:
-                self._say(f"member '{member.name}' is not compiled: {reason}")
+                self.say(f"member '{member.name}' is not compiled: {reason}")
                 continue
-            self._members[member.name] = entry
+            self.members[member.name] = entry
             self._keep([member.name], found.unsqueeze(0))
-            self._say(
+            self.say(
                 f"member '{member.name}' compiled in {entry.precision}: "
                 f"its {_told(entry.difference, started)}"
             )
 
     def compile_trunks(self) -> None:
         """Those that share a backbone, once more as one."""
-        stacked = {name for stack in self._stacks for name in stack.members}
-        for together in sharing(self._spec, self._loaded, self._group_of_member):
+        stacked = {name for stack in self.stacks for name in stack.members}
+        for together in sharing(self.spec, self.loaded, self.group_of_member):
             names = self._names(together)
             if stacked & set(names):
                 continue
@@ -195,44 +188,45 @@ class _Compilation:
             known_as = f"members {' and '.join(names)} share a backbone"
             try:
                 trunk, found = compile_trunk(
-                    self._spec, together, self._loaded, self._members, batch, self._work
+                    self.spec, together, self.loaded, self.members, batch, self.work
                 )
             except NotCompiled as reason:
-                self._say(f"{known_as}, and run alone: {reason}")
+                self.say(f"{known_as}, and run alone: {reason}")
                 continue
-            self._trunks.append(trunk)
-            for name, raw in zip(names, found, strict=True):
-                if name not in self._outputs:
-                    self._keep([name], raw.unsqueeze(0))
-            self._say(
+            self.trunks.append(trunk)
+            self._keep(names, found)
+            self.say(
                 f"{known_as}, compiled as one in {trunk.precision}: "
                 f"their {_told(trunk.difference, started)}"
             )
 
     def files(self, target: Target) -> dict[str, Path]:
         """Path beside the spec -> the file; none where nothing was compiled."""
-        libraries = [entry.file for entry in self._members.values()]
-        libraries += [file for stack in self._stacks for file in stack.files]
-        libraries += [trunk.file for trunk in self._trunks]
+        libraries = [entry.file for entry in self.members.values()]
+        libraries += [file for stack in self.stacks for file in stack.files]
+        libraries += [trunk.file for trunk in self.trunks]
         if not libraries:
             return {}
-        record = CompiledRecord(target, self._members, tuple(self._stacks), tuple(self._trunks))
-        (self._work / RECORD).write_text(record.to_json())
-        save_file(self._outputs, self._work / OUTPUTS)
+        record = CompiledRecord(target, self.members, tuple(self.stacks), tuple(self.trunks))
+        (self.work / RECORD).write_text(record.to_json())
+        save_file(self.outputs, self.work / OUTPUTS)
         lists = [str(constants_path(Path(library))) for library in libraries]
         names = [*libraries, *lists, RECORD, OUTPUTS]
-        return {name: path for name in names if (path := self._work / name).exists()}
+        return {name: path for name in names if (path := self.work / name).exists()}
 
     def _names(self, positions: Sequence[int]) -> list[str]:
-        return [self._spec.members[i].name for i in positions]
+        return [self.spec.members[i].name for i in positions]
 
     def _batch(self, member: int) -> Tensor:
-        return self._batches[self._group_of_member[member]]
+        return self.batches[self.group_of_member[member]]
 
     def _keep(self, names: Sequence[str], found: Tensor) -> None:
-        """The members' outputs for the trial images, which a worker compares its own with."""
+        """The members' outputs for the trial images, which a worker compares its own with.
+
+        Those that a member gives alone stay.
+        """
         for name, raw in zip(names, found, strict=True):
-            self._outputs[name] = raw[: self._trials].cpu().contiguous()
+            self.outputs.setdefault(name, raw[: self.trials].cpu().contiguous())
 
 
 def _told(difference: float, started: float) -> str:
@@ -261,27 +255,40 @@ class _OtherAnswers(NotCompiled):
     """It answers otherwise than the member."""
 
 
+@dataclass
 class _Compiler:
-    """Finds the fastest form of one member that answers as the member does."""
+    """Finds the fastest form of one member that answers as the member does.
 
-    def __init__(
-        self,
-        spec: EnsembleSpec,
-        member: Member,
-        loaded: LoadedMember,
-        batch: Tensor,
-        work: Path,
-        calibration: Tensor,
-        say: Callable[[str], None],
-    ) -> None:
-        self._spec = spec
-        self._member = member
-        self._loaded = loaded
-        self._batch = batch
-        self._work = work
-        self._calibration = calibration
-        self._say = say
-        self._most = max(spec.runtime.micro_batch, _EXPORTED_WITH)
+    Attributes:
+        spec: the ensemble.
+        member: one of its members.
+        loaded: as it was saved.
+        batch: the trial images and after them the samples, float32 (N, channels, height, width).
+        trials: how many trial images there are; int8 is calibrated on the samples alone.
+        work: where the libraries go, below `FOLDER`.
+        say: told why the member does not run in int8.
+    """
+
+    spec: EnsembleSpec
+    member: Member
+    loaded: LoadedMember
+    batch: Tensor
+    trials: int
+    work: Path
+    say: Callable[[str], None]
+
+    @cached_property
+    def _most(self) -> int:
+        return _most(self.spec)
+
+    @cached_property
+    def _expected(self) -> Tensor:
+        return self.loaded(self.batch)
+
+    @cached_property
+    def _saved(self) -> LoadedMember:
+        """The member as a worker would run it, which may change the module's layout."""
+        return accelerate(self.loaded, self.spec, self.member, self.batch)
 
     @torch.no_grad()
     def best(self) -> tuple[CompiledMember, Tensor]:
@@ -291,43 +298,43 @@ class _Compiler:
             NotCompiled: there is none.
             MemberError: ``precision: bfloat16`` is demanded and changes its answers.
         """
-        module = self._loaded.module
+        module = self.loaded.module
         if module is None or isinstance(module, torch.jit.ScriptModule):
-            saved = str(self._member.weights_format)
+            saved = str(self.member.weights_format)
             raise NotCompiled(f"it is saved as {saved}, and runs as that")
-        wanted = self._spec.runtime.precision
-        if wanted is Precision.INT8 and self._batch.device.type == "cpu" and is_large(module):
+        wanted = self.spec.runtime.precision
+        if wanted is Precision.INT8 and self.batch.device.type == "cpu" and is_large(module):
             return self._with_int8(module)
         return self._with_floats(module)
 
     def _with_int8(self, module: nn.Module) -> tuple[CompiledMember, Tensor]:
         """In int8 if that is right and faster than in floating point."""
-        known_as = f"member '{self._member.name}'"
+        known_as = f"member '{self.member.name}'"
         try:
             entry, found = self._form(module, Precision.INT8)
         except NotCompiled as reason:
-            self._say(f"{known_as} does not run in int8: {reason}")
+            self.say(f"{known_as} does not run in int8: {reason}")
             return self._with_floats(module)
         try:
             other, others = self._with_floats(module)
         except NotCompiled:
             return entry, found
         try:
-            require_faster(self._load(entry), self._load(other), self._batch[:_EXPORTED_WITH])
+            require_faster(self._load(entry), self._load(other), self.batch[:_EXPORTED_WITH])
         except NotCompiled as reason:
-            self._say(f"{known_as} does not run in int8, {other.precision} is as fast: {reason}")
+            self.say(f"{known_as} does not run in int8, {other.precision} is as fast: {reason}")
             return other, others
         return entry, found
 
     def _with_floats(self, module: nn.Module) -> tuple[CompiledMember, Tensor]:
         """In bfloat16 where that is wanted and right, else in float32."""
-        if wants_bfloat16(self._spec, module, self._batch.device):
+        if wants_bfloat16(self.spec, module, self.batch.device):
             try:
                 return self._form(module, Precision.BFLOAT16)
             except _OtherAnswers as reason:
-                if self._spec.runtime.precision is Precision.BFLOAT16:
+                if self.spec.runtime.precision is Precision.BFLOAT16:
                     raise MemberError(
-                        f"member '{self._member.name}': {reason}; set runtime.precision to "
+                        f"member '{self.member.name}': {reason}; set runtime.precision to "
                         "float32 or auto, or tolerance to more"
                     ) from None
         return self._form(module, Precision.FLOAT32)
@@ -342,40 +349,39 @@ class _Compiler:
         entry = CompiledMember(
             file=self._compile(module, precision),
             precision=str(precision),
-            shape=tuple(self._batch.shape[1:]),
+            shape=tuple(self.batch.shape[1:]),
             most=self._most,
             difference=0.0,
         )
         library = self._load(entry)
         # There may be more samples than fit at once.
-        found = torch.cat([library(part) for part in torch.split(self._batch, self._most)])
-        changed = difference(self._loaded(self._batch), found, self._spec, self._member)
-        most = self._spec.runtime.tolerance
+        found = torch.cat([library(part) for part in torch.split(self.batch, self._most)])
+        changed = difference(self._expected, found, self.spec, self.member)
+        most = self.spec.runtime.tolerance
         if not changed <= most:
             raise _OtherAnswers(
                 f"in {precision} its scores differ by {changed:.1e}, more than {most:g}"
             )
-        saved = accelerate(self._loaded, self._spec, self._member, self._batch)
-        require_faster(library, saved, self._batch[:_EXPORTED_WITH])
+        require_faster(library, self._saved, self.batch[:_EXPORTED_WITH])
         return replace(entry, difference=changed), found
 
     def _load(self, entry: CompiledMember) -> LoadedMember:
-        library = load_library(entry, self._work, self._batch.device)
-        return LoadedMember(self._member.name, library, None)
+        library = load_library(entry, self.work, self.batch.device)
+        return LoadedMember(self.member.name, library, None)
 
     def _compile(self, module: nn.Module, precision: Precision) -> str:
         """One library, for batches of 1 to ``runtime.micro_batch`` samples."""
         if precision is Precision.BFLOAT16:
-            module = Autocast(module, self._batch.device.type)
+            module = Autocast(module, self.batch.device.type)
         if precision is Precision.INT8:
+            example, calibration = self.batch[:_EXPORTED_WITH], self.batch[self.trials :]
             with torchs_errors():
-                example = self._batch[:_EXPORTED_WITH]
-                module = quantized(module, _any_number(self._most), example, self._calibration)
+                module = quantized(module, _any_number(self._most), example, calibration)
         return compile_library(
-            partial(_export, module, self._batch, self._most),
-            self._work,
-            f"{self._member.name}-{precision}",
-            self._batch.device,
+            partial(_export, module, self.batch, self._most),
+            self.work,
+            f"{self.member.name}-{precision}",
+            self.batch.device,
         )
 
 
@@ -431,14 +437,7 @@ def compile_stack(
         )
         library = StackLibrary(entry, work)
         found = library(batch)
-        changed = max(
-            difference(loaded[i](batch), raw, spec, member)
-            for i, raw, member in zip(positions, found, members, strict=True)
-        )
-        if not changed <= spec.runtime.tolerance:
-            raise NotCompiled(
-                f"their scores differ by {changed:.1e}, more than {spec.runtime.tolerance:g}"
-            )
+        changed = _joint_difference(spec, positions, loaded, batch, found)
         most = max(_STACKED_SAMPLES)
         crowd = batch.repeat((-(-most // len(batch)), 1, 1, 1))[:most]
         require_faster(library, stack.forward, crowd)
@@ -480,7 +479,7 @@ def compile_trunk(
     # Not in int8, in which a member is calibrated alone.
     reduced = precisions == {Precision.BFLOAT16}
     precision = Precision.BFLOAT16 if reduced else Precision.FLOAT32
-    most = max(spec.runtime.micro_batch, _EXPORTED_WITH)
+    most = _most(spec)
     joint: nn.Module = Joint([module for i in positions if (module := loaded[i].module)])
     if reduced:
         joint = Autocast(joint, batch.device.type)
@@ -501,14 +500,7 @@ def compile_trunk(
         )
         library = load_library(entry, work, batch.device)
         found = torch.cat([library(part) for part in torch.split(batch, most)], dim=1)
-        changed = max(
-            difference(loaded[i](batch), raw, spec, member)
-            for i, raw, member in zip(positions, found, members, strict=True)
-        )
-        if not changed <= spec.runtime.tolerance:
-            raise NotCompiled(
-                f"their scores differ by {changed:.1e}, more than {spec.runtime.tolerance:g}"
-            )
+        changed = _joint_difference(spec, positions, loaded, batch, found)
 
         def one_by_one(batch: Tensor) -> Tensor:
             return torch.stack([member(batch) for member in alone])
@@ -529,3 +521,31 @@ def _export(module: nn.Module, batch: Tensor, most: int) -> torch.export.Exporte
 def _any_number(most: int) -> tuple[dict[int, Any], ...]:
     """Of samples, as torch.export is told."""
     return ({0: torch.export.Dim("batch", min=1, max=most)},)
+
+
+def _joint_difference(
+    spec: EnsembleSpec,
+    positions: Sequence[int],
+    loaded: Sequence[LoadedMember],
+    batch: Tensor,
+    found: Tensor,
+) -> float:
+    """Of the scores of members that were compiled as one from those that each gives alone.
+
+    Raises:
+        NotCompiled: it is too large.
+    """
+    changed = max(
+        difference(loaded[i](batch), raw, spec, spec.members[i])
+        for i, raw in zip(positions, found, strict=True)
+    )
+    if not changed <= spec.runtime.tolerance:
+        raise NotCompiled(
+            f"their scores differ by {changed:.1e}, more than {spec.runtime.tolerance:g}"
+        )
+    return changed
+
+
+def _most(spec: EnsembleSpec) -> int:
+    """Samples that a library takes at once."""
+    return max(spec.runtime.micro_batch, _EXPORTED_WITH)

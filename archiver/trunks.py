@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -69,16 +70,12 @@ class Joint(nn.Module):
 
 
 def _bytes_by_content(module: nn.Module) -> dict[str, int]:
-    return {_digest(value): value.nbytes for value in _tensors(module)}
+    tensors = chain(module.parameters(), module.buffers())
+    return {_digest(value): value.nbytes for value in tensors}
 
 
 def _total(weights: dict[str, int]) -> int:
     return sum(weights.values())
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
 
 
 def _digest(value: Tensor) -> str:

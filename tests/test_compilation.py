@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from functools import partial
@@ -16,6 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from compiled_files import build_and_extract, needs_compiler
+from fresh_python import printed_by
 from member_files import Net, net, write_code, write_ensemble
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -35,9 +34,6 @@ from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.handlers.trial import trial_images
 
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None, reason="compiling needs a C++ compiler (apt install g++)"
-)
 
 
 def write_spec(folder: Path, **runtime: object) -> Path:
@@ -59,15 +55,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     (folder / "samples").mkdir()
     pixels = trial_images(1)[0].permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(folder / "samples" / "a.png")
-    said: list[str] = []
     spec = write_spec(folder, micro_batch=5)
     with pytest.MonkeyPatch.context() as patch:
         # So small a member is no faster compiled.
         patch.setattr(libraries, "_GAIN", 0.001)
-        archive = build_archive(spec, folder, samples=folder / "samples", say=said.append)
-    with zipfile.ZipFile(archive) as opened:
-        opened.extractall(folder / "archive")
-    return folder / "archive" / "ensemble", said
+        return build_and_extract(spec, folder / "samples")
 
 
 @pytest.fixture
@@ -124,18 +116,6 @@ def test_a_library_refuses_what_it_was_not_compiled_for(built: tuple[Path, list[
         library(torch.zeros((1, 3, 5, 4)))
 
 
-def printed_with_operations(code: str) -> list[str]:
-    """What a fresh Python prints, and each operation of oneDNN."""
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"ONEDNN_VERBOSE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout.splitlines()
-
-
 @needs_compiler
 def test_a_convolutions_weights_are_laid_out_at_build(built: tuple[Path, list[str]]) -> None:
     (path,) = (built[0] / "compiled").glob("*.so")
@@ -151,7 +131,7 @@ library = AotLibrary(Path({str(path)!r}), (3, 4, 4), 5)
 for samples in (1, 2, 4):
     library(torch.rand(samples, 3, 4, 4))
 """
-    printed = printed_with_operations(code)
+    printed = printed_by(code, ONEDNN_VERBOSE="1")
     assert sum(",convolution," in line for line in printed) >= 3
     assert not [line for line in printed if ",reorder," in line and "4x3x3x3" in line]
 
@@ -305,14 +285,10 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         members.append(
             {"name": f"m{seed}", "architecture": "net.py:Net", "weights": f"{seed}.safetensors"}
         )
-    said: list[str] = []
     spec = write_ensemble(folder, members, runtime={"compile": True})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(libraries, "_GAIN", 0.001)
-        archive = build_archive(spec, folder, say=said.append)
-    with zipfile.ZipFile(archive) as opened:
-        opened.extractall(folder / "archive")
-    return folder / "archive" / "ensemble", said
+        return build_and_extract(spec)
 
 
 def runtime_of(folder: Path) -> Runtime:
@@ -385,7 +361,6 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         members.append(
             {"name": name, "architecture": "heads.py:Heads", "weights": f"{name}.safetensors"}
         )
-    said: list[str] = []
     spec = write_ensemble(
         folder,
         members,
@@ -396,10 +371,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         # Each alone is compiled whatever it gains, and no three are stacked.
         patch.setattr(libraries, "_GAIN", 0.001)
         patch.setattr(stacking, "_SMALL", 1)
-        archive = build_archive(spec, folder, say=said.append)
-    with zipfile.ZipFile(archive) as opened:
-        opened.extractall(folder / "archive")
-    return folder / "archive" / "ensemble", said
+        return build_and_extract(spec)
 
 
 @needs_compiler
@@ -443,7 +415,7 @@ from torchserve_ensemble.handlers.aot_library import AotLibrary
 library = AotLibrary(Path({str(heads[0] / trunk.file)!r}), (3, 64, 64), 4)
 print(library(torch.rand(2, 3, 64, 64)).shape)
 """
-    printed = printed_with_operations(code)
+    printed = printed_by(code, ONEDNN_VERBOSE="1")
     assert printed[-1] == "torch.Size([2, 2, 3])"
     assert sum(",exec,cpu,convolution," in line for line in printed) == 3
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 
 import pytest
+from fresh_python import printed_by
 
 from torchserve_ensemble.handlers.memory import keep_activations
 
@@ -29,13 +28,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_the_system_gives_the_memory_of_large_tensors_once() -> None:
     faults = {}
     for keep in (True, False):
-        printed = subprocess.run(
-            [sys.executable, "-c", CODE.format(keep=keep)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        ).stdout
+        (printed,) = printed_by(CODE.format(keep=keep))
         faults[keep] = int(printed)
     assert faults[True] < faults[False] / 3
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from compiled_files import build_and_extract, needs_compiler
 from member_files import write_ensemble
 from PIL import Image
 from safetensors.torch import save_file
 
 from torchserve_ensemble.archiver import compilation, libraries
-from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.archiver.quantization import LEAST_SAMPLES
 from torchserve_ensemble.handlers.errors import ArchiveError
 from torchserve_ensemble.handlers.runtime import Runtime
@@ -24,9 +23,6 @@ from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.handlers.trial import trial_images
 
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None, reason="compiling needs a C++ compiler (apt install g++)"
-)
 WIDE = """
 from torch import nn
 
@@ -60,13 +56,7 @@ def write_wide(folder: Path, samples: int = LEAST_SAMPLES) -> Path:
 
 
 def build(folder: Path) -> tuple[Path, list[str]]:
-    """The extracted ensemble, and what the build said."""
-    said: list[str] = []
-    spec = folder / "ensemble.yaml"
-    archive = build_archive(spec, folder, samples=folder / "samples", say=said.append)
-    with zipfile.ZipFile(archive) as opened:
-        opened.extractall(folder / "archive")
-    return folder / "archive" / "ensemble", said
+    return build_and_extract(folder / "ensemble.yaml", folder / "samples")
 
 
 @needs_compiler

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-
-def run(code: str) -> str:
-    """What a fresh Python prints."""
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    ).stdout.strip()
+from fresh_python import printed_by
 
 
 def test_a_worker_does_not_import_torchs_compiler() -> None:
@@ -19,7 +11,7 @@ import sys
 import torchserve_ensemble.handlers.entry, torchserve_ensemble.handlers.service
 print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
 """
-    assert run(code) == "[]"
+    assert printed_by(code) == ["[]"]
 
 
 def test_the_compiler_is_there_when_it_is_asked_for() -> None:
@@ -32,7 +24,7 @@ pooled = roi_align(torch.ones(1, 1, 8, 8), [torch.tensor([[0.0, 0.0, 4.0, 4.0]])
 compiled = torch.compile(lambda x: functional.hflip(x) + 1, backend="eager")
 print(pooled.sum().item(), compiled(torch.arange(2.0).view(1, 1, 2)).tolist())
 """
-    assert run(code) == "4.0 [[[2.0, 1.0]]]"
+    assert printed_by(code) == ["4.0 [[[2.0, 1.0]]]"]
 
 
 def test_a_compiler_that_is_there_already_stays() -> None:
@@ -42,4 +34,4 @@ before = torch._dynamo.utils
 import torchserve_ensemble.handlers.vision
 print(torch._dynamo.utils is before, torch.compiler.disable is not None)
 """
-    assert run(code) == "True True"
+    assert printed_by(code) == ["True True"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import requests
 import torch
+from compiled_files import needs_compiler
 from member_files import net, write_code, write_ensemble
 from PIL import Image
 from probe_ensemble import image, probes
@@ -66,7 +66,7 @@ def test_repeats_come_from_the_score_cache_and_are_counted(tmp_path: Path) -> No
         assert counter(server, overrides, "ScoreCacheMisses") == 2
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+@needs_compiler
 def test_compiled_members_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So small a member is no faster compiled.
     monkeypatch.setattr(libraries, "_GAIN", 0.001)
