@@ -130,6 +130,42 @@ def content(result: Result, rows: list[dict[str, Any]] | None = None) -> dict[st
     return written
 
 
+_NUMBER = 16
+"""Bytes of a number in JSON, with what separates it from its neighbours."""
+
+_OPINION = 100
+"""Bytes of one answer (the ensemble's or a member's) without its labels."""
+
+
+def estimated_bytes(result: Result) -> int:
+    """About how long the answer will be, before it is written; seldom less than it really is."""
+    several = result.task is Task.MULTILABEL
+    by_label = (
+        AnswerField.SCORES in result.fields
+        or result.task is Task.REGRESSION
+        or (several and result.options.fields is None)
+    )
+    texts = [len(label) + _NUMBER for label in result.score_labels]
+    scores_bytes = sum(texts) if by_label else 0
+    if result.options.top_k is not None:
+        scores_bytes += sum(sorted(texts)[-result.options.top_k :]) + _OPINION
+    total = sum(_OPINION + len(sample.name) for sample in result.samples)
+    total += sum(_OPINION + len(error.message) for error in result.errors.values())
+    for group in result.groups:
+        samples, ballot = len(group.indices), group.ballot
+        opinions = 1 + len(group.outcome.spread) + (result.smoothed is not None)
+        decided = group.outcome.decisions
+        chosen = 0 if decided is None else int(decided.sum())
+        if ballot is not None and AnswerField.MEMBERS in result.fields:
+            opinions += len(ballot.member_names)
+            total += samples * sum(map(len, ballot.member_names))
+            if several:
+                chosen += int(ballot.votes.sum())
+        total += samples * opinions * (_OPINION + scores_bytes) + chosen * max(texts)
+        total += samples * sum(len(text) for text in group.missing.failed.values())
+    return total
+
+
 def sequence(result: Result) -> dict[str, Any]:
     """``stream`` as it was sent, and the decision over the whole sequence."""
     written: dict[str, Any] = {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,31 +21,73 @@ _PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
 _SAMPLE_FORMAT = 339
 _UNSIGNED = (1,)
-# What turns an image of each orientation upright (Exif 2.32, tag Orientation).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_AS_STORED: Final[Mapping[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: upright[::-1].swapaxes(0, 1),
 }
+"""For each orientation (Exif 2.32) a view of upright pixels in the order of the file."""
+
+_TURNED = range(5, 9)
+"""Orientations whose rows are stored as columns."""
+
+_PIXELS_IN_BAND = 1 << 20
+"""Pixels that are converted at once: more would need several times the memory of the image."""
+
+_MAX_CACHED_BYTES = 1 << 16
+"""Larger ICC profiles are read anew for each image: a cache of them could be filled by clients."""
+
+_MAX_PROFILE_BYTES = 4 << 20
+"""Larger ICC profiles are ignored, as broken ones are; printing profiles have 0.5 to 3 MB."""
+
 _LAB: Final = "LAB"
 
 
-def to_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """A loaded image as mode RGB: upright, in sRGB, on white.
+def rgb_pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+    """A loaded image as 8-bit sRGB on white, the right way up.
+
+    Large images are converted band by band, so that the intermediate images of a conversion never
+    have the size of the whole.
 
     Args:
         image: of any mode, loaded.
         data: the file that it comes from.
+
+    Returns:
+        uint8 (height, width, 3), in memory of its own.
     """
-    profile = image.info.get("icc_profile")
-    image = _upright(image)
+    width, height = image.size
+    orientation = _orientation(image)
+    shape = (width, height, 3) if orientation in _TURNED else (height, width, 3)
+    pixels = np.empty(shape, dtype=np.uint8)
+    stored = _AS_STORED.get(orientation, _unchanged)(pixels)
+    rows = max(1, _PIXELS_IN_BAND // max(width, 1))
+    levels = _Levels.of(image, rows) if image.mode in _DEEP else None
+    profile = _Profile.of(image.info.get("icc_profile"))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        band = image if rows >= height else image.crop((0, top, width, bottom))
+        # A copy of its own: a conversion may change what an image says of itself.
+        info, band.info = image.info, dict(image.info)
+        stored[top:bottom] = np.asarray(_band_to_rgb(band, data, levels, profile))
+        band.info = info
+    return pixels
+
+
+def _unchanged(pixels: NDArray[Any]) -> NDArray[Any]:
+    return pixels
+
+
+def _band_to_rgb(
+    image: Image.Image, data: bytes, levels: _Levels | None, profile: _Profile | None
+) -> Image.Image:
     alpha: Image.Image | None = None
-    if image.mode in _DEEP:
-        image, alpha = _eight_bits(image)
+    if levels is not None:
+        image, alpha = levels.eight_bits(image)
     elif image.has_transparency_data:
         image, alpha = _split_alpha(image, data)
     image = _to_srgb(image, profile)
@@ -52,17 +96,12 @@ def to_rgb(image: Image.Image, data: bytes) -> Image.Image:
     return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """As EXIF has it; 1, upright, where the metadata are damaged: the pixels are readable."""
     try:
-        method = _UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        return int(image.getexif().get(ORIENTATION, 1))
     except Exception:
-        # Damaged metadata does not make the pixels unreadable.
-        return image
-    if method is None:
-        return image
-    upright = image.transpose(method)
-    upright.info = image.info
-    return upright
+        return 1
 
 
 def _split_alpha(image: Image.Image, data: bytes) -> tuple[Image.Image, Image.Image]:
@@ -83,73 +122,152 @@ def _split_alpha(image: Image.Image, data: bytes) -> tuple[Image.Image, Image.Im
     return image.convert("RGB"), image.getchannel("A")
 
 
-def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """A gray image of more than 8 bits as L, where Pillow would clip at 255; and its opacity."""
-    values: NDArray[np.float64]
-    raw = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS_PER_SAMPLE)
-    if image.mode == "I" and bits == (32,) and tags.get(_SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED:
-        raw = raw.view(np.uint32)
-    # The widest of Pillow's pixels is a float32, so that no range overflows here.
-    values = raw.astype(np.float64)
-    finite = np.isfinite(values)
-    if bits == (12,):
-        low, high = 0.0, 4095.0
-    else:
-        low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
-    if finite.any():
-        least, most = float(np.min(values[finite])), float(np.max(values[finite]))
-        if least < low or most > high:
-            low, high = least, most
-    scaled = np.where(finite, values - low, 0.0) * (255.0 / ((high - low) or 1.0))
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        scaled = 255.0 - scaled
-    pixels = Image.fromarray(np.rint(scaled).astype(np.uint8))
-    key = image.info.get("transparency")
-    alpha = None if key is None else Image.fromarray(np.where(raw == key, 0, 255).astype(np.uint8))
-    return pixels, alpha
+@dataclass(frozen=True)
+class _Levels:
+    """How the values of a gray image of more than 8 bits become 0 to 255.
+
+    Attributes:
+        low: the value that becomes black.
+        high: the value that becomes white.
+        unsigned: 32-bit integers are to be read without a sign.
+        inverted: black and white are exchanged.
+    """
+
+    low: float
+    high: float
+    unsigned: bool
+    inverted: bool
+
+    @classmethod
+    def of(cls, image: Image.Image, rows: int) -> _Levels:
+        """Those of a loaded image, which is looked at in bands of some rows."""
+        tags = getattr(image, "tag_v2", {})
+        bits = tags.get(_BITS_PER_SAMPLE)
+        unsigned = (
+            image.mode == "I" and bits == (32,) and tags.get(_SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED
+        )
+        if bits == (12,):
+            low, high = 0.0, 4095.0
+        else:
+            low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
+        levels = cls(low, high, unsigned, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+        least, most = np.inf, -np.inf
+        if image.mode in {"I", "F"} or bits == (12,):
+            for top in range(0, image.height, rows):
+                bottom = min(top + rows, image.height)
+                values = levels._values(image.crop((0, top, image.width, bottom)))
+                finite = values[np.isfinite(values)]
+                if finite.size:
+                    least, most = min(least, float(finite.min())), max(most, float(finite.max()))
+        if least <= most and (least < low or most > high):
+            levels = replace(levels, low=least, high=most)
+        return levels
+
+    def eight_bits(self, band: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+        """A band as L, where Pillow would clip at 255, and its opacity."""
+        raw = self._values(band)
+        if raw.dtype.kind in "ui" and raw.dtype.itemsize == 2:
+            table = self._scaled(np.arange(2**16, dtype=np.float64))
+            gray = table[raw]
+        else:
+            gray = self._scaled(raw.astype(np.float64))
+        key = band.info.get("transparency")
+        opaque = None if key is None else np.where(raw == key, 0, 255).astype(np.uint8)
+        return Image.fromarray(gray), None if opaque is None else Image.fromarray(opaque)
+
+    def _values(self, image: Image.Image) -> NDArray[Any]:
+        raw = np.asarray(image)
+        return raw.view(np.uint32) if self.unsigned else raw
+
+    def _scaled(self, values: NDArray[np.float64]) -> NDArray[np.uint8]:
+        # The widest of Pillow's pixels is a float32, so that no range overflows here.
+        finite = np.isfinite(values)
+        scaled = np.where(finite, values - self.low, 0.0) * (
+            255.0 / ((self.high - self.low) or 1.0)
+        )
+        if self.inverted:
+            scaled = 255.0 - scaled
+        return np.rint(scaled).astype(np.uint8)
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: _Profile | None) -> Image.Image:
     if image.mode == "1":
         image = image.convert("L")
     if image.mode == _LAB:
-        transform = _transform(None, _LAB)
+        transform = _LAB_PROFILE.transform(_LAB)
         if transform is not None:
             return _apply(transform, image)
-    if profile and image.mode not in {"L", "RGB", "CMYK"}:
+    if profile is not None and image.mode not in {"L", "RGB", "CMYK"}:
         image = image.convert("RGB")
-    if profile:
+    if profile is not None:
         if image.mode == "L":
-            curve = _gray_curve(profile)
+            curve = profile.gray_curve
             image = image if curve is None else image.point(curve)
         else:
-            transform = _transform(profile, image.mode)
+            transform = profile.transform(image.mode)
             image = image if transform is None else _apply(transform, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class _Profile:
+    """An ICC profile, and what converts pixels from it to sRGB, made when it is first needed."""
+
+    def __init__(self, content: bytes | None) -> None:
+        """Take a profile as it is.
+
+        Args:
+            content: the profile's bytes; None stands for CIE LAB itself.
+        """
+        self._content = content
+        self._transforms: dict[str, ImageCms.ImageCmsTransform | None] = {}
+
+    @classmethod
+    def of(cls, content: bytes | None) -> _Profile | None:
+        """The profile of an image; None if it has none or one of a size that no profile has."""
+        if not content or len(content) > _MAX_PROFILE_BYTES:
+            return None
+        return _small_profile(content) if len(content) <= _MAX_CACHED_BYTES else cls(content)
+
+    def transform(self, mode: str) -> ImageCms.ImageCmsTransform | None:
+        """From pixels of a mode to sRGB; None where nothing can or need be done."""
+        if mode not in self._transforms:
+            self._transforms[mode] = self._build(mode)
+        return self._transforms[mode]
+
+    def _build(self, mode: str) -> ImageCms.ImageCmsTransform | None:
+        content = self._content
+        try:
+            source = ImageCms.ImageCmsProfile(
+                ImageCms.createProfile(_LAB) if content is None else io.BytesIO(content)
+            )
+            target = ImageCms.createProfile("sRGB")
+            # Exact rather than fast for gray, of which only the 256 levels are ever converted.
+            flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
+            transform = ImageCms.buildTransform(source, target, mode, "RGB", flags=flags)
+            return None if mode == "RGB" and _is_identity(transform) else transform
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            # A profile that is broken, or for another number of channels.
+            return None
+
+    @cached_property
+    def gray_curve(self) -> list[int] | None:
+        """What each gray level becomes in sRGB: one number, so that gray stays exactly gray."""
+        transform = self.transform("L")
+        if transform is None:
+            return None
+        ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(1, 256))
+        levels = np.asarray(_apply(transform, ramp))[0].astype(np.float64)
+        curve: list[int] = np.rint(levels.mean(axis=1)).astype(int).tolist()
+        return curve
+
+
+_LAB_PROFILE = _Profile(None)
+_small_profile = lru_cache(maxsize=16)(_Profile)
 
 
 def _apply(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
     converted = Image.new("RGB", image.size)
     return transform.apply(image, converted)
-
-
-@lru_cache(maxsize=16)
-def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile (None: CIE LAB itself) to sRGB; None where nothing can or need be done."""
-    try:
-        source = ImageCms.ImageCmsProfile(
-            ImageCms.createProfile(_LAB) if profile is None else io.BytesIO(profile)
-        )
-        target = ImageCms.createProfile("sRGB")
-        # Exact rather than fast for gray, of which only the 256 levels are ever converted.
-        flags = ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE
-        transform = ImageCms.buildTransform(source, target, mode, "RGB", flags=flags)
-        return None if mode == "RGB" and _is_identity(transform) else transform
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        # A profile that is broken, or for another number of channels.
-        return None
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
@@ -161,15 +279,3 @@ def _is_identity(transform: ImageCms.ImageCmsTransform) -> bool:
     probe = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(64, 64, 3)
     moved = np.asarray(_apply(transform, Image.fromarray(probe))).astype(np.int16)
     return bool(np.abs(moved - probe).max() <= 1)
-
-
-@lru_cache(maxsize=16)
-def _gray_curve(profile: bytes) -> list[int] | None:
-    """What each gray level becomes in sRGB: one number, so that gray stays exactly gray."""
-    transform = _transform(profile, "L")
-    if transform is None:
-        return None
-    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(1, 256))
-    levels = np.asarray(_apply(transform, ramp))[0].astype(np.float64)
-    curve: list[int] = np.rint(levels.mean(axis=1)).astype(int).tolist()
-    return curve

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .answers import Group, MembersOfSample, Result
-from .errors import EnsembleError, LateError, MemberError, PolicyError, SampleError
+from .errors import EnsembleError, LateError, MemberError, PolicyError, SampleError, busy
 from .options import AnswerField, Form, OnError, RequestOptions, Smoothing
 from .policies import (
     Ballot,
@@ -26,8 +28,9 @@ from .policies import (
     parse_policy,
     votes_for_majority,
 )
+from .quoting import shown, shown_names
 from .requests import ParsedRequest, Sample
-from .runtime import MemberScores, Runtime, State
+from .runtime import Input, MemberScores, Runtime, State
 from .sequences import smooth
 from .spec import EnsembleSpec, OnFailure
 from .strict_yaml import nearest
@@ -121,11 +124,11 @@ class Combiner:
             for name in names:
                 if name not in panel.member_names:
                     raise PolicyError(
-                        f"option {option}: there is no member '{name}'; the members are "
+                        f"option {option}: there is no member {shown(name)}; the members are "
                         f"{', '.join(panel.member_names)}{nearest(name, panel.member_names)}"
                     )
         if options.members and len(set(options.members)) < len(options.members):
-            raise PolicyError(f"option members names one twice: {', '.join(options.members)}")
+            raise PolicyError(f"option members names one twice: {shown_names(options.members)}")
         weights, thresholds = panel.weights.clone(), panel.member_thresholds.clone()
         for name, weight in options.weights.items():
             weights[panel.member_names.index(name)] = weight
@@ -229,7 +232,9 @@ class Choice:
             tuple(sorted(options.thresholds.items())),
         )
 
-    def run_lazily(self, runtime: Runtime, images: Sequence[Tensor]) -> Outcome:
+    def run_lazily(
+        self, runtime: Runtime, images: Sequence[Input], end: float = math.inf
+    ) -> Outcome:
         """The outcome of N samples, from as few members as decide it.
 
         Members run from the cheapest on, where the policy leaves the order open.
@@ -237,8 +242,10 @@ class Choice:
         Args:
             runtime: the members.
             images: N, as `Runtime.run` takes them.
+            end: the time of ``time.monotonic`` from which on no further micro-batch begins.
 
         Raises:
+            BusyError: samples were left at the end.
             MemberError: a member failed, or gave NaN; run all members instead.
         """
         panel, policy = self._chosen, self.policy
@@ -249,6 +256,8 @@ class Choice:
         outcomes = []
         chunk = self.combiner.spec.runtime.micro_batch
         for start in range(0, len(images), chunk):
+            if start and time.monotonic() > end:
+                raise busy()
             inputs = runtime.inputs(images[start : start + chunk])
             outcomes.append(
                 combine_lazily(
@@ -338,6 +347,8 @@ class Choice:
         if missing.failed:
             reasons = "; ".join(f"member {name}: {why}" for name, why in missing.failed.items())
             raise MemberError(f"{reasons}{short}")
+        if self.deadline_ms is None:
+            raise busy()
         raise LateError(
             f"member {', '.join(missing.late)} had not begun when the deadline of "
             f"{self.deadline_ms:g} ms was over{short}; allow more time (deadline_ms), send fewer "

@@ -2,8 +2,8 @@
 
 TorchServe imports it flat, under its file name, and hides an ImportError at module level; so
 everything but the standard library is imported in `EnsembleHandler.initialize`, where a failure is
-reported in full. Only RuntimeError and MemberError-free messages reach TorchServe's load answer;
-every other exception would end the worker without one (``ts/model_service_worker.py``).
+reported in full. TorchServe reports only RuntimeError and MemoryError raised while loading; any
+other exception ends the worker without a message (``ts/model_service_worker.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import http
 import importlib
 import inspect
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class EnsembleHandler:
             self._service = _load(folder, context)
             self._service.warm_up()
             _keep_every_part()
+            # TorchServe's worker would parse JSON of any size before the limits are known.
+            os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         except ModuleNotFoundError as error:
             raise RuntimeError(
                 f"this server's Python lacks '{error.name}', which the ensemble handler needs: "
@@ -76,8 +79,10 @@ class EnsembleHandler:
             context.set_response_content_type(index, response.content_type)
             for name, value in response.headers.items():
                 context.set_response_header(index, name, value)
-            if "host" not in raw[index].headers:
-                # gRPC. TorchServe ends the worker over a StreamPredictions answer without this.
+            if not raw[index].headers:
+                # gRPC, where requests have no headers; in HTTP even the length is one.
+                # TorchServe ends the worker over a StreamPredictions answer without this, and
+                # never sends an answer over HTTP with it.
                 context.set_response_header(index, "ts_stream_next", "false")
             bodies.append(response.body)
         return bodies

@@ -7,12 +7,14 @@
     ├── ArchiveError          a missing, damaged or foreign archive           (at build or load)
     ├── MemberError           a member that cannot be loaded or run           (at load, or 500)
     ├── LateError             members had not begun at the request's deadline (504)
+    ├── BusyError             the worker had no time left for this request    (503)
     ├── ServerError           TorchServe cannot be started or does not answer (client side)
     │   └── WorkerDiedError   a worker ended while its model was loading
     └── RequestError          one request is refused, its neighbours are not  (400)
         ├── SampleError       one sample is unreadable                        (400)
         ├── PolicyError       unknown policy or wrong parameter               (400)
-        └── TooLargeError     more samples, pixels or bytes than allowed      (413)
+        ├── TooLargeError     more samples, pixels or bytes than allowed      (413)
+        └── UnsupportedError  a body in a coding that is not understood       (415)
 
 Messages name the thing, the place and the remedy.
 """
@@ -51,6 +53,12 @@ class LateError(EnsembleError):
     """Members had not begun when a request's deadline was over."""
 
     status = 504
+
+
+class BusyError(EnsembleError):
+    """The other requests of a batch left the worker no time for this one; it may be sent again."""
+
+    status = 503
 
 
 class ServerError(EnsembleError):
@@ -97,3 +105,29 @@ class TooLargeError(RequestError):
     """A request exceeds a limit on samples, pixels or bytes."""
 
     status = 413
+
+
+class UnsupportedError(RequestError):
+    """The body is compressed in a way that is not understood."""
+
+    status = 415
+
+
+def reason(error: Exception) -> str:
+    """What another library's error says, or at least what kind it is."""
+    return str(error) or type(error).__name__
+
+
+def unforeseen() -> EnsembleError:
+    """For a mistake of this project: the other requests of the batch are answered all the same."""
+    return EnsembleError(
+        "an error that was not foreseen; its traceback is in the worker's log: please report it"
+    )
+
+
+def busy() -> BusyError:
+    """For a request whose turn in its batch came too late."""
+    return BusyError(
+        "the requests before this one took all the time that the worker has for one batch: send "
+        "it again"
+    )

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from . import answers
 from .answers import Group, Result
-from .errors import RequestError
+from .errors import RequestError, TooLargeError
 from .open_inference import InferRequest, OutputTensor, encode_infer_response
 from .options import AnswerField, Form
+from .quoting import shown_names
 from .requests import HEADER_LENGTH
 from .responses import Response, compact, encode
 from .tasks import Task
 from .uncertainty import Uncertainty
+
+_NUMBER = 14
+"""Bytes of a float32 in JSON; as binary data it takes 4."""
 
 LINES = "application/jsonl"
 TENSORS = "application/vnd.safetensors"
@@ -62,6 +66,28 @@ def write(
             return tensors(result)
         case _:
             return encode(answers.content(result, rows))
+
+
+def check_size(result: Result, max_bytes: int, *, infer: InferRequest | None = None) -> None:
+    """Check that an answer will not be too long, before it is made.
+
+    Raises:
+        TooLargeError: it would be.
+    """
+    numbers = len(result.samples) * len(result.score_labels) * (1 + len(result.member_names))
+    compact_numbers = infer is not None or result.options.response is Form.TENSORS
+    size = numbers * _NUMBER if compact_numbers else answers.estimated_bytes(result)
+    if size > max_bytes:
+        raise too_long(size, max_bytes)
+
+
+def too_long(size: int, max_bytes: int) -> TooLargeError:
+    """The refusal of a request whose answer is too long."""
+    return TooLargeError(
+        f"the answer would have some {size} bytes; the limit is {max_bytes} "
+        "(limits.max_response_bytes in the spec): send fewer samples in one request, or ask for "
+        "less (fields, include, top_k)"
+    )
 
 
 def form_of(result: Result, accept: str) -> Form:
@@ -153,7 +179,7 @@ def open_inference(result: Result, infer: InferRequest) -> Response:
     unknown = [name for name in requested if name not in columns]
     if unknown:
         raise RequestError(
-            f"output '{unknown[0]}' does not exist; choose from {', '.join(columns)}"
+            f"output {shown_names(unknown)} does not exist; choose from {', '.join(columns)}"
         )
     chosen = requested or dict.fromkeys(columns, infer.binary_output)
     body, header_length = encode_infer_response(

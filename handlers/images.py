@@ -1,30 +1,24 @@
 """Encoded image bytes to RGB pixels, as a person sees them.
 
-Only the formats in ``_FORMATS`` are read. Pillow knows some forty others; among them is EPS, which
-it hands to an external interpreter, and several that it recognises by a few bytes only.
+Only the formats in ``image_header.FORMATS`` are read. Pillow knows some forty others; among them is
+EPS, which it hands to an external interpreter, and several that it recognises by a few bytes only.
 """
 
 from __future__ import annotations
 
-import io
-import threading
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .colors import ORIENTATION, to_rgb
-from .errors import SampleError, TooLargeError
+from .colors import ORIENTATION, rgb_pixels
+from .errors import RequestError, SampleError, TooLargeError, reason
+from .image_header import ImageHeader, TooManyPiecesError, read_header
 from .vision import ImageReadMode, decode_jpeg
 
-Image.init()
-_FORMATS: list[str] = [
-    name
-    for name in ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-    if name in Image.OPEN
-]
 _REMEDY = "send JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF"
 _SIGNATURES = (
     (b"<", "markup such as HTML or SVG"),
@@ -41,8 +35,54 @@ _SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer; run git lfs pull"),
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
-# `warnings.catch_warnings` swaps state of the whole process.
-_warnings_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file whose header was read and lies within the limits; its pixels come later.
+
+    Attributes:
+        sample: whose file it is, for messages.
+        header: what the file claims to hold.
+    """
+
+    sample: _Sample
+    header: ImageHeader
+
+    def decode(self) -> Tensor:
+        """The pixels, uint8 (3, height, width), as `decode_image` describes them.
+
+        Raises:
+            SampleError: the file is damaged.
+            TooLargeError: there is not enough memory for it.
+        """
+        image, data = self.header.image, self.header.data
+        with self.sample.errors():
+            pixels = _plain_jpeg(image, data)
+            if pixels is not None:
+                return pixels
+            image.load()
+            return torch.from_numpy(rgb_pixels(image, data)).permute(2, 0, 1)
+
+
+def open_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) -> EncodedImage:
+    """Read an image's header; `decode_image` has the arguments.
+
+    Raises:
+        SampleError: not an image that can be read.
+        TooLargeError: more pixels than the limit.
+    """
+    sample = _Sample(name, index, bytes(data[:64]))
+    if not data:
+        raise sample.unreadable(
+            "is empty: send the image's bytes (curl -F file=@image.png, with the @)"
+        )
+    with sample.errors():
+        header = read_header(data)
+        excess = header.excess(max_pixels)
+        if excess is not None:
+            raise TooLargeError(f"{sample.where}: {excess}")
+        return EncodedImage(sample, header)
 
 
 def decode_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) -> Tensor:
@@ -57,8 +97,8 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0
 
     Args:
         data: the file's bytes.
-        max_pixels: width times height; checked before pixels are decoded. Pillow's own limit
-            (twice ``PIL.Image.MAX_IMAGE_PIXELS``) holds besides.
+        max_pixels: width times height, the padding of tiles included; checked before pixels are
+            decoded. Pillow's own limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``) holds besides.
         name: the sample's name, for messages.
         index: the sample's position in its request, for messages.
 
@@ -70,42 +110,50 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0
         SampleError: not an image that can be read.
         TooLargeError: more pixels than the limit.
     """
-    where = f"sample {index} ({name})" if name else f"sample {index}"
+    return open_image(data, max_pixels=max_pixels, name=name, index=index).decode()
 
-    def unreadable(problem: str) -> SampleError:
-        return SampleError(f"{where} {problem}", sample=name, index=index)
 
-    if not data:
-        raise unreadable("is empty: send the image's bytes (curl -F file=@image.png, with the @)")
-    try:
-        image = _open(data)
-        width, height = image.size
-        if width * height > max_pixels:
+@dataclass(frozen=True)
+class _Sample:
+    """The sample that an image belongs to, and the errors that tell of it.
+
+    Attributes:
+        start: the first bytes of the file.
+    """
+
+    name: str
+    index: int
+    start: bytes
+
+    @property
+    def where(self) -> str:
+        return f"sample {self.index} ({self.name})" if self.name else f"sample {self.index}"
+
+    def unreadable(self, problem: str) -> SampleError:
+        return SampleError(f"{self.where} {problem}", sample=self.name, index=self.index)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Whatever Pillow raises within comes out as an error of this sample."""
+        try:
+            yield
+        except RequestError:
+            raise
+        except (Image.DecompressionBombError, MemoryError):
             raise TooLargeError(
-                f"{where}: {width} x {height} pixels; the limit is {max_pixels} pixels "
-                "(limits.max_pixels in the spec): send a smaller image"
-            )
-        pixels = _plain_jpeg(image, data)
-        if pixels is not None:
-            return pixels
-        image.load()
-        # A copy, since Pillow's buffer is read-only.
-        upright = np.array(to_rgb(image, data))
-    except TooLargeError:
-        raise
-    except (Image.DecompressionBombError, MemoryError):
-        raise TooLargeError(
-            f"{where}: more pixels than the server can decode: send a smaller image"
-        ) from None
-    except UnidentifiedImageError:
-        raise unreadable(f"is not an image that can be read{_seen(data)}; {_REMEDY}") from None
-    except Exception as error:
-        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damage.
-        raise unreadable(
-            f"is a damaged or incomplete image ({str(error) or type(error).__name__}): send it "
-            "again, whole"
-        ) from None
-    return torch.from_numpy(upright).permute(2, 0, 1)
+                f"{self.where}: more pixels than the server can decode: send a smaller image"
+            ) from None
+        except UnidentifiedImageError:
+            raise self.unreadable(
+                f"is not an image that can be read{_seen(self.start)}; {_REMEDY}"
+            ) from None
+        except TooManyPiecesError as error:
+            raise self.unreadable(f"cannot be decoded in time: {error}") from None
+        except Exception as error:
+            # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damage.
+            raise self.unreadable(
+                f"is a damaged or incomplete image ({reason(error)}): send it again, whole"
+            ) from None
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> Tensor | None:
@@ -127,15 +175,7 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> Tensor | None:
     return decoded
 
 
-def _open(data: bytes) -> Image.Image:
-    """Read the header. Pillow's warning of many pixels is void: our limit comes right after."""
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-
-
-def _seen(data: bytes) -> str:
-    start = bytes(data[:64])
+def _seen(start: bytes) -> str:
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
         return " (it looks like HEIC; convert it to JPEG)"
     for signature, description in _SIGNATURES:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .base64_text import decoded
 from .bundles import Item, Unreadable
 from .errors import RequestError
+from .quoting import shown_names
 
 _KEYS = frozenset({"instances", "parameters", "signature_name"})
 
@@ -26,7 +26,7 @@ def instance_parameters(document: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(document) - _KEYS)
     if unknown:
         raise RequestError(
-            f'unknown key \'{unknown[0]}\' beside "instances"; options go into "parameters"'
+            f'unknown key {shown_names(unknown)} beside "instances"; options go into "parameters"'
         )
     parameters = document.get("parameters") or {}
     if not isinstance(parameters, dict):
@@ -47,9 +47,9 @@ def instance(value: Any, index: int) -> Item:
     reason = 'must be {"b64": "<base64 image>"} or nested numbers (channels, height, width)'
     if isinstance(value, str):
         try:
-            return Item(name, base64.b64decode(value, validate=True))
-        except (binascii.Error, ValueError) as error:
-            reason = f"not valid base64: {error}"
+            return Item(name, decoded(value))
+        except ValueError as error:
+            reason = str(error)
     return Item(name, Unreadable(reason))
 
 

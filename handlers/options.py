@@ -12,7 +12,23 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from .errors import RequestError
+from .quoting import is_text, shown, shown_names
 from .strict_yaml import nearest
+
+_MAX_CHARACTERS = 1 << 16
+"""Of the text of one option: the places of 256 frames take 5,000."""
+
+_MAX_VALUES = 10_000
+"""Numbers, texts, lists and objects in the value of one option."""
+
+_MAX_DEPTH = 8
+"""Levels of lists and objects in the value of one option; no option takes more than two."""
+
+_MAX_MISTAKES = 3
+"""Wrong options that one message tells of."""
+
+_MAX_WEIGHT = 1e9
+"""A weighted mean is computed in float32; beyond some 1e38 there would be no number."""
 
 
 class OnError(StrEnum):
@@ -58,9 +74,35 @@ def _json_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
+        content = json.loads(value)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"must be a JSON object or list: {error}") from None
+    _check_extent(content)
+    return content
+
+
+def _check_extent(value: Any) -> None:
+    """Check that a client's value is no larger and no deeper than an option may be.
+
+    Raises:
+        ValueError: it is.
+    """
+    level, depth, count = [value], 0, 0
+    while level:
+        depth, count = depth + 1, count + len(level)
+        if count > _MAX_VALUES:
+            raise ValueError(f"holds more than {_MAX_VALUES} values")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"is nested deeper than {_MAX_DEPTH} levels")
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += [*each, *each.values()]
+            elif isinstance(each, list):
+                inner += each
+            elif isinstance(each, str) and len(each) > _MAX_CHARACTERS:
+                raise ValueError(f"has {len(each)} characters, and may have {_MAX_CHARACTERS}")
+        level = inner
 
 
 def _list(value: Any) -> Any:
@@ -77,8 +119,10 @@ def _number_or_json(value: Any) -> Any:
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fields = Annotated[tuple[AnswerField, ...], BeforeValidator(_list)]
+Weight = Annotated[float, Field(ge=0, le=_MAX_WEIGHT)]
+Fields = Annotated[
+    Annotated[tuple[AnswerField, ...], Field(max_length=len(AnswerField))], BeforeValidator(_list)
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -164,12 +208,26 @@ def parse_options(options: Mapping[str, Any]) -> RequestOptions:
     """Check options that came as text or JSON values.
 
     Raises:
-        RequestError: names each wrong option, what it takes, and the nearest known name.
+        RequestError: names the first wrong options, what they take, and the nearest known name.
     """
+    # Cheap first: names and sizes, before anything is compared, parsed or converted.
+    unknown = [name for name in options if name not in OPTION_NAMES]
+    if unknown:
+        first = unknown[0] if is_text(unknown[0]) else ""
+        raise RequestError(
+            f"unknown option {shown_names(unknown)}{nearest(first, OPTION_NAMES)}; the options are "
+            f"{', '.join(OPTION_NAMES)}"
+        )
+    for name, value in options.items():
+        try:
+            _check_extent(value)
+        except ValueError as error:
+            raise RequestError(f"option {name}: {error}") from None
     try:
         return _OPTIONS.validate_python(dict(options))
     except ValidationError as error:
-        raise RequestError("; ".join(map(_message, error.errors()))) from None
+        details = error.errors(include_url=False, include_context=False)
+        raise RequestError("; ".join(map(_message, details[:_MAX_MISTAKES]))) from None
 
 
 def from_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -191,8 +249,6 @@ def describe_options() -> list[dict[str, Any]]:
 
 
 def _message(detail: Any) -> str:
-    name = str(detail["loc"][0])
-    if detail["type"] == "unexpected_keyword_argument":
-        return f"unknown option '{name}'{nearest(name, OPTION_NAMES)}"
+    place = [str(part) for part in detail["loc"] if isinstance(part, str | int)]
     message = detail["msg"].removeprefix("Value error, ")
-    return f"option {name}={detail['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"option {place[0]}={shown(detail['input'])}: {message[0].lower()}{message[1:]}"

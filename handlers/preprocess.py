@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,17 @@ from .parallel import SERIAL, ThreadPool
 from .spec import Color, EnsembleSpec, Interpolation, Preprocessing
 from .strict_yaml import nearest
 from .vision import ImageClassification, InterpolationMode, functional, models
+
+_MAX_ASPECT = 16
+_MAX_RESIZED_PIXELS = 1 << 20
+"""Images that are longer for their width, and would become larger than this, are cut to their
+middle before they are resized."""
+
+_MARGIN = 8
+"""Pixels of the resized image that are computed beyond the crop, so that no edge shows in it."""
+
+_PIXELS_IN_BAND = 1 << 20
+"""Pixels that become gray at once; the arithmetic takes 12 bytes for each."""
 
 # torchvision ignores antialias for these.
 _UNFILTERED = {Interpolation.NEAREST, Interpolation.NEAREST_EXACT}
@@ -97,6 +109,17 @@ def group(settings: Sequence[Preprocessing]) -> tuple[list[Preprocessing], list[
     return distinct, [position[each] for each in settings]
 
 
+@dataclasses.dataclass(frozen=True)
+class Resized:
+    """An image at the size that a preprocessing asks for.
+
+    Attributes:
+        pixels: uint8 (channels, height, width).
+    """
+
+    pixels: Tensor
+
+
 class Preprocessor:
     """One preprocessing on one device.
 
@@ -139,11 +162,12 @@ class Preprocessor:
         self._scale = self._constant((high - low) / 255 / std)
         self._shift = self._constant((low - mean) / std)
 
-    def __call__(self, images: Sequence[Tensor]) -> Tensor:
+    def __call__(self, images: Sequence[Tensor | Resized]) -> Tensor:
         """Preprocess a batch.
 
         Args:
-            images: N uint8 tensors (3, height, width), of any sizes; N may be 0.
+            images: N uint8 tensors (3, height, width), of any sizes, or what `resize` made of
+                them; N may be 0.
 
         Returns:
             float32 (N, channels, height, width) on the device.
@@ -152,29 +176,40 @@ class Preprocessor:
             return torch.zeros((0, *self.shape), device=self.device)
         if self.device.type != "cpu":
             # Bytes travel; the arithmetic is done there.
-            batch = torch.stack(self._pool.map(self._geometry, images)).to(self.device)
+            batch = torch.stack(self._pool.map(self._pixels, images)).to(self.device)
             return batch.to(torch.float32).mul_(self._scale).add_(self._shift)
         batch = torch.empty((len(images), *self.shape))
         # While an image is in the processor's cache.
         self._pool.map(self._fill, zip(images, batch, strict=True))
         return batch
 
-    def _fill(self, image_and_place: tuple[Tensor, Tensor]) -> None:
+    def resize(self, image: Tensor) -> Resized:
+        """Change colour and size of one image; the time and memory that it takes are bounded.
+
+        Args:
+            image: uint8 (3, height, width).
+        """
+        # A copy of its own, so that the image itself can go.
+        return Resized(self._geometry(image).clone())
+
+    def _pixels(self, image: Tensor | Resized) -> Tensor:
+        return image.pixels if isinstance(image, Resized) else self._geometry(image)
+
+    def _fill(self, image_and_place: tuple[Tensor | Resized, Tensor]) -> None:
         image, place = image_and_place
         # Threads of a pool do not inherit it.
         with torch.inference_mode():
-            place.copy_(self._geometry(image)).mul_(self._scale).add_(self._shift)
+            place.copy_(self._pixels(image)).mul_(self._scale).add_(self._shift)
 
     def _constant(self, values: Tensor) -> Tensor:
         return values.to(torch.float32).view(-1, 1, 1).to(self.device)
 
     def _geometry(self, image: Tensor) -> Tensor:
         settings = self.settings
+        if isinstance(settings.resize, int) and settings.crop is not None:
+            image = _middle(image, settings.resize, max(self.shape[1:]))
         if settings.color is Color.GRAYSCALE:
-            # torchvision's weights sum to 0.9999 and it rounds down, so that every gray level but
-            # black would lose one; an image that is gray already is taken as it is.
-            gray = torch.equal(image[0], image[1]) and torch.equal(image[0], image[2])
-            image = image[:1] if gray else functional.rgb_to_grayscale(image)
+            image = _gray(image)
         if settings.resize is not None:
             size = settings.resize
             image = functional.resize(
@@ -186,3 +221,43 @@ class Preprocessor:
         if settings.crop is not None:
             image = functional.center_crop(image, list(self.shape[1:]))
         return image
+
+
+def _middle(image: Tensor, resize: int, crop: int) -> Tensor:
+    """What a centred crop keeps of a very long image, and a margin around it.
+
+    When the shorter side becomes `resize`, the longer one of such an image would have any length:
+    65,000 x 1 pixels would become 16 million x 256. The result is that of resizing the whole to
+    within a twentieth of a pixel.
+
+    Args:
+        image: (channels, height, width).
+        resize: pixels that the shorter side will have.
+        crop: pixels of the longer side of the crop.
+    """
+    height, width = image.shape[1:]
+    shorter, longer = min(height, width), max(height, width)
+    resized_pixels = resize * resize * longer // shorter
+    if longer <= _MAX_ASPECT * shorter or resized_pixels <= _MAX_RESIZED_PIXELS:
+        return image
+    kept = math.ceil((crop + 2 * _MARGIN) * shorter / resize) + 2 * _MARGIN
+    # Of equal parity, so that the middle stays the middle.
+    kept = max(kept + (longer - kept) % 2, _MAX_ASPECT * shorter + longer % 2)
+    if kept >= longer:
+        return image
+    start = (longer - kept) // 2
+    dimension = 1 if height > width else 2
+    return image.narrow(dimension, start, kept)
+
+
+def _gray(image: Tensor) -> Tensor:
+    """(1, height, width).
+
+    torchvision's weights sum to 0.9999 and it rounds down, so that every gray level but black would
+    lose one; an image that is gray already is taken as it is.
+    """
+    if torch.equal(image[0], image[1]) and torch.equal(image[0], image[2]):
+        return image[:1]
+    rows = max(1, _PIXELS_IN_BAND // max(image.shape[2], 1))
+    bands = [image[:, top : top + rows] for top in range(0, image.shape[1], rows)]
+    return torch.cat([functional.rgb_to_grayscale(band) for band in bands], dim=1)

@@ -14,17 +14,21 @@ this request alone. Forms understood here:
 from __future__ import annotations
 
 import dataclasses
-import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from .bundles import BundleLimits, Item, Unreadable, rows, unpack
-from .errors import RequestError, SampleError, TooLargeError
+from .bounded_json import parse_json
+from .budget import RequestBudget
+from .bundles import Frame, Item, Unreadable, rows, unpack
+from .compression import GZIP, Unpacked
+from .errors import RequestError, SampleError, TooLargeError, UnsupportedError, reason
 from .instances import instance, instance_parameters
 from .open_inference import InferRequest, InputTensor, parse_infer_request
 from .options import OPTION_NAMES, RequestOptions, from_headers, parse_options
+from .quoting import MAX_NAME, is_text, shown
 from .spec import Limits
 from .strict_yaml import nearest
 
@@ -38,6 +42,9 @@ _IGNORED_PARAMETERS = frozenset(
     {"binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"}
 )
 """Parameters of Triton's clients that mean nothing here."""
+
+_MAX_LENGTH_DIGITS = 12
+"""Digits of a number of bytes; Python refuses to read integers of some thousand digits."""
 
 # A form field that is longer than this is no option that was misspelt.
 _LONGEST_TEXT = 4096
@@ -74,20 +81,26 @@ class Sample:
         name: form field, place in the JSON, or entry of the archive.
         index: position in the request, from 0.
         data: an encoded image; pixels, uint8 (3, H, W); a member's input that the client
-            preprocessed itself, float32 (C, H, W); or why the sample could not be read.
+            preprocessed itself, float32 (C, H, W); a frame that is still to be decoded; or why the
+            sample could not be read.
     """
 
     name: str
     index: int
-    data: bytes | Tensor | SampleError
+    data: bytes | Tensor | Frame | SampleError
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedRequest:
-    """A request's samples, in the client's order, its options, and its v2 frame if it has one."""
+    """A request's samples, in the client's order, its options, and its v2 frame if it has one.
+
+    Attributes:
+        budget: what decoding the samples may still use up.
+    """
 
     samples: tuple[Sample, ...]
     options: RequestOptions
+    budget: RequestBudget
     infer: InferRequest | None = None
 
 
@@ -99,7 +112,10 @@ def is_open_inference(request: RawRequest) -> bool:
 def _asks_for_inference(part: Part) -> bool:
     if isinstance(part.value, dict):
         return "inputs" in part.value
-    return _begins_as_json(part) and '"inputs"' in str(part.value[:10_000])
+    if not _begins_as_json(part) and not _declares_json(part):
+        return False
+    text = part.value[:10_000] if isinstance(part.value, bytes | bytearray | str) else ""
+    return '"inputs"' in str(text)
 
 
 def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
@@ -109,20 +125,22 @@ def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
         RequestError: nothing to predict, or an option or the JSON is wrong.
         TooLargeError: more samples or bytes than the limits.
     """
+    budget = RequestBudget(limits)
     _check_size(request.parts, limits)
+    parts = _decoded_parts(request, budget)
     given: dict[str, Any] = dict(from_headers(request.headers))
     documents: list[dict[str, Any]] = []
     content: list[Part] = []
     infer: InferRequest | None = None
     if HEADER_LENGTH in request.headers:
-        infer = _binary_infer(request)
-    for part in request.parts if infer is None else ():
+        infer = _binary_infer(request, parts, budget)
+    for part in parts if infer is None else ():
         if part.name in OPTION_NAMES:
             given[part.name] = _text(part)
-        elif (document := _document(part)) is None:
+        elif (document := _document(part, limits)) is None:
             content.append(part)
         elif "inputs" in document:
-            infer = parse_infer_request(document, None)
+            infer = parse_infer_request(document, None, budget)
         else:
             documents.append(document)
             given |= instance_parameters(document)
@@ -131,26 +149,27 @@ def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
     options = parse_options(given)
     found: list[Item] = []
     for part in content:
-        found += _items(part, options, limits)
+        found += _items(part, options, budget)
     for document in documents:
+        budget.take_samples(len(document["instances"]), "instances")
         found += [instance(value, i) for i, value in enumerate(document["instances"])]
     for tensor in infer.inputs if infer is not None else ():
-        found += _input_items(tensor, limits)
+        found += _input_items(tensor, budget)
     if not found:
         raise _nothing(request)
-    if len(found) > limits.max_samples:
-        raise TooLargeError(
-            f"{len(found)} samples in one request; the limit is {limits.max_samples} "
-            "(limits.max_samples in the spec): split the request"
-        )
-    return ParsedRequest(tuple(map(_sample, found, range(len(found)))), options, infer)
+    return ParsedRequest(tuple(map(_sample, found, range(len(found)))), options, budget, infer)
 
 
 def _sample(item: Item, index: int) -> Sample:
-    if isinstance(item.data, Unreadable):
-        message = f"sample {index} ({item.name}): {item.data.reason}"
-        return Sample(item.name, index, SampleError(message, sample=item.name, index=index))
-    return Sample(item.name, index, item.data)
+    name, data = item.name, item.data
+    if len(name) > MAX_NAME or not is_text(name):
+        # The answer names the sample, and a hundred bytes of an archive may hold a long name.
+        name = name[:MAX_NAME].encode("utf-8", "replace").decode()
+        data = Unreadable(f"its name must be Unicode text of at most {MAX_NAME} characters")
+    if isinstance(data, Unreadable):
+        message = f"sample {index} ({name}): {data.reason}"
+        return Sample(name, index, SampleError(message, sample=name, index=index))
+    return Sample(name, index, data)
 
 
 def _check_size(parts: Sequence[Part], limits: Limits) -> None:
@@ -160,18 +179,56 @@ def _check_size(parts: Sequence[Part], limits: Limits) -> None:
             f"the request has {size} bytes; the limit is {limits.max_request_bytes} "
             "(limits.max_request_bytes in the spec): split the request"
         )
+    most = limits.max_samples + 2 * len(OPTION_NAMES)
+    if len(parts) > most:
+        raise TooLargeError(
+            f"the request has {len(parts)} parts; with {limits.max_samples} samples at most "
+            f"(limits.max_samples in the spec) there can be {most}: split the request"
+        )
+    for part in parts:
+        if len(part.name) > MAX_NAME:
+            raise RequestError(
+                f"form field {shown(part.name)} has a name of {len(part.name)} characters; "
+                f"{MAX_NAME} are the most"
+            )
 
 
-def _document(part: Part) -> dict[str, Any] | None:
-    """A part's JSON; None if it is none. TorchServe decodes it, but not in gRPC."""
+def _decoded_parts(request: RawRequest, budget: RequestBudget) -> Sequence[Part]:
+    """The parts without their content coding (RFC 9110, 8.4), which TorchServe leaves in place.
+
+    Raises:
+        UnsupportedError: the coding is not gzip, or the body is a form, which TorchServe reads.
+        RequestError: the body is not what the header says.
+        TooLargeError: it unpacks to more than what is left of the budget.
+    """
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding in ("", "identity"):
+        return request.parts
+    whole = len(request.parts) == 1 and request.parts[0].name == BODY
+    if coding not in ("gzip", "x-gzip") or not whole:
+        raise UnsupportedError(
+            f"Content-Encoding: {shown(coding)} is not understood"
+            + ("" if whole else " for forms")
+            + "; send the body as it is, or a single body (image, archive or JSON) with gzip"
+        )
+    (part,) = request.parts
+    data = _bytes(part)
+    if not data.startswith(GZIP):
+        raise RequestError("the body is not gzip, as its Content-Encoding says; leave that out")
+    try:
+        content = Unpacked(data, "the body", budget).read(budget.unpacked_bytes_left + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise RequestError(f"the gzip body is damaged ({reason(error)}); send it again") from None
+    return [dataclasses.replace(part, value=content)]
+
+
+def _document(part: Part, limits: Limits) -> dict[str, Any] | None:
+    """A part's JSON; None if it is none."""
     value = part.value
     if isinstance(value, bytes | bytearray | str):
         if not _declares_json(part) and not _begins_as_json(part):
             return None
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"the body is not valid JSON: {error}") from None
+        value = parse_json(value, limits.max_json_values)
     if not isinstance(value, dict) or not (
         isinstance(value.get("instances"), list) or isinstance(value.get("inputs"), list)
     ):
@@ -196,40 +253,38 @@ def _begins_as_json(part: Part) -> bool:
     )
 
 
-def _binary_infer(request: RawRequest) -> InferRequest:
+def _binary_infer(
+    request: RawRequest, parts: Sequence[Part], budget: RequestBudget
+) -> InferRequest:
     text = request.headers[HEADER_LENGTH]
-    if not text.isascii() or not text.isdigit():
-        raise RequestError(f"header {HEADER_LENGTH}: must be a number of bytes, not {text[:40]!r}")
-    if len(request.parts) != 1 or not isinstance(request.parts[0].value, bytes | bytearray):
+    if not text.isascii() or not text.isdigit() or len(text) > _MAX_LENGTH_DIGITS:
+        raise RequestError(f"header {HEADER_LENGTH}: must be a number of bytes, not {shown(text)}")
+    if len(parts) != 1 or not isinstance(parts[0].value, bytes | bytearray):
         raise RequestError(
             f"a request with the header {HEADER_LENGTH} must have one binary body; send it with "
             "Content-Type: application/octet-stream"
         )
-    return parse_infer_request(bytes(request.parts[0].value), int(text))
+    return parse_infer_request(bytes(parts[0].value), int(text), budget)
 
 
-def _input_items(tensor: InputTensor, limits: Limits) -> list[Item]:
+def _input_items(tensor: InputTensor, budget: RequestBudget) -> list[Item]:
     """The samples of one v2 input: BYTES are encoded images, numbers are pixels or inputs."""
     if tensor.datatype == "BYTES":
+        budget.take_samples(tensor.data.size, tensor.name)
         values = tensor.data.reshape(-1).tolist()
         return [Item(f"{tensor.name}[{i}]", value) for i, value in enumerate(values)]
-    return rows(tensor.data, name=tensor.name, limits=_bundle_limits(limits))
+    return rows(tensor.data, name=tensor.name, budget=budget)
 
 
-def _items(part: Part, options: RequestOptions, limits: Limits) -> list[Item]:
+def _items(part: Part, options: RequestOptions, budget: RequestBudget) -> list[Item]:
     if _is_text(part):
         raise _unknown_field(part)
     data = _bytes(part)
-    items = unpack(data, name=part.name, split_frames=options.frames, limits=_bundle_limits(limits))
-    return [Item(part.name, data)] if items is None else items
-
-
-def _bundle_limits(limits: Limits) -> BundleLimits:
-    return BundleLimits(
-        max_entries=limits.max_samples,
-        max_unpacked_bytes=limits.max_unpacked_bytes,
-        max_pixels=limits.max_pixels,
-    )
+    items = unpack(data, name=part.name, split_frames=options.frames, budget=budget)
+    if items is not None:
+        return items
+    budget.take_samples(1, part.name)
+    return [Item(part.name, data)]
 
 
 def _is_text(part: Part) -> bool:
@@ -283,7 +338,7 @@ def _text(part: Part) -> Any:
 def _bytes(part: Part) -> bytes:
     if isinstance(part.value, bytes | bytearray):
         return bytes(part.value)
-    return str(part.value).encode("utf-8")
+    return str(part.value).encode("utf-8", "surrogatepass")
 
 
 def lower_case(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -15,6 +15,12 @@ from .errors import EnsembleError, SampleError
 
 JSON = "application/json"
 
+_MAX_MESSAGE = 2000
+"""Characters of an error's message."""
+
+_MAX_SAMPLES_LISTED = 8
+"""Failed samples that a refusal lists one by one; the others it counts."""
+
 
 @dataclass(frozen=True)
 class Response:
@@ -56,10 +62,13 @@ def encode(content: object, status: int = 200) -> Response:
 
 def error_content(error: EnsembleError) -> dict[str, Any]:
     """``{"code", "type", "message"}``, and for a sample its name and position."""
+    message = error.message
+    if len(message) > _MAX_MESSAGE:
+        message = f"{message[:_MAX_MESSAGE]}..."
     content: dict[str, Any] = {
         "code": error.status,
         "type": type(error).__name__,
-        "message": error.message,
+        "message": message,
     }
     if isinstance(error, SampleError):
         content |= {"sample": error.sample, "index": error.index}
@@ -73,12 +82,14 @@ def encode_error(
 
     Args:
         error: why.
-        samples: every sample that failed, if samples did.
+        samples: every sample that failed, if samples did; the first few are listed.
         open_inference: add the key ``error``, in which clients of that protocol look for the text.
     """
     content = error_content(error)
     if samples:
-        content["samples"] = [error_content(sample) for sample in samples]
+        content["samples"] = [error_content(sample) for sample in samples[:_MAX_SAMPLES_LISTED]]
+        if len(samples) > _MAX_SAMPLES_LISTED:
+            content["more_samples"] = len(samples) - _MAX_SAMPLES_LISTED
     if open_inference:
-        content["error"] = error.message
+        content["error"] = content["message"]
     return encode(content, error.status)

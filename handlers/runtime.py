@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
@@ -19,7 +19,7 @@ from .errors import MemberError
 from .execution import accelerate
 from .members import LoadedMember, check_member, load_member, scores
 from .parallel import SERIAL, ThreadPool
-from .preprocess import Preprocessor, preprocessors_of
+from .preprocess import Preprocessor, Resized, preprocessors_of
 from .schedule import Task, Work, in_turn, piece_of, plan
 from .spec import EnsembleSpec, Member
 from .stacking import Stack, Trunk, find_stacks, find_trunks
@@ -66,6 +66,25 @@ class MemberScores:
         """Note that a member gave nothing for some samples."""
         self.states[member, samples] = State.FAILED
         self.reasons |= dict.fromkeys(((member, sample) for sample in samples.tolist()), reason)
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image at the sizes that members take, small whatever the image was.
+
+    Attributes:
+        shape: (3, height, width) of the image.
+        by_preprocessing: the image for each distinct preprocessing; None where no member that is
+            asked has it.
+    """
+
+    shape: tuple[int, ...]
+    by_preprocessing: tuple[Resized | None, ...]
+
+
+Input = Tensor | PreparedImage
+"""One sample for the members: pixels, uint8 (3, height, width), or what `Runtime.prepare` made of
+them; or an input that a client preprocessed itself, float32 of `Runtime.input_shape`."""
 
 
 @dataclass(frozen=True)
@@ -153,12 +172,29 @@ class Runtime:
             return None
         return self._preprocessors[0].shape
 
+    def prepare(self, pixels: Tensor, members: Iterable[int]) -> PreparedImage:
+        """Resize an image for some members.
+
+        Args:
+            pixels: uint8 (3, height, width).
+            members: their positions.
+        """
+        wanted = {self._group_of_member[member] for member in members}
+        return PreparedImage(
+            tuple(pixels.shape),
+            tuple(
+                preprocessor.resize(pixels) if position in wanted else None
+                for position, preprocessor in enumerate(self._preprocessors)
+            ),
+        )
+
     def run(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Input],
         *,
         asked: Tensor | None = None,
         deadlines: Sequence[float | None] | None = None,
+        end: float | None = None,
     ) -> MemberScores:
         """Scores of the members.
 
@@ -166,11 +202,12 @@ class Runtime:
         `reasons` tell.
 
         Args:
-            images: N tensors: pixels, uint8 (3, height, width) of any sizes, or inputs that a
-                client preprocessed itself, float32 of `input_shape`.
+            images: N samples.
             asked: (M, N) bool, which member is to see which sample; None: all see all.
             deadlines: for each sample the time of ``time.monotonic`` from which on no further
                 member begins with it; members then run in the order of voting weight per cost.
+            end: the time of ``time.monotonic`` from which on no further micro-batch begins; the
+                samples that are left are late.
         """
         members, samples = len(self._members), len(images)
         labels = len(self.spec.score_labels)
@@ -186,18 +223,21 @@ class Runtime:
         )
         chunk = self.spec.runtime.micro_batch
         for start in range(0, samples, chunk):
+            if start and end is not None and time.monotonic() > end:
+                result.states[:, start:][wanted[:, start:]] = State.LATE
+                break
             self._run_rows(
                 images, range(start, min(start + chunk, samples)), wanted, bounds, result
             )
         return result
 
-    def inputs(self, images: Sequence[Tensor]) -> BatchInputs:
+    def inputs(self, images: Sequence[Input]) -> BatchInputs:
         """A batch whose members are asked one by one."""
         return BatchInputs(self, images)
 
     def _run_rows(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Input],
         rows: range,
         wanted: Tensor,
         bounds: Tensor,
@@ -221,7 +261,7 @@ class Runtime:
     @torch.inference_mode()
     def _run_chunk(
         self,
-        images: Sequence[Tensor],
+        images: Sequence[Input],
         rows: range,
         wanted: Tensor,
         bounds: Tensor,
@@ -308,22 +348,26 @@ class Runtime:
         weights = [member.voting_weight for member in self.spec.members]
         return sorted(order, key=lambda i: -weights[i] / max(self.seconds[i], 1e-9))
 
-    def _inputs(self, shared: int, images: Sequence[Tensor]) -> Tensor:
+    def _inputs(self, shared: int, images: Sequence[Input]) -> Tensor:
         """(N, channels, height, width) float32 for the members of one preprocessing."""
         preprocessor = self._preprocessors[shared]
-        pixels = [i for i, image in enumerate(images) if image.dtype is torch.uint8]
-        preprocessed = preprocessor([images[i] for i in pixels])
+        pixels: dict[int, Tensor | Resized] = {}
+        for row, image in enumerate(images):
+            if isinstance(image, PreparedImage):
+                resized = image.by_preprocessing[shared]
+                if resized is not None:
+                    pixels[row] = resized
+            elif image.dtype is torch.uint8:
+                pixels[row] = image
+        preprocessed = preprocessor(list(pixels.values()))
         if len(pixels) == len(images):
             return preprocessed
-        batch = torch.stack(
-            [
-                preprocessed.new_empty(preprocessor.shape)
-                if image.dtype is torch.uint8
-                else image.to(self.device)
-                for image in images
-            ]
-        )
-        batch[pixels] = preprocessed
+        # Rows of which no member of this preprocessing is asked stay zero.
+        batch = torch.zeros((len(images), *preprocessor.shape), device=self.device)
+        batch[list(pixels)] = preprocessed
+        for row, image in enumerate(images):
+            if isinstance(image, Tensor) and image.dtype is not torch.uint8:
+                batch[row] = image.to(self.device)
         return batch
 
     @torch.inference_mode()
@@ -427,7 +471,7 @@ def _ready(
 class BatchInputs:
     """A batch of samples, preprocessed when the first member of a preprocessing asks for it."""
 
-    def __init__(self, runtime: Runtime, images: Sequence[Tensor]) -> None:
+    def __init__(self, runtime: Runtime, images: Sequence[Input]) -> None:
         self._runtime = runtime
         self._images = images
         self._prepared: dict[int, Tensor] = {}

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,25 @@ from torch import Tensor
 
 from .answers import Result, predictions_of
 from .combining import Choice, Combiner, refuses
+from .decoding import Decoder, Opened
 from .errors import (
+    BusyError,
     EnsembleError,
     MemberError,
     PolicyError,
     RequestError,
-    SampleError,
     SpecError,
+    TooLargeError,
+    unforeseen,
 )
-from .forms import form_of, write
-from .images import decode_image
+from .forms import check_size, form_of, too_long, write
 from .memory import keep_activations
 from .options import Form, describe_options
 from .parallel import SERIAL, ThreadPool
 from .policies import Catalogue, check_catalogue, load_fitted, rows_of
 from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, parse_request
 from .responses import Response, encode_error
-from .runtime import MemberScores, Runtime
+from .runtime import Input, MemberScores, Runtime
 from .score_cache import KnownScores, ScoreCache, with_known
 from .sequences import check_frame_order
 from .spec import EnsembleSpec
@@ -46,6 +48,13 @@ from .trial import trial_images
 logger = logging.getLogger(__name__)
 
 _KERNELS = 16_384
+
+_SHARE_OF_TIMEOUT = 0.5
+"""Share of the response timeout after which a batch begins nothing new.
+
+TorchServe ends a worker that is silent for longer than that timeout, and with it every request of
+the batch. What is left then is refused, and may be sent again.
+"""
 
 _WARM = 32
 """Most samples in one batch that a worker computes before it is ready."""
@@ -75,7 +84,7 @@ class _Pending:
     choice: Choice
     accept: str
     readable: list[int] = field(default_factory=list)
-    images: list[Tensor] = field(default_factory=list)
+    images: list[Input] = field(default_factory=list)
     keys: dict[int, bytes] = field(default_factory=dict)
     """Of the images whose scores are worth keeping, by their position."""
     known: dict[int, KnownScores] = field(default_factory=dict)
@@ -85,6 +94,15 @@ class _Pending:
     """What is to be said, or the refusal; None before, and where the samples refuse it."""
     rows: list[dict[str, Any]] | None = None
     """The result's predictions, where they were written together with those of other requests."""
+
+    def charge(self, sample: Opened | KnownScores | EnsembleError) -> None:
+        """Take what decoding a sample costs from the request's budget; beyond it, refuse."""
+        if not isinstance(sample, Opened) or self.result is not None:
+            return
+        try:
+            self.request.budget.take_pixels(sample.cost, sample.where)
+        except TooLargeError as error:
+            self.result = _failure(self, error)
 
     @property
     def refused(self) -> bool:
@@ -104,7 +122,7 @@ class EnsembleService:
         pool: ThreadPool = SERIAL,
     ) -> None:
         self.spec = spec
-        self._pool = pool
+        self._decoder = Decoder(spec.limits, runtime, pool)
         self.identity = identity
         self._runtime = runtime
         most = spec.runtime.score_cache_mb * 1_000_000
@@ -169,15 +187,20 @@ class EnsembleService:
             arrived: when it reached the worker, in ``time.monotonic`` seconds; default now.
         """
         start = time.monotonic() if arrived is None else arrived
+        end = start + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout_s
         accepted = [self._accept(request) for request in requests]
-        self._decode_all([entry for entry in accepted if isinstance(entry, _Pending)])
-        live = [entry for entry in accepted if isinstance(entry, _Pending) and not entry.refused]
-        self._combine_lazily([entry for entry in live if entry.choice.lazy])
-        self._combine_all([entry for entry in live if entry.result is None], start)
+        self._decode_all([entry for entry in accepted if isinstance(entry, _Pending)], end)
+        live = [
+            entry
+            for entry in accepted
+            if isinstance(entry, _Pending) and entry.result is None and not entry.refused
+        ]
+        self._combine_lazily([entry for entry in live if entry.choice.lazy], end)
+        self._combine_all([entry for entry in live if entry.result is None], start, end)
         _write_rows(live)
-        return [entry if isinstance(entry, Response) else _write(entry) for entry in accepted]
+        return [entry if isinstance(entry, Response) else self._write(entry) for entry in accepted]
 
-    def _combine_lazily(self, entries: Sequence[_Pending]) -> None:
+    def _combine_lazily(self, entries: Sequence[_Pending], end: float) -> None:
         """Requests of one policy together, each with no more members than its samples need.
 
         Where a member fails there is no result: with all members the deployment's rule for failed
@@ -189,20 +212,24 @@ class EnsembleService:
         for group in groups.values():
             images = [image for entry in group for image in entry.images]
             try:
-                outcome = group[0].choice.run_lazily(self._runtime, images)
+                outcome = group[0].choice.run_lazily(self._runtime, images, end)
             except MemberError:
+                continue
+            except BusyError as error:
+                for entry in group:
+                    entry.result = _failure(entry, error)
                 continue
             first = 0
             for entry in group:
                 part = rows_of(outcome, slice(first, first + len(entry.images)))
                 choice, request = entry.choice, entry.request
-                _conclude(entry, partial(choice.result_of, request, entry.readable, part))
+                self._conclude(entry, partial(choice.result_of, request, entry.readable, part))
                 first += len(entry.images)
 
-    def _combine_all(self, entries: Sequence[_Pending], start: float) -> None:
+    def _combine_all(self, entries: Sequence[_Pending], start: float, end: float) -> None:
         """Each request by itself: how a sum is rounded may depend on how many samples there are."""
         try:
-            outputs = self._run(entries, start)
+            outputs = self._run(entries, start, end)
         except MemberError as error:
             for entry in entries:
                 entry.result = _failure(entry, error)
@@ -211,10 +238,10 @@ class EnsembleService:
         for entry in entries:
             rows = range(first, first + len(entry.images))
             choice, request = entry.choice, entry.request
-            _conclude(entry, partial(choice.result, request, entry.readable, rows, outputs))
+            self._conclude(entry, partial(choice.result, request, entry.readable, rows, outputs))
             first = rows.stop
 
-    def _run(self, live: Sequence[_Pending], start: float) -> MemberScores:
+    def _run(self, live: Sequence[_Pending], start: float, end: float) -> MemberScores:
         images = [image for entry in live for image in entry.images]
         wanted: list[Sequence[bool]] = []
         deadlines: list[float | None] = []
@@ -226,16 +253,17 @@ class EnsembleService:
         # Not by repeat_interleave, which would wake torch's own threads for a handful of numbers.
         asked = torch.tensor(wanted, dtype=torch.bool).reshape(-1, len(self.spec.members)).T
         if self.cache is None:
-            return self._runtime.run(images, asked=asked, deadlines=deadlines)
-        return self._run_unknown(self.cache, live, images, asked, deadlines)
+            return self._runtime.run(images, asked=asked, deadlines=deadlines, end=end)
+        return self._run_unknown(self.cache, live, images, asked, deadlines, end)
 
     def _run_unknown(
         self,
         cache: ScoreCache,
         live: Sequence[_Pending],
-        images: Sequence[Tensor],
+        images: Sequence[Input],
         asked: Tensor,
         deadlines: Sequence[float | None],
+        end: float,
     ) -> MemberScores:
         """The scores of all samples; members run for those that are not known."""
         known: dict[int, KnownScores] = {}
@@ -250,6 +278,7 @@ class EnsembleService:
             [images[column] for column in unknown],
             asked=asked[:, unknown],
             deadlines=[deadlines[column] for column in unknown],
+            end=end,
         )
         for position, column in enumerate(unknown):
             if column in keys:
@@ -275,12 +304,7 @@ class EnsembleService:
             ],
             "policies": self._combiner.catalogue.describe(),
             "options": describe_options(),
-            "limits": {
-                "max_samples": spec.limits.max_samples,
-                "max_pixels": spec.limits.max_pixels,
-                "max_request_bytes": spec.limits.max_request_bytes,
-                "max_unpacked_bytes": spec.limits.max_unpacked_bytes,
-            },
+            "limits": asdict(spec.limits),
             "input_shape": self._runtime.input_shape,
             "device": str(self._runtime.device),
             "score_cache": None if self.cache is None else self.cache.describe(),
@@ -292,7 +316,7 @@ class EnsembleService:
             return self._parse(request)
         except Exception:
             logger.exception("a request could not be parsed")
-            return encode_error(_unforeseen())
+            return encode_error(unforeseen())
 
     def _parse(self, request: RawRequest) -> _Pending | Response:
         try:
@@ -303,8 +327,13 @@ class EnsembleService:
             return encode_error(error, open_inference=is_open_inference(request))
         return _Pending(parsed, choice, request.headers.get("accept", ""))
 
-    def _decode_all(self, entries: Sequence[_Pending]) -> None:
-        """The samples of all requests, side by side."""
+    def _decode_all(self, entries: Sequence[_Pending], end: float) -> None:
+        """The samples of all requests: headers, then pixels where the budget of a request allows.
+
+        Args:
+            entries: the requests.
+            end: the time of ``time.monotonic`` from which on no further image is begun.
+        """
         samples = [(entry, sample) for entry in entries for sample in entry.request.samples]
         known = [self._look_up(entry, sample) for entry, sample in samples]
         unknown = [
@@ -312,21 +341,72 @@ class EnsembleService:
             for (_, sample), found in zip(samples, known, strict=True)
             if not isinstance(found, KnownScores)
         ]
-        decoded = iter(self._pool.map(self._decode, unknown))
-        for (entry, sample), found in zip(samples, known, strict=True):
+        opened = iter(self._decoder.open_all(unknown))
+        found_or_opened = [
+            found if isinstance(found, KnownScores) else next(opened) for found in known
+        ]
+        for (entry, _), found in zip(samples, found_or_opened, strict=True):
+            entry.charge(found)
+        decoded = iter(
+            self._decoder.decode_all(
+                [
+                    (found, entry.choice.members)
+                    for (entry, _), found in zip(samples, found_or_opened, strict=True)
+                    if isinstance(found, Opened) and entry.result is None
+                ],
+                end,
+            )
+        )
+        for (entry, sample), key, found in zip(samples, known, found_or_opened, strict=True):
+            if entry.result is not None:
+                continue
             position = len(entry.images)
+            image: Input | EnsembleError
             if isinstance(found, KnownScores):
                 entry.known[position] = found
-                image: Tensor | EnsembleError = torch.empty(0)
+                image = torch.empty(0)
             else:
-                image = next(decoded)
-            if not isinstance(image, Tensor):
+                image = next(decoded) if isinstance(found, Opened) else found
+            if isinstance(image, EnsembleError):
                 entry.errors[sample.index] = image
                 continue
             entry.images.append(image)
             entry.readable.append(sample.index)
-            if isinstance(found, bytes):
-                entry.keys[position] = found
+            if isinstance(key, bytes):
+                entry.keys[position] = key
+
+    def _conclude(self, entry: _Pending, combine: Callable[[], Result]) -> None:
+        """Note the request's result; no error of one reaches its neighbours."""
+        try:
+            result = combine()
+            entry.errors |= result.errors
+            if refuses(entry.errors, len(result.answered), entry.request.options):
+                entry.result = _refused(entry)
+                return
+            entry.result = replace(result, errors=entry.errors) if entry.errors else result
+            max_bytes = self.spec.limits.max_response_bytes
+            check_size(entry.result, max_bytes, infer=entry.request.infer)
+        except EnsembleError as error:
+            entry.result = _failure(entry, error)
+        except Exception:
+            logger.exception("a request could not be answered")
+            entry.result = _failure(entry, unforeseen())
+
+    def _write(self, entry: _Pending) -> Response:
+        if not isinstance(entry.result, Result):
+            return entry.result or _refused(entry)
+        try:
+            infer = entry.request.infer
+            response = write(entry.result, accept=entry.accept, infer=infer, rows=entry.rows)
+            max_bytes = self.spec.limits.max_response_bytes
+            if len(response.body) > max_bytes:
+                raise too_long(len(response.body), max_bytes)
+            return response
+        except EnsembleError as error:
+            return _failure(entry, error)
+        except Exception:
+            logger.exception("a request could not be answered")
+            return _failure(entry, unforeseen())
 
     def _look_up(self, entry: _Pending, sample: Sample) -> KnownScores | bytes | None:
         """Scores, or the key to keep them by.
@@ -338,67 +418,6 @@ class EnsembleService:
             return None
         key = self.cache.key(sample.data)
         return self.cache.find(key, entry.choice.members) or key
-
-    def _decode(self, sample: Sample) -> Tensor | EnsembleError:
-        """The pixels, or why there are none; never an error that would fail its neighbours."""
-        try:
-            return self._pixels(sample)
-        except RequestError as error:
-            return error
-        except Exception:
-            logger.exception("a sample could not be decoded")
-            return _unforeseen()
-
-    def _pixels(self, sample: Sample) -> Tensor:
-        if isinstance(sample.data, SampleError):
-            raise sample.data
-        if isinstance(sample.data, Tensor):
-            return self._check_tensor(sample, sample.data)
-        return decode_image(
-            sample.data,
-            max_pixels=self.spec.limits.max_pixels,
-            name=sample.name,
-            index=sample.index,
-        )
-
-    def _check_tensor(self, sample: Sample, data: Tensor) -> Tensor:
-        if data.dtype is torch.uint8:
-            return data
-        shape, problem = self._runtime.input_shape, None
-        if shape is None:
-            problem = (
-                "the members have different preprocessings, so there is no one preprocessed "
-                "input; send images, or pixels (uint8)"
-            )
-        elif tuple(data.shape) != shape:
-            problem = (
-                f"a preprocessed sample has shape {tuple(data.shape)}, and the members take {shape}"
-            )
-        elif not bool(data.isfinite().all()):
-            problem = "it holds NaN or infinite numbers; a preprocessed sample must be finite"
-        if problem is not None:
-            raise SampleError(
-                f"sample {sample.index} ({sample.name}): {problem}",
-                sample=sample.name,
-                index=sample.index,
-            )
-        return data
-
-
-def _conclude(entry: _Pending, combine: Callable[[], Result]) -> None:
-    """Note the request's result; no error of one reaches its neighbours."""
-    try:
-        result = combine()
-        entry.errors |= result.errors
-        if refuses(entry.errors, len(result.answered), entry.request.options):
-            entry.result = _refused(entry)
-        else:
-            entry.result = replace(result, errors=entry.errors) if entry.errors else result
-    except EnsembleError as error:
-        entry.result = _failure(entry, error)
-    except Exception:
-        logger.exception("a request could not be answered")
-        entry.result = _failure(entry, _unforeseen())
 
 
 def _write_rows(entries: Sequence[_Pending]) -> None:
@@ -418,19 +437,6 @@ def _write_rows(entries: Sequence[_Pending]) -> None:
             rows = predictions_of([result for _, result in group])
             for (entry, _), found in zip(group, rows, strict=True):
                 entry.rows = found
-
-
-def _write(entry: _Pending) -> Response:
-    if not isinstance(entry.result, Result):
-        return entry.result or _refused(entry)
-    try:
-        infer = entry.request.infer
-        return write(entry.result, accept=entry.accept, infer=infer, rows=entry.rows)
-    except EnsembleError as error:
-        return _failure(entry, error)
-    except Exception:
-        logger.exception("a request could not be answered")
-        return _failure(entry, _unforeseen())
 
 
 def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:
@@ -486,13 +492,6 @@ def _refused(entry: _Pending) -> Response:
     """The refusal of a request whose samples failed; the first one gives the status."""
     failed = [entry.errors[index] for index in sorted(entry.errors)]
     return encode_error(failed[0], failed, open_inference=entry.request.infer is not None)
-
-
-def _unforeseen() -> EnsembleError:
-    """For a mistake of this project: the other requests of the batch are answered all the same."""
-    return EnsembleError(
-        "an error that was not foreseen; its traceback is in the worker's log: please report it"
-    )
 
 
 def _failure(entry: _Pending, error: EnsembleError) -> Response:

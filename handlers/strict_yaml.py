@@ -71,8 +71,17 @@ def parse_strictly(
     raise SpecError("\n".join(_line(problem, node, source) for problem in problems))
 
 
+_MAX_COMPARED = 100
+"""Characters of a value for which the nearest choice is looked for."""
+
+
 def nearest(value: str, choices: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the closest choice, or an empty string."""
+    """``; did you mean 'x'?`` for the closest choice, or an empty string.
+
+    Long values are not compared: it takes time, and nobody misspells a name of so many letters.
+    """
+    if len(value) > _MAX_COMPARED:
+        return ""
     close = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -22,16 +22,19 @@ from image_files import encoded
 from PIL import Image
 from safetensors.numpy import save
 
-from torchserve_ensemble.handlers.bundles import BundleLimits, Item, Unreadable, rows, unpack
+from torchserve_ensemble.handlers.budget import RequestBudget
+from torchserve_ensemble.handlers.bundles import Item, Unreadable, rows, unpack
+from torchserve_ensemble.handlers.bundles.frames import AnimationFrame
 from torchserve_ensemble.handlers.errors import EnsembleError, RequestError, TooLargeError
 from torchserve_ensemble.handlers.images import decode_image
+from torchserve_ensemble.handlers.spec import Limits
 
-LIMITS = BundleLimits(max_entries=4, max_unpacked_bytes=100_000, max_pixels=10_000)
+LIMITS = Limits(max_samples=4, max_unpacked_bytes=100_000, max_pixels=10_000)
 FILES = {"b.png": b"first", "folder/a.png": b"second", "b/c.png": b"third"}
 
 
-def take(data: bytes, *, split_frames: bool = False, limits: BundleLimits = LIMITS) -> list[Item]:
-    items = unpack(data, name="file", split_frames=split_frames, limits=limits)
+def take(data: bytes, *, split_frames: bool = False, limits: Limits = LIMITS) -> list[Item]:
+    items = unpack(data, name="file", split_frames=split_frames, budget=RequestBudget(limits))
     assert items is not None
     return items
 
@@ -97,7 +100,10 @@ class TestArchives:
         self, pack: Callable[[dict[str, bytes]], bytes]
     ) -> None:
         with pytest.raises(TooLargeError, match=r"limits\.max_samples"):
-            take(pack({f".{i}": b"" for i in range(1000)}), limits=BundleLimits(4, 10**7, 1))
+            take(
+                pack({f".{i}": b"" for i in range(1000)}),
+                limits=Limits(max_samples=4, max_unpacked_bytes=10**7),
+            )
 
     def test_bombs_end_within_the_bound(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
         bomb = pack({"a.png": bytes(20_000_000)})
@@ -190,7 +196,13 @@ class TestArchives:
 
     def test_gzip_that_is_no_tar_is_no_bundle(self) -> None:
         assert (
-            unpack(gzip.compress(b"x" * 999), name="f", split_frames=False, limits=LIMITS) is None
+            unpack(
+                gzip.compress(b"x" * 999),
+                name="f",
+                split_frames=False,
+                budget=RequestBudget(LIMITS),
+            )
+            is None
         )
 
 
@@ -257,7 +269,7 @@ class TestNumbers:
             take(lying)
 
     def test_rows_of_an_array(self) -> None:
-        items = rows(np.zeros((2, 3, 4, 4), "f8"), name="images", limits=LIMITS)
+        items = rows(np.zeros((2, 3, 4, 4), "f8"), name="images", budget=RequestBudget(LIMITS))
         assert [item.name for item in items] == ["images[0]", "images[1]"]
 
 
@@ -275,9 +287,10 @@ class TestFrames:
         items = take(self.animation(form, **options), split_frames=True)
         assert [item.name for item in items] == ["file[0]", "file[1]", "file[2]"]
         for index, item in enumerate(items):
-            assert isinstance(item.data, torch.Tensor)
-            assert tuple(item.data.shape) == (3, 3, 4)
-            assert abs(int(item.data[0, 0, 0]) - 80 * index) <= 1
+            assert isinstance(item.data, AnimationFrame)
+            pixels = item.data.decode()
+            assert tuple(pixels.shape) == (3, 3, 4)
+            assert abs(int(pixels[0, 0, 0]) - 80 * index) <= 1
 
     def test_pages_of_16_bits_are_read_as_a_single_image_is(self) -> None:
         pages = [Image.fromarray(np.full((3, 4), value, np.uint16)) for value in (1000, 30000)]
@@ -286,8 +299,8 @@ class TestFrames:
         items = take(target.getvalue(), split_frames=True)
         for page, item in zip(pages, items, strict=True):
             single = decode_image(encoded(page, "TIFF"), max_pixels=100)
-            assert isinstance(item.data, torch.Tensor)
-            assert torch.equal(item.data, single)
+            assert isinstance(item.data, AnimationFrame)
+            assert torch.equal(item.data.decode(), single)
 
     def test_countless_pages_are_refused_at_once(self) -> None:
         tags = [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (278, 1), (279, 1)]
@@ -305,16 +318,16 @@ class TestFrames:
 
     def test_only_if_asked(self) -> None:
         data = self.animation("GIF")
-        assert unpack(data, name="f", split_frames=False, limits=LIMITS) is None
+        assert unpack(data, name="f", split_frames=False, budget=RequestBudget(LIMITS)) is None
 
     def test_one_frame_is_no_bundle(self) -> None:
         still = encoded(Image.new("RGB", (2, 2)), "PNG")
-        assert unpack(still, name="f", split_frames=True, limits=LIMITS) is None
+        assert unpack(still, name="f", split_frames=True, budget=RequestBudget(LIMITS)) is None
 
     def test_bounds(self) -> None:
         with pytest.raises(TooLargeError, match=r"limits\.max_samples"):
             take(self.animation("GIF", frames=5), split_frames=True)
-        small = BundleLimits(9, 10**6, 11)
+        small = Limits(max_samples=9, max_unpacked_bytes=10**6, max_pixels=11)
         with pytest.raises(TooLargeError, match=r"limits\.max_pixels"):
             take(self.animation("GIF"), split_frames=True, limits=small)
 
@@ -340,17 +353,19 @@ def test_damage_is_the_clients_mistake(data: st.DataObject) -> None:
         content[position] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(content)))
     try:
-        items = unpack(bytes(content[:cut]), name="f", split_frames=True, limits=LIMITS)
+        items = unpack(
+            bytes(content[:cut]), name="f", split_frames=True, budget=RequestBudget(LIMITS)
+        )
     except EnsembleError as error:
         assert error.status in (400, 413)
     else:
-        assert items is None or 0 < len(items) <= LIMITS.max_entries
+        assert items is None or 0 < len(items) <= LIMITS.max_samples
 
 
 @given(st.binary(max_size=600))
 def test_arbitrary_bytes(content: bytes) -> None:
     for start in (b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x1f\x8b", b"GIF89a"):
         try:
-            unpack(start + content, name="f", split_frames=True, limits=LIMITS)
+            unpack(start + content, name="f", split_frames=True, budget=RequestBudget(LIMITS))
         except EnsembleError as error:
             assert error.status in (400, 413)

@@ -17,7 +17,7 @@ from torchserve_ensemble.handlers.combining import Combiner
 from torchserve_ensemble.handlers.errors import PolicyError
 from torchserve_ensemble.handlers.options import RequestOptions, parse_options
 from torchserve_ensemble.handlers.requests import RawRequest
-from torchserve_ensemble.handlers.runtime import MemberScores, State
+from torchserve_ensemble.handlers.runtime import MemberScores, PreparedImage, State
 from torchserve_ensemble.handlers.service import EnsembleService
 
 MEMBERS = 6
@@ -50,9 +50,14 @@ def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
     logits[4, 1::3] = torch.inf
 
     def run(
-        images: Sequence[Tensor], *, asked: Tensor, deadlines: Sequence[float | None]
+        images: Sequence[PreparedImage],
+        *,
+        asked: Tensor,
+        deadlines: Sequence[float | None],
+        end: float,
     ) -> MemberScores:
-        levels = [int(pixels[0, 0, 0]) // LEVELS for pixels in images]
+        resized = [image.by_preprocessing[0] for image in images]
+        levels = [int(each.pixels[0, 0, 0]) // LEVELS for each in resized if each is not None]
         found = MemberScores(
             scores=scores[:, levels],
             logits=logits[:, levels],

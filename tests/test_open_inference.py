@@ -13,14 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays, from_dtype
 
+from torchserve_ensemble.handlers.budget import RequestBudget
 from torchserve_ensemble.handlers.errors import RequestError
 from torchserve_ensemble.handlers.open_inference import (
+    InferRequest,
     OutputTensor,
     encode_infer_response,
     parse_infer_request,
 )
+from torchserve_ensemble.handlers.spec import Limits
 
 TRITON = {"UINT8": "u1", "INT64": "i8", "FP32": "f4", "FP64": "f8", "BOOL": "?", "FP16": "f2"}
+
+
+def parse(body: Any, header_length: int | None) -> InferRequest:
+    return parse_infer_request(body, header_length, RequestBudget(Limits()))
 
 
 def entry(**changes: Any) -> dict[str, Any]:
@@ -41,7 +48,7 @@ def test_a_request_in_json() -> None:
         parameters={"policy": "any"},
         outputs=[{"name": "label"}, {"name": "score", "parameters": {"binary_data": True}}],
     )
-    parsed = parse_infer_request(body, None)
+    parsed = parse(body, None)
     assert (parsed.id, parsed.parameters) == ("7", {"policy": "any"})
     x, y, z = parsed.inputs
     assert (x.data.dtype, x.data.tolist()) == (np.dtype("<i4"), [1, 2])
@@ -58,7 +65,7 @@ def test_golden_bytes_of_a_binary_request() -> None:
         b'"parameters":{"binary_data_size":8}}]}'
     )
     body = header + b"\x01\x00\x00\x00A\x02\x00\x00\x00BC" + b"\x00\x00\x80\x3f\x00\x00\x00\xc0"
-    first, second = parse_infer_request(body, len(header)).inputs
+    first, second = parse(body, len(header)).inputs
     assert first.data.tolist() == [b"A", b"BC"]
     assert second.data.tolist() == [[1.0, -2.0]]
 
@@ -85,14 +92,14 @@ def test_golden_bytes_of_a_binary_response() -> None:
 
 def test_base64_as_mlserver_and_kserve_send_it() -> None:
     sent = entry(datatype="BYTES", shape=[1], data=["/9j/"], parameters={"content_type": "base64"})
-    assert parse_infer_request(request(sent), None).inputs[0].data.tolist() == [b"\xff\xd8\xff"]
+    assert parse(request(sent), None).inputs[0].data.tolist() == [b"\xff\xd8\xff"]
 
 
 def test_bfloat16_is_the_upper_half_of_a_float() -> None:
     sent = entry(datatype="BF16", shape=[2], data=..., parameters={"binary_data_size": 4})
     header = request(sent)
     body = header + struct.pack("<HH", 0x3F80, 0xC000)
-    assert parse_infer_request(body, len(header)).inputs[0].data.tolist() == [1.0, -2.0]
+    assert parse(body, len(header)).inputs[0].data.tolist() == [1.0, -2.0]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_bfloat16_is_the_upper_half_of_a_float() -> None:
 )
 def test_mistakes_are_named(body: bytes, words: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_infer_request(body, None)
+        parse(body, None)
     assert words in caught.value.message
 
 
@@ -149,14 +156,14 @@ def test_binary_data_that_do_not_add_up(datatype: str, binary: bytes, words: str
     size = min(len(binary), 8)
     header = request(entry(datatype=datatype, data=..., parameters={"binary_data_size": size}))
     with pytest.raises(RequestError) as caught:
-        parse_infer_request(header + binary, len(header))
+        parse(header + binary, len(header))
     assert words in caught.value.message
 
 
 @pytest.mark.parametrize("length", [-1, 10**9])
 def test_a_header_length_that_does_not_fit(length: int) -> None:
     with pytest.raises(RequestError, match="Inference-Header-Content-Length"):
-        parse_infer_request(request(entry()), length)
+        parse(request(entry()), length)
 
 
 @given(data=st.data(), datatype=st.sampled_from(sorted(TRITON)), binary=st.booleans())
@@ -169,7 +176,7 @@ def test_what_tritons_client_writes(data: st.DataObject, datatype: str, binary: 
     sent = triton.InferInput("x", list(array.shape), datatype)
     sent.set_data_from_numpy(array, binary_data=binary)
     body, length = triton.InferenceServerClient.generate_request_body([sent], request_id="9")
-    parsed = parse_infer_request(body, length)
+    parsed = parse(body, length)
     assert parsed.id == "9"
     assert np.array_equal(parsed.inputs[0].data, array)
 
@@ -217,7 +224,7 @@ def test_damage_is_the_clients_mistake(
     for position, value in flips:
         body[position % len(body)] = value
     try:
-        parse_infer_request(bytes(body[:cut]), length)
+        parse(bytes(body[:cut]), length)
     except RequestError as error:
         assert error.message
 
@@ -233,7 +240,7 @@ def test_a_huge_shape_is_the_clients_mistake(shape: list[int], datatype: str, bi
         with_data = {"data": ..., "parameters": {"binary_data_size": 0}}
     header = request(entry(shape=shape, datatype=datatype, **with_data))
     with pytest.raises(RequestError, match="input 'x': shape .* larger than any request"):
-        parse_infer_request(header, len(header))
+        parse(header, len(header))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +258,7 @@ def test_half_a_character_is_refused_in_a_message_that_utf8_can_write(
     body: bytes, words: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_infer_request(body, None)
+        parse(body, None)
     assert words in caught.value.message
     assert caught.value.message.encode("utf-8")
 
@@ -259,7 +266,7 @@ def test_half_a_character_is_refused_in_a_message_that_utf8_can_write(
 @pytest.mark.parametrize("changes", [{"datatype": "a" * 10**6}, {"data": ["a" * 10**6, 1]}])
 def test_messages_stay_short(changes: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_infer_request(request(entry(**changes)), None)
+        parse(request(entry(**changes)), None)
     assert len(caught.value.message) < 400
 
 
@@ -277,6 +284,6 @@ def test_wellformed_json_of_any_content_is_read_or_refused(
     more = {} if size is None else {"parameters": {"binary_data_size": size}}
     header = request(entry(shape=shape, datatype=datatype, **given_data, **more))
     try:
-        parse_infer_request(header + binary, len(header))
+        parse(header + binary, len(header))
     except RequestError as error:
         assert error.message.encode("utf-8")

@@ -352,7 +352,7 @@ class TestDeadline:
     def test_members_that_ran_in_time_answer(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        service = probes(tmp_path, failures={"on_failure": "drop", "deadline_ms": 1500})
+        service = probes(tmp_path, failures={"on_failure": "drop", "deadline_ms": 2500})
         seconds = iter(range(100))
         monkeypatch.setattr(runtime.time, "monotonic", lambda: float(next(seconds)))
         (response,) = service.answer([form(DARK)], arrived=0.0)

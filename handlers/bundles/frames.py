@@ -2,86 +2,95 @@
 
 from __future__ import annotations
 
-import io
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..colors import to_rgb
-from ..errors import RequestError, TooLargeError
-from .items import BundleLimits, Item
+from ..budget import RequestBudget
+from ..colors import rgb_pixels
+from ..errors import RequestError, TooLargeError, reason
+from ..image_header import ImageHeader, measure, read_header
+from .items import Item
 
 _ANIMATED = ["GIF", "PNG", "TIFF", "WEBP"]
 
 
-def split(data: bytes, name: str, limits: BundleLimits) -> list[Item] | None:
-    """One sample for each frame, as a viewer shows it; None if there is only one.
+@dataclass(frozen=True)
+class AnimationFrame:
+    """One frame, as a viewer shows it. See `items.Frame`.
+
+    Attributes:
+        animation: Pillow's image of the whole file, which stands at one frame at a time.
+        data: the file.
+        number: the frame's, from 0.
+    """
+
+    animation: Image.Image
+    data: bytes
+    number: int
+    pixels: int
+    cost: int
+
+    def decode(self) -> Tensor:
+        """uint8 (3, height, width); colours and transparency as for single images."""
+        image = self.animation
+        image.seek(self.number)
+        if image.width * image.height > self.pixels:
+            raise ValueError(f"it has {image.width} x {image.height} pixels, more than it said")
+        image.load()
+        return torch.from_numpy(rgb_pixels(image, self.data)).permute(2, 0, 1)
+
+
+def split(data: bytes, name: str, budget: RequestBudget) -> list[Item] | None:
+    """One sample for each frame; None if there is only one. No pixels are decoded here.
 
     Raises:
-        RequestError: a frame cannot be decoded.
+        RequestError: the frames cannot be counted.
         TooLargeError: too many frames, or too large ones.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_ANIMATED)
+        header = read_header(data, _ANIMATED)
     except Exception:  # No animation: the image decoder will tell what it is.
         return None
+    image = header.image
+    limits = budget.limits
     # Pillow's decoders raise almost anything on damaged files (IndexError, struct.error, ...).
     try:
-        if image.format == "TIFF" and _has_frame(image, limits.max_entries):
-            limits.check_entries(limits.max_entries + 1, name)
-        count = int(getattr(image, "n_frames", 1))
-    except TooLargeError:
-        raise
+        if image.format == "TIFF":
+            headers = _pages(image, data, limits.max_samples)
+        else:
+            headers = [header] * min(int(getattr(image, "n_frames", 1)), limits.max_samples + 1)
     except Exception as error:
-        raise RequestError(f"{name}: its frames cannot be counted: {error}") from None
-    if count < 2:
+        raise RequestError(f"{name}: its frames cannot be counted: {reason(error)}") from None
+    if len(headers) < 2:
         return None
-    limits.check_entries(count, name)
-    items = []
-    unpacked = 0
-    for frame in range(count):
-        try:
-            image.seek(frame)
-            size = image.width * image.height
-        except Exception as error:
-            raise _undecodable(name, frame, count, error) from None
-        if size > limits.max_pixels:
-            raise TooLargeError(
-                f"{name}: frame {frame} has {image.width} x {image.height} pixels; the limit is "
-                f"{limits.max_pixels} (limits.max_pixels in the spec)"
-            )
-        unpacked += 3 * size
-        if unpacked > limits.max_unpacked_bytes:
-            raise limits.too_large(name)
-        try:
-            items.append(Item(f"{name}[{frame}]", _pixels(image, data)))
-        except Exception as error:
-            raise _undecodable(name, frame, count, error) from None
-    return items
+    budget.take_samples(len(headers), name)
+    for number, frame in enumerate(headers):
+        excess = frame.excess(limits.max_pixels)
+        if excess is not None:
+            raise TooLargeError(f"{name}: frame {number} has {excess}")
+    byte_cost = header.byte_cost // len(headers)
+    return [
+        Item(
+            f"{name}[{number}]",
+            AnimationFrame(image, data, number, frame.pixels, frame.pixel_cost + byte_cost),
+        )
+        for number, frame in enumerate(headers)
+    ]
 
 
-def _has_frame(image: Image.Image, frame: int) -> bool:
-    """Whether a TIFF has so many pages; Pillow's count of them all takes quadratic time."""
+def _pages(image: Image.Image, data: bytes, max_samples: int) -> list[ImageHeader]:
+    """Each page's header, and no more than tell that there are too many.
+
+    In single steps: Pillow's own count takes quadratic time, and past the end it miscounts.
+    """
+    headers = [measure(image, data)]
     try:
-        while image.tell() < frame:  # In single steps: past its end, Pillow miscounts.
+        while len(headers) <= max_samples:
             image.seek(image.tell() + 1)
+            headers.append(measure(image, data))
     except EOFError:
-        return False
-    return True
-
-
-def _pixels(image: Image.Image, data: bytes) -> Tensor:
-    """uint8 (3, height, width); colours and transparency as for single images."""
-    image.load()
-    info = dict(image.info)
-    pixels = np.asarray(to_rgb(image, data))
-    image.info = info  # Which `to_rgb` adapts, and which the next frame inherits.
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
-
-
-def _undecodable(name: str, frame: int, count: int, error: Exception) -> RequestError:
-    return RequestError(
-        f"{name}: frame {frame} of {count} cannot be decoded ({error}); send the file whole"
-    )
+        pass
+    return headers

@@ -1,12 +1,34 @@
-"""What a bundle is taken apart into, and its bounds."""
+"""What a bundle is taken apart into."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from ..errors import TooLargeError
+
+class Frame(Protocol):
+    """One frame of an animation, whose pixels are decoded when they are asked for."""
+
+    @property
+    def animation(self) -> object:
+        """The file that the frame belongs to; its frames are decoded in order, by one thread."""
+
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+
+    @property
+    def cost(self) -> int:
+        """Of decoding it, in pixels of a PNG file."""
+
+    def decode(self) -> Tensor:
+        """The pixels, uint8 (3, height, width).
+
+        Raises:
+            Exception: whatever a damaged file makes the decoder raise.
+        """
 
 
 @dataclass(frozen=True)
@@ -23,38 +45,8 @@ class Item:
     Attributes:
         name: the entry's path in its archive, or the bundle's name and the row or frame.
         data: an encoded image; pixels, uint8 (3, H, W); a preprocessed input, float32 (C, H, W);
-            or why it cannot be read.
+            a frame that is still to be decoded; or why it cannot be read.
     """
 
     name: str
-    data: bytes | Tensor | Unreadable
-
-
-@dataclass(frozen=True)
-class BundleLimits:
-    """Bounds, enforced while a bundle is read, whatever its headers say.
-
-    Attributes:
-        max_entries: samples in a bundle.
-        max_unpacked_bytes: all samples of a bundle together, unpacked.
-        max_pixels: width times height of one frame.
-    """
-
-    max_entries: int
-    max_unpacked_bytes: int
-    max_pixels: int
-
-    def check_entries(self, entries: int, name: str) -> None:
-        """Raise TooLargeError if a bundle holds too many samples."""
-        if entries > self.max_entries:
-            raise TooLargeError(
-                f"{name} holds more than {self.max_entries} samples (limits.max_samples in the "
-                "spec): split it"
-            )
-
-    def too_large(self, name: str) -> TooLargeError:
-        """The error for a bundle that unpacks to too much."""
-        return TooLargeError(
-            f"{name} unpacks to more than {self.max_unpacked_bytes} bytes "
-            "(limits.max_unpacked_bytes in the spec): split it"
-        )
+    data: bytes | Tensor | Frame | Unreadable

@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor
 
+from ..budget import RequestBudget
 from ..errors import RequestError
-from .items import BundleLimits, Item
+from .items import Item
 
 NPY = b"\x93NUMPY"
 _INPUT = "input"
-_LONGEST_HEADER = 100_000
+_MAX_NPY_HEADER_BYTES = 10_000
+_MAX_SAFETENSORS_HEADER_BYTES = 100_000
+"""Enough for one tensor and its metadata; a file of a million empty tensors takes seconds."""
+
 _DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPES = (
     "uint8 pixels are (N, H, W), (N, H, W, 3), (N, H, W, 4) or (N, 3, H, W); preprocessed inputs "
@@ -33,7 +37,7 @@ def is_safetensors(data: bytes) -> bool:
     return 2 <= length <= len(data) - 8
 
 
-def from_npy(data: bytes, name: str, limits: BundleLimits) -> list[Item]:
+def from_npy(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
     """The rows of a NumPy file.
 
     Raises:
@@ -46,76 +50,91 @@ def from_npy(data: bytes, name: str, limits: BundleLimits) -> list[Item]:
         reader = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
         if version[0] not in reader:
             raise ValueError(f"version {version} is not supported")
-        shape, fortran, dtype = reader[version[0]](file, max_header_size=_LONGEST_HEADER)
+        shape, fortran, dtype = reader[version[0]](file, max_header_size=_MAX_NPY_HEADER_BYTES)
         if dtype.hasobject:
             raise ValueError("it holds Python objects; save numbers alone")
-        content = data[file.tell() :]
+        content = memoryview(data)[file.tell() :]
         if any(side < 0 for side in shape) or len(content) != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{len(content)} bytes do not make the shape {shape} of {dtype}")
         array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
     except Exception as error:  # numpy's reader lets errors of Python's own parser through.
         raise RequestError(f"{name}: the .npy file cannot be read: {error}") from None
-    return rows(array, name=name, limits=limits)
+    return rows(array, name=name, budget=budget)
 
 
-def from_safetensors(data: bytes, name: str, limits: BundleLimits) -> list[Item]:
+def from_safetensors(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
     """The rows of the only tensor of a safetensors file, or of the one named ``input``.
 
     Raises:
         RequestError: it is damaged, or no batch of samples.
         TooLargeError: more rows than the limit.
     """
+    length = int.from_bytes(data[:8], "little")
+    if length > _MAX_SAFETENSORS_HEADER_BYTES:
+        raise RequestError(
+            f"{name}: the header of the safetensors file has {length} bytes, and the limit is "
+            f"{_MAX_SAFETENSORS_HEADER_BYTES}; send one tensor"
+        )
     try:
         tensors = load(data)
     except Exception as error:
         raise RequestError(f"{name}: the safetensors file cannot be read: {error}") from None
     if _INPUT in tensors:
-        return _items(tensors[_INPUT], name, limits)
+        return _tensor_rows(tensors[_INPUT], name, budget)
     if len(tensors) != 1:
         raise RequestError(
             f"{name}: the safetensors file holds {len(tensors)} tensors; send one, or name it "
             f"'{_INPUT}'"
         )
-    return _items(next(iter(tensors.values())), name, limits)
+    return _tensor_rows(next(iter(tensors.values())), name, budget)
 
 
-def rows(array: NDArray[Any], *, name: str, limits: BundleLimits) -> list[Item]:
+def rows(array: NDArray[Any], *, name: str, budget: RequestBudget) -> list[Item]:
     """One sample for each row of an array.
 
     Args:
         array: (N, ...) uint8 pixels, or floats that are preprocessed already.
         name: of the batch.
-        limits: on the number of rows.
+        budget: of the request; each row is a sample.
 
     Raises:
         RequestError: other dtypes or shapes, or no rows.
         TooLargeError: more rows than the limit.
     """
-    if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
-        native: NDArray[Any] = array.astype(np.float32)
-    elif array.dtype == np.uint8:
-        native = np.ascontiguousarray(array)
-    else:
+    pixels = array.dtype == np.uint8
+    if not pixels and not (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         raise RequestError(f"{name}: numbers of type {array.dtype} are neither; {_SHAPES}")
-    return _items(torch.from_numpy(native.copy()), name, limits)
+    _check_shape(array.shape, pixels, name, budget)
+    native = np.ascontiguousarray(array) if pixels else array.astype(np.float32)
+    if not native.flags.writeable:  # A view of the request's bytes, which torch would warn about.
+        native = native.copy()
+    return _items(torch.from_numpy(native), name)
 
 
-def _items(batch: Tensor, name: str, limits: BundleLimits) -> list[Item]:
+def _tensor_rows(batch: Tensor, name: str, budget: RequestBudget) -> list[Item]:
     if batch.dtype not in _DTYPES:
         raise RequestError(f"{name}: numbers of type {batch.dtype} are neither; {_SHAPES}")
-    pixels = batch.dtype is torch.uint8
-    if batch.dim() == 3 and (not pixels or batch.shape[2] in (3, 4)):
+    _check_shape(tuple(batch.shape), batch.dtype is torch.uint8, name, budget)
+    return _items(batch, name)
+
+
+def _check_shape(shape: tuple[int, ...], pixels: bool, name: str, budget: RequestBudget) -> None:
+    if len(shape) == 3 and (not pixels or shape[2] in (3, 4)):
         raise RequestError(
-            f"{name}: shape {tuple(batch.shape)} is no batch of samples, but seems to be one "
+            f"{name}: shape {shape} is no batch of samples, but seems to be one "
             f"without its first dimension; add it (array[None]); {_SHAPES}"
         )
-    if batch.dim() not in (3, 4):
-        raise RequestError(f"{name}: shape {tuple(batch.shape)} is no batch of samples; {_SHAPES}")
-    if 0 in batch.shape:
-        raise RequestError(f"{name}: shape {tuple(batch.shape)} is empty; {_SHAPES}")
-    limits.check_entries(len(batch), name)
+    if len(shape) not in (3, 4):
+        raise RequestError(f"{name}: shape {shape} is no batch of samples; {_SHAPES}")
+    if 0 in shape:
+        raise RequestError(f"{name}: shape {shape} is empty; {_SHAPES}")
+    budget.take_samples(shape[0], name)
+
+
+def _items(batch: Tensor, name: str) -> list[Item]:
+    pixels = batch.dtype is torch.uint8
     batch = _to_rgb(batch, name) if pixels else batch.to(torch.float32)
-    return [Item(f"{name}[{index}]", row.clone()) for index, row in enumerate(batch)]
+    return [Item(f"{name}[{index}]", row) for index, row in enumerate(batch)]
 
 
 def _to_rgb(batch: Tensor, name: str) -> Tensor:
@@ -134,6 +153,11 @@ def _to_rgb(batch: Tensor, name: str) -> Tensor:
     if batch.shape[1] == 1:
         return batch.expand(-1, 3, -1, -1)
     if batch.shape[1] == 4:
-        color, alpha = batch[:, :3].to(torch.int32), batch[:, 3:].to(torch.int32)
-        return ((color * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+        # One by one, since the arithmetic takes several times the memory of the pixels.
+        return torch.stack([_on_white(row) for row in batch])
     return batch
+
+
+def _on_white(pixels: Tensor) -> Tensor:
+    color, alpha = pixels[:3].to(torch.int32), pixels[3:].to(torch.int32)
+    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)

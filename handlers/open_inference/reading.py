@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import RequestError
+from ..base64_text import decoded
+from ..bounded_json import parse_json
+from ..budget import RequestBudget
+from ..errors import RequestError, TooLargeError
+from ..quoting import MAX_NAME, is_text, shown
 from ..strict_yaml import nearest
 from .types import BYTES, DTYPES, Array, InferRequest, InputTensor, RequestedOutput
 
@@ -23,23 +24,27 @@ _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs", "model_name"
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
 _LONGEST_ID = 1000
+_MAX_OUTPUTS = 10_000
 _LONGEST_SIDE = 2**31
 _MOST_DIMENSIONS = 8
-_SHOWN = 80
 
 
-def parse_infer_request(body: bytes | Mapping[str, Any], header_length: int | None) -> InferRequest:
+def parse_infer_request(
+    body: bytes | Mapping[str, Any], header_length: int | None, budget: RequestBudget
+) -> InferRequest:
     """Read a request.
 
     Args:
         body: JSON as bytes or decoded; with a header length JSON and then binary data.
         header_length: bytes of JSON, from the header Inference-Header-Content-Length; None where
             all is JSON.
+        budget: of the request. Texts (BYTES) are counted as samples by whoever takes them apart,
+            but never more of them are read than there may be.
 
     Raises:
         RequestError: names the input or key that is wrong, and the remedy.
     """
-    binary = b""
+    binary = memoryview(b"")
     if isinstance(body, bytes):
         length = len(body) if header_length is None else header_length
         if not 0 <= length <= len(body):
@@ -47,16 +52,20 @@ def parse_infer_request(body: bytes | Mapping[str, Any], header_length: int | No
                 f"Inference-Header-Content-Length is {length} and the body has {len(body)} bytes; "
                 "it must be the length of the JSON that comes before the binary data"
             )
-        binary, body = body[length:], _json(body[:length])
+        binary = memoryview(body)[length:]
+        body = parse_json(body[:length], budget.limits.max_json_values)
+    if not isinstance(body, Mapping):
+        raise RequestError('the request must be a JSON object with a list of "inputs"')
     _check_keys(body, _REQUEST_KEYS, "the request")
     parameters = _parameters(body, "the request")
     tensors: list[InputTensor] = []
     names: set[str] = set()
-    rest = memoryview(binary)
-    for position, entry in enumerate(_objects(body, "inputs")):
-        tensor, rest = _input(entry, f"inputs[{position}]", rest)
+    rest = binary
+    max_samples = budget.limits.max_samples
+    for position, entry in enumerate(_objects(body, "inputs", max_samples)):
+        tensor, rest = _input(entry, f"inputs[{position}]", rest, max_samples)
         if tensor.name in names:
-            raise RequestError(f"two inputs are named '{tensor.name}'; names must differ")
+            raise RequestError(f"two inputs are named {shown(tensor.name)}; names must differ")
         names.add(tensor.name)
         tensors.append(tensor)
     if rest:
@@ -73,36 +82,34 @@ def parse_infer_request(body: bytes | Mapping[str, Any], header_length: int | No
     )
 
 
-def _shown(value: Any) -> str:
-    """A client's value in a message, cut to a length that stays readable."""
-    text = repr(value) if not isinstance(value, str) else repr(value[:_SHOWN])
-    return text if len(text) <= _SHOWN + 2 else f"{text[:_SHOWN]}..."
-
-
-def _json(text: bytes) -> Mapping[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"the request's JSON is not valid: {error}") from None
-    if not isinstance(content, dict):
-        raise RequestError('the request must be a JSON object with a list of "inputs"')
-    return content
-
-
 def _check_keys(content: Mapping[str, Any], known: frozenset[str], where: str) -> None:
     for key in content:
         if key not in known:
             raise RequestError(
-                f"{where}: unknown key {_shown(key)}{nearest(str(key), sorted(known))}; the keys "
+                f"{where}: unknown key {shown(key)}{nearest(key, sorted(known))}; the keys "
                 f"are {', '.join(sorted(known))}"
             )
 
 
-def _objects(content: Mapping[str, Any], key: str) -> Sequence[Mapping[str, Any]]:
+def _objects(content: Mapping[str, Any], key: str, most: int) -> Sequence[Mapping[str, Any]]:
     found = content.get(key)
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+    if not isinstance(found, list):
+        raise RequestError(f'"{key}" must be a list of JSON objects')
+    if len(found) > most:
+        raise TooLargeError(f'"{key}" has {len(found)} entries, and may have {most}')
+    if not all(isinstance(entry, dict) for entry in found):
         raise RequestError(f'"{key}" must be a list of JSON objects')
     return found
+
+
+def _name(entry: Mapping[str, Any], where: str) -> str:
+    name = entry.get("name")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not is_text(name):
+        raise RequestError(
+            f'{where}: "name" must be a Unicode text of 1 to {MAX_NAME} characters, not '
+            f"{shown(name)}"
+        )
+    return name
 
 
 def _parameters(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -119,19 +126,10 @@ def _flag(parameters: Mapping[str, Any], name: str, where: str) -> bool:
     return value
 
 
-def _is_unicode(text: str) -> bool:
-    """JSON can spell half a character (``\\ud800``), and no answer can repeat it in UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _id(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > _LONGEST_ID or not _is_unicode(value):
+    if not isinstance(value, str) or len(value) > _LONGEST_ID or not is_text(value):
         raise RequestError(
             f'"id" must be a Unicode text of at most {_LONGEST_ID} characters, without lone '
             "surrogates"
@@ -142,32 +140,36 @@ def _id(value: Any) -> str | None:
 def _requested(body: Mapping[str, Any]) -> tuple[RequestedOutput, ...] | None:
     if not body.get("outputs"):
         return None
-    outputs = []
-    for position, entry in enumerate(_objects(body, "outputs")):
+    outputs: dict[str, RequestedOutput] = {}
+    for position, entry in enumerate(_objects(body, "outputs", _MAX_OUTPUTS)):
         where = f"outputs[{position}]"
         _check_keys(entry, _OUTPUT_KEYS, where)
-        if not isinstance(entry.get("name"), str) or not _is_unicode(entry["name"]):
-            raise RequestError(f'{where}: "name" must be a text')
+        name = _name(entry, where)
+        if name in outputs:
+            raise RequestError(f"output {shown(name)} is asked for twice; leave one out")
         parameters = _parameters(entry, where)
-        outputs.append(RequestedOutput(entry["name"], _flag(parameters, "binary_data", where)))
-    return tuple(outputs)
+        outputs[name] = RequestedOutput(name, _flag(parameters, "binary_data", where))
+    return tuple(outputs.values())
 
 
 def _input(
-    entry: Mapping[str, Any], where: str, binary: memoryview
+    entry: Mapping[str, Any], where: str, binary: memoryview, max_samples: int
 ) -> tuple[InputTensor, memoryview]:
     """One input, and the binary data that are left for the next."""
     _check_keys(entry, _INPUT_KEYS, where)
-    name = entry.get("name")
-    if not isinstance(name, str) or not name or not _is_unicode(name):
-        raise RequestError(f'{where}: "name" must be a text')
-    where = f"input {_shown(name)}"
+    name = _name(entry, where)
+    where = f"input {shown(name)}"
     datatype = entry.get("datatype")
-    if datatype not in _DATATYPES:
+    if not isinstance(datatype, str) or datatype not in _DATATYPES:
         raise RequestError(
-            f"{where}: unknown datatype {_shown(datatype)}; it is one of {', '.join(_DATATYPES)}"
+            f"{where}: unknown datatype {shown(datatype)}; it is one of {', '.join(_DATATYPES)}"
         )
     shape = _shape(entry.get("shape"), where)
+    if datatype == BYTES and math.prod(shape) > max_samples:
+        raise TooLargeError(
+            f"{where}: {math.prod(shape)} samples in one request; the limit is {max_samples} "
+            "(limits.max_samples in the spec): split the request"
+        )
     parameters = _parameters(entry, where)
     size = parameters.get("binary_data_size")
     if size is None:
@@ -179,7 +181,7 @@ def _input(
         raise RequestError(f'{where}: "data" and binary_data_size exclude each other')
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(binary):
         raise RequestError(
-            f"{where}: binary_data_size is {_shown(size)}, and {len(binary)} bytes of binary data "
+            f"{where}: binary_data_size is {shown(size)}, and {len(binary)} bytes of binary data "
             "are left; send Inference-Header-Content-Length and the data after the JSON"
         )
     data = _from_binary(binary[:size], datatype, shape, where)
@@ -201,7 +203,7 @@ def _shape(value: Any, where: str) -> tuple[int, ...]:
         or math.prod(map(_one_at_least, value)) >= 2**59
     ):
         raise RequestError(
-            f"{where}: shape {_shown(value)} is larger than any request; send the data's own shape"
+            f"{where}: shape {shown(value)} is larger than any request; send the data's own shape"
         )
     return tuple(value)
 
@@ -253,9 +255,9 @@ def _text(value: Any, in_base64: bool, where: str) -> bytes:
                 "binary data"
             ) from None
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestError(f"{where}: not valid base64: {error}") from None
+        return decoded(value)
+    except ValueError as error:
+        raise RequestError(f"{where}: {error}") from None
 
 
 def _numbers(values: list[Any], datatype: str, where: str) -> Array:
@@ -264,13 +266,13 @@ def _numbers(values: list[Any], datatype: str, where: str) -> Array:
     allowed: tuple[type, ...] = {"b": (bool,), "f": (int, float)}.get(dtype.kind, (int,))
     for value in values:
         if not isinstance(value, allowed) or (isinstance(value, bool) and dtype.kind != "b"):
-            raise RequestError(f"{where}: {_shown(value)} is no {datatype}")
+            raise RequestError(f"{where}: {shown(value)} is no {datatype}")
     if dtype.kind in "iu" and values:
         bounds = np.iinfo(dtype)
         worst = min(values) if min(values) < bounds.min else max(values)
         if not bounds.min <= worst <= bounds.max:
             raise RequestError(
-                f"{where}: {_shown(worst)} is no {datatype} ({bounds.min} to {bounds.max})"
+                f"{where}: {shown(worst)} is no {datatype} ({bounds.min} to {bounds.max})"
             )
     try:
         with np.errstate(over="ignore"):
@@ -307,6 +309,8 @@ def _sized(data: memoryview, elements: int, where: str) -> list[bytes]:
     values: list[bytes] = []
     start = 0
     while start < len(data):
+        if len(values) == elements:
+            raise RequestError(f"{where}: more elements than the {elements} of its shape")
         if start + 4 > len(data):
             raise RequestError(f"{where}: the binary data end within a length")
         (size,) = struct.unpack_from("<I", data, start)

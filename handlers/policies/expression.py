@@ -9,7 +9,6 @@ truth of Zadeh (1965): the least of what ``and`` joins, the largest of what ``or
 from __future__ import annotations
 
 import ast
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -182,7 +181,8 @@ class _Compiler:
         # A bool is an int to Python, and nothing that a score is compared with.
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._source.error("a score is compared with a number from 0 to 1", node)
-        if not (math.isfinite(value) and 0 <= value <= 1):
+        # Compared first: an integer of some hundred digits is no float.
+        if not 0 <= value <= 1:
             raise self._source.error("scores lie between 0 and 1, and so must the number", node)
         return float(value)
 

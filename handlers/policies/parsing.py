@@ -10,11 +10,12 @@ from keyword import iskeyword
 from typing import Any
 
 from ..errors import PolicyError
+from ..quoting import shown_names
 from ..strict_yaml import nearest
 from .catalogue import Catalogue
 from .expression import bind_at, compile_expression, literals
 from .registry import EXPRESSION, BoundPolicy, definition
-from .source import Source, shown
+from .source import Source
 
 # What a spec allows as a name. Such a text is looked up as it is: to Python's grammar,
 # high-sensitivity would be a subtraction.
@@ -49,7 +50,7 @@ def parse_policy(text: str, parameters: Mapping[str, Any], catalogue: Catalogue)
             raise PolicyError(f"expressions are not allowed here; {catalogue.choices()}")
         if parameters:
             raise PolicyError(
-                f"an expression takes no parameters ({shown(', '.join(parameters))}); write them "
+                f"an expression takes no parameters ({shown_names(list(parameters))}); write them "
                 "into its calls, e.g. at_least(k=2) and mean >= 0.7"
             )
         return compile_expression(source, tree, catalogue)
@@ -63,7 +64,7 @@ def parse_policy(text: str, parameters: Mapping[str, Any], catalogue: Catalogue)
     if parameters and not permitted:
         raise PolicyError(
             f"policy '{' '.join(text.split())}' is fixed in this deployment and takes no "
-            f"parameters; leave out {shown(', '.join(parameters))}"
+            f"parameters; leave out {shown_names(list(parameters))}"
         )
     written = literals(source, call) if call is not None else {}
     twice = sorted(written.keys() & parameters.keys())

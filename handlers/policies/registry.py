@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from ..quoting import shown
 from ..strict_yaml import nearest
 from ..tasks import Task
 from .ballot import DECIDING, THRESHOLDED, Ballot, Outcome
 from .fitted import FittedModel
 from .selective import MaxDisagreement, MinConfidence, Probability, abstain
-from .source import shown
 
 PolicyFunction = Callable[..., Outcome]
 

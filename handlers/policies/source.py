@@ -6,6 +6,7 @@ import ast
 from dataclasses import dataclass
 
 from ..errors import PolicyError
+from ..quoting import shown
 
 MAX_LENGTH = 500
 """Characters in the text of a policy."""
@@ -65,9 +66,3 @@ class Source:
             before = self.text.encode()[: getattr(place, "col_offset", 0)]
             position = len(before.decode(errors="ignore"))
         return PolicyError(f"{reason}\n  {self.text}\n  {' ' * max(position, 0)}^")
-
-
-def shown(value: object) -> str:
-    """A client's value in a message: short, and printable whatever it holds."""
-    text = ascii(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

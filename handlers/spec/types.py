@@ -324,11 +324,45 @@ class Limits:
         ),
     ] = 100 * 1024**2
     max_unpacked_bytes: Annotated[
-        int, Field(ge=1, description="All samples of one tar or zip file, unpacked")
-    ] = 512 * 1024**2
+        int,
+        Field(
+            ge=1,
+            description="What all archives and compressed bodies of one request unpack to, "
+            "together, their headers and padding included",
+        ),
+    ] = 200 * 1024**2
+    max_json_values: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Numbers, texts, lists and objects in the JSON of one request; each takes "
+            "some 60 bytes of memory, so send tensors as binary data",
+        ),
+    ] = 3_000_000
     max_pixels: Annotated[
-        int, Field(ge=1, description="Width times height of one image, before decoding")
-    ] = 50_000_000
+        int,
+        Field(
+            ge=1,
+            description="Width times height of one image, before decoding; decoding takes up to 7 "
+            "bytes of memory for each pixel",
+        ),
+    ] = 40_000_000
+    max_request_pixels: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Pixels of all images of one request together, before decoding; those of "
+            "formats that take longer to decode count several times",
+        ),
+    ] = 256_000_000
+    max_response_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Answer to one request; TorchServe's own max_response_size must not be "
+            "smaller, or it drops the worker",
+        ),
+    ] = 32 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -1,0 +1,195 @@
+"""From the samples of requests to inputs of bounded size: headers first, then pixels, in turns."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from .bundles import Frame
+from .errors import (
+    EnsembleError,
+    SampleError,
+    TooLargeError,
+    busy,
+    reason,
+    unforeseen,
+)
+from .image_header import too_large
+from .images import open_image
+from .parallel import ThreadPool
+from .requests import Sample
+from .runtime import Input, Runtime
+from .spec import Limits
+
+Job = TypeVar("Job")
+Done = TypeVar("Done")
+
+logger = logging.getLogger(__name__)
+
+_MAX_PIXELS_AT_ONCE = 40_000_000
+"""Pixels of the images that are decoded side by side, each of which takes up to 7 bytes."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sample that was looked at but not decoded.
+
+    Attributes:
+        sample: the sample.
+        pixels: that decoding has to hold; 0 where there is nothing to decode.
+        cost: time to decode them, in pixels of a PNG file.
+        decode: gives the pixels, uint8 (3, H, W), or the input that a client preprocessed itself.
+    """
+
+    sample: Sample
+    pixels: int
+    cost: int
+    decode: Callable[[], Tensor]
+
+    @property
+    def where(self) -> str:
+        """The sample, for messages."""
+        return f"sample {self.sample.index} ({self.sample.name})"
+
+
+class Decoder:
+    """Decodes samples on the threads of a pool, and resizes each before the next one comes."""
+
+    def __init__(self, limits: Limits, runtime: Runtime, pool: ThreadPool) -> None:
+        self._limits = limits
+        self._runtime = runtime
+        self._pool = pool
+
+    def open_all(self, samples: Sequence[Sample]) -> list[Opened | EnsembleError]:
+        """Look at each sample's header; the errors are those of single samples."""
+        if len(samples) == 1:  # Not worth a thread.
+            return [self._guarded(self._open, samples[0])]
+        return self._pool.map(lambda sample: self._guarded(self._open, sample), samples)
+
+    def decode_all(
+        self, jobs: Sequence[tuple[Opened, Sequence[int]]], end: float
+    ) -> list[Input | EnsembleError]:
+        """Decode samples, and resize them for the members that are to see them.
+
+        Args:
+            jobs: the samples, each with the positions of its members.
+            end: the time of ``time.monotonic`` from which on no further image is begun.
+
+        Returns:
+            In the order of the jobs.
+        """
+        decoded: list[Input | EnsembleError] = []
+        for turn in _turns(jobs):
+            if time.monotonic() > end:
+                decoded += [busy() for unit in turn for _ in unit]
+                continue
+            for results in self._pool.map(self._decode_unit, turn):
+                decoded += results
+        return decoded
+
+    def _decode_unit(
+        self, unit: Sequence[tuple[Opened, Sequence[int]]]
+    ) -> list[Input | EnsembleError]:
+        return [self._guarded(self._decode, job) for job in unit]
+
+    def _open(self, sample: Sample) -> Opened:
+        data = sample.data
+        if isinstance(data, SampleError):
+            raise data
+        if isinstance(data, Tensor):
+            return self._check_tensor(sample, data)
+        if isinstance(data, bytes):
+            image = open_image(
+                data, max_pixels=self._limits.max_pixels, name=sample.name, index=sample.index
+            )
+            return Opened(sample, image.header.pixels, image.header.cost, image.decode)
+        return Opened(sample, data.pixels, data.cost, lambda: _decode_frame(sample, data))
+
+    def _decode(self, job: tuple[Opened, Sequence[int]]) -> Input:
+        opened, members = job
+        pixels = opened.decode()
+        if pixels.is_floating_point():
+            return pixels
+        return self._runtime.prepare(pixels, members)
+
+    def _check_tensor(self, sample: Sample, data: Tensor) -> Opened:
+        shape, problem = self._runtime.input_shape, None
+        if not data.is_floating_point():
+            height, width = data.shape[1:]
+            excess = too_large(width, height, self._limits.max_pixels)
+            if excess is not None:
+                raise TooLargeError(f"sample {sample.index} ({sample.name}): {excess}")
+            return Opened(sample, width * height, width * height, lambda: data)
+        if shape is None:
+            problem = (
+                "the members have different preprocessings, so there is no one preprocessed "
+                "input; send images, or pixels (uint8)"
+            )
+        elif tuple(data.shape) != shape:
+            problem = (
+                f"a preprocessed sample has shape {tuple(data.shape)}, and the members take {shape}"
+            )
+        elif not bool(data.isfinite().all()):
+            problem = "it holds NaN or infinite numbers; a preprocessed sample must be finite"
+        if problem is not None:
+            raise _sample_error(sample, problem)
+        return Opened(sample, 0, 0, lambda: data)
+
+    def _guarded(self, function: Callable[[Job], Done], job: Job) -> Done | EnsembleError:
+        """What a function gives, or why it failed: an error of one sample stays with it."""
+        try:
+            return function(job)
+        except EnsembleError as error:
+            return error
+        except Exception:
+            logger.exception("a sample could not be decoded")
+            return unforeseen()
+
+
+def _decode_frame(sample: Sample, frame: Frame) -> Tensor:
+    try:
+        return frame.decode()
+    except Exception as error:
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damage.
+        raise _sample_error(
+            sample, f"the frame cannot be decoded ({reason(error)}); send the file whole"
+        ) from None
+
+
+def _sample_error(sample: Sample, problem: str) -> SampleError:
+    return SampleError(
+        f"sample {sample.index} ({sample.name}): {problem}",
+        sample=sample.name,
+        index=sample.index,
+    )
+
+
+def _turns(
+    jobs: Sequence[tuple[Opened, Sequence[int]]],
+) -> Iterator[list[list[tuple[Opened, Sequence[int]]]]]:
+    """Units of samples that one thread decodes, so many at once as memory is meant for.
+
+    A unit is one sample, or the frames of one animation, which come one after the other.
+    """
+    turn: list[list[tuple[Opened, Sequence[int]]]] = []
+    pixels = 0
+    animation: object = None
+    for job in jobs:
+        data = job[0].sample.data
+        own = None if isinstance(data, bytes | Tensor | SampleError) else data.animation
+        if turn and own is not None and own is animation:
+            turn[-1].append(job)
+            continue
+        animation = own
+        if turn and pixels + job[0].pixels > _MAX_PIXELS_AT_ONCE:
+            yield turn
+            turn, pixels = [], 0
+        turn.append([job])
+        pixels += job[0].pixels
+    if turn:
+        yield turn
