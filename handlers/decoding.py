@@ -31,7 +31,7 @@ Done = TypeVar("Done")
 
 logger = logging.getLogger(__name__)
 
-_MAX_PIXELS_AT_ONCE = 40_000_000
+_MAX_PIXELS_AT_ONCE = 37_000_000
 """Pixels of the images that are decoded side by side, each of which takes up to 7 bytes."""
 
 

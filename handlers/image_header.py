@@ -33,6 +33,12 @@ Ordinary files take one read for some thousand bytes; without a bound, a megabyt
 chunks or of bytes between JPEG markers takes seconds.
 """
 
+_MEMORY_OF_PIXEL = {"JPEG2000": 3, "WEBP": 2}
+"""Memory to decode a pixel, in that of other formats (7 bytes), measured in the same way.
+
+OpenJPEG keeps four bytes for each component, and WebP's decoder two canvases.
+"""
+
 _COST_OF_PIXEL = {"JPEG2000": 6, "WEBP": 2, "AVIF": 2, "TIFF": 2}
 _COST_OF_BYTE = {"JPEG2000": 16, "AVIF": 10, "WEBP": 8}
 """Time to decode a pixel, and a byte of the file, in pixels of a PNG file (200 million a second).
@@ -108,7 +114,7 @@ class ImageHeader:
     Attributes:
         image: Pillow's, not loaded.
         data: the file.
-        pixels: that decoding has to hold.
+        pixels: that decoding has to hold; those of some formats count several times.
         pixel_cost: time for these pixels, in pixels of a PNG file.
         byte_cost: time for the bytes of the file, in the same unit; that of an animation is for all
             of its frames.
@@ -123,8 +129,13 @@ class ImageHeader:
     def excess(self, max_pixels: int) -> str | None:
         """What is too large about the image, and the limit; None if nothing is."""
         width, height = self.image.size
-        padded = "" if self.pixels == width * height else ", with the padding of its tiles"
-        return too_large(width, height, max_pixels, pixels=self.pixels, remark=padded)
+        memory = _MEMORY_OF_PIXEL.get(self.image.format or "", 1)
+        remark = ""
+        if memory > 1:
+            remark = f", each of which counts {memory} times in {self.image.format}"
+        elif self.pixels > width * height:
+            remark = ", with the padding of its tiles"
+        return too_large(width, height, max_pixels, pixels=self.pixels, remark=remark)
 
     @property
     def cost(self) -> int:
@@ -181,7 +192,8 @@ def measure(image: Image.Image, data: bytes) -> ImageHeader:
         cost *= _COST_OF_DEEP_PIXEL
     if image.info.get("icc_profile"):
         cost += pixels
-    return ImageHeader(image, data, pixels, int(cost), int(bytes_cost))
+    held = pixels * _MEMORY_OF_PIXEL.get(file_format, 1)
+    return ImageHeader(image, data, held, int(cost), int(bytes_cost))
 
 
 def _with_padding(image: Image.Image) -> int:

@@ -50,7 +50,7 @@ class EncodedImage:
     header: ImageHeader
 
     def decode(self) -> Tensor:
-        """The pixels, uint8 (3, height, width), as `decode_image` describes them.
+        """The pixels, uint8 (3, height, width), as `decode_image` describes them. Only once.
 
         Raises:
             SampleError: the file is damaged.
@@ -62,7 +62,10 @@ class EncodedImage:
             if pixels is not None:
                 return pixels
             image.load()
-            return torch.from_numpy(rgb_pixels(image, data)).permute(2, 0, 1)
+            pixels = torch.from_numpy(rgb_pixels(image, data)).permute(2, 0, 1)
+        # Its memory goes now, not with the request.
+        image.close()
+        return pixels
 
 
 def open_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) -> EncodedImage:

@@ -15,6 +15,7 @@ from image_files import GRAY, GRAY_ALPHA, PALETTE, RGB, RGBA, crc, encoded, gray
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from torchserve_ensemble.handlers import colors
 from torchserve_ensemble.handlers.errors import SampleError, TooLargeError
 from torchserve_ensemble.handlers.images import decode_image
 
@@ -428,3 +429,29 @@ def test_every_kind_of_jpeg_is_what_pillow_decodes(
     image.save(target, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
     expected = np.asarray(Image.open(io.BytesIO(target.getvalue())))
     assert np.array_equal(decode(target.getvalue()).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I", "F"]
+)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_bands_give_the_pixels_of_the_whole(
+    mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large images are converted in bands; here each row is one."""
+    values = np.random.default_rng(0).integers(0, 256, (7, 5, 4), dtype=np.uint8)
+    if mode in ("I;16", "I", "F"):
+        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        picture = Image.fromarray((values[..., 0].astype(np.float64) * 300).astype(dtype))
+    elif mode == "LAB":
+        picture = Image.merge("LAB", Image.fromarray(values[..., :3], "RGB").split())
+    else:
+        picture = Image.fromarray(values, "RGBA").convert(mode)
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    kind = "TIFF" if mode in ("LA", "CMYK", "LAB", "I;16", "I", "F") else "PNG"
+    data = encoded(picture, kind, exif=exif)
+    whole = decode(data)
+    assert tuple(whole.shape) == ((3, 5, 7) if orientation > 4 else (3, 7, 5))
+    monkeypatch.setattr(colors, "_PIXELS_IN_BAND", 5)
+    assert torch.equal(decode(data), whole)

@@ -178,17 +178,17 @@ def _unzip_one(
         return Unreadable("it is not packed with deflate, zip's usual method; pack it again")
     if info.file_size > budget.unpacked_bytes_left:
         budget.take_unpacked_bytes(info.file_size, name)
-    chunks = []
+    content = io.BytesIO()
     try:
         with archive.open(info) as file:
             for chunk in _chunks(file):
                 budget.take_unpacked_bytes(len(chunk), name)
-                chunks.append(chunk)
+                content.write(chunk)
     except EnsembleError:
         raise
     except Exception as error:
         return Unreadable(f"it is damaged in its zip file: {reason(error)}")
-    return b"".join(chunks)
+    return content.getvalue()
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -141,7 +141,7 @@ class Member:
         Output | None,
         Field(description="What forward returns; default logits, for regression values"),
     ] = None
-    voting_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    voting_weight: Annotated[float, Field(ge=0, le=1e9)] = 1.0
     temperature: Annotated[
         Positive, Field(description="Logits are divided by it (Guo et al. 2017)")
     ] = 1.0
@@ -330,7 +330,7 @@ class Limits:
             description="What all archives and compressed bodies of one request unpack to, "
             "together, their headers and padding included",
         ),
-    ] = 200 * 1024**2
+    ] = 128 * 1024**2
     max_json_values: Annotated[
         int,
         Field(
@@ -344,9 +344,10 @@ class Limits:
         Field(
             ge=1,
             description="Width times height of one image, before decoding; decoding takes up to 7 "
-            "bytes of memory for each pixel",
+            "bytes of memory for each pixel, WebP and JPEG 2000 twice and three times as much, "
+            "and so their pixels count",
         ),
-    ] = 40_000_000
+    ] = 37_000_000
     max_request_pixels: Annotated[
         int,
         Field(
