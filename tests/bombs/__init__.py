@@ -17,7 +17,7 @@ __all__ = ["BOMBS", "FORMS", "Bomb", "Request"]
 _EVERYWHERE = (
     "png-65000x1",
     "png-50000000x1",
-    "jpeg-2000-progressive-scans",
+    "jpeg-scans-with-data",
     "tiff-tile-of-40000",
     "png-16-bit-gray",
     "gif-comment",

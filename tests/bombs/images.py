@@ -359,7 +359,7 @@ def _deep_jpegs() -> dict[str, Callable[[], bytes]]:
         "jpeg-2000-progressive-scans": lambda: jpeg(2048, 2048, progressive, refinements[:2001]),
         "jpeg-20000-tiny-scans": lambda: jpeg(512, 512, progressive, refinements),
         "jpeg-60-large-scans": lambda: jpeg(7000, 7000, progressive, refinements[:61]),
-        "jpeg-2000-scans-with-data": lambda: _repeated_scan(2048, 2000),
+        "jpeg-scans-with-data": lambda: _repeated_scan(4096, 2000),
         "jpeg-refinement-scans": lambda: jpeg(
             4096, 4096, progressive, [scan(1, 0, 0), *[scan(1, 1, 63, 0x10)] * 500]
         ),

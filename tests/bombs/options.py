@@ -20,7 +20,7 @@ def _policy(text: str) -> Request:
     return _option("policy", text)
 
 
-_POLICIES: Mapping[str, str] = {
+POLICIES: Mapping[str, str] = {
     "digits": f"mean >= {'9' * 400}",
     "5000-digits": f"mean >= {'9' * 5_000}",
     "long-integer": f"mean >= {'9' * 4_000_000}",
@@ -75,7 +75,7 @@ _POLICIES: Mapping[str, str] = {
     "bad-escapes": "at_least(k='" + "\\d" * 500_000 + "')",
 }
 
-_VALUES: Mapping[str, tuple[str, str]] = {
+VALUES: Mapping[str, tuple[str, str]] = {
     "fields-of-4-mb": ("fields", ",".join(["a"] * 2_000_000)),
     "fields-good-of-4-mb": ("fields", ",".join(["label"] * 700_000)),
     "fields-json": ("fields", "[" + ",".join(['"a"'] * 1_000_000) + "]"),
@@ -164,8 +164,8 @@ def _pax_names(length: int) -> bytes:
 
 
 OPTIONS: Mapping[str, Callable[[], Request]] = {
-    **{f"policy-{name}": lambda text=text: _policy(text) for name, text in _POLICIES.items()},
-    **{f"option-{name}": lambda pair=pair: _option(*pair) for name, pair in _VALUES.items()},
+    **{f"policy-{name}": lambda text=text: _policy(text) for name, text in POLICIES.items()},
+    **{f"option-{name}": lambda pair=pair: _option(*pair) for name, pair in VALUES.items()},
     **{
         f"option-{name}-not-utf8": lambda name=name: _option(name, b"\xff\xfe" * 10)
         for name in _NAMES
