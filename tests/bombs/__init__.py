@@ -1,0 +1,98 @@
+"""Requests that would stop a worker, made by code.
+
+Each attack is a file, a bundle, a document, an option or a header that asks for much more than its
+size; most of them in several of the forms in which a client may send it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from . import bundles, documents, options, transport
+from .images import FRAMES, SINGLE, many_profiles, png
+from .wire import FORMS, Bomb, Request, call, form, multipart, raw
+
+__all__ = ["BOMBS", "FORMS", "Bomb", "Request"]
+
+_EVERYWHERE = (
+    "png-65000x1",
+    "png-50000000x1",
+    "jpeg-scans-with-data",
+    "tiff-tile-of-40000",
+    "png-16-bit-gray",
+    "gif-comment",
+)
+"""The images that are sent in every form."""
+
+_CROWDS: dict[str, Callable[[], list[bytes]]] = {
+    "256-pngs-of-50-megapixels": lambda: [png(7071, 7071, 1)] * 256,
+    "40-pngs-of-50-megapixels": lambda: [png(7071, 7071, 1)] * 40,
+    "256-pngs-of-1-megapixel": lambda: [png(1000, 1000, 16, 6)] * 256,
+    "256-pngs-of-20000x1": lambda: [png(20_000, 1)] * 256,
+    "20-large-profiles": lambda: many_profiles(20),
+}
+"""Images that are harmless one by one, and are sent together in every form."""
+
+_BUNDLES_EVERYWHERE = (
+    "tar-pax-digits",
+    "tar.gz-pax-digits",
+    "tar.bz2-hidden-480-mib",
+    "zip-overlapping",
+    "npy-1x1x33-million",
+    "safetensors-100000-tensors",
+)
+"""The bundles that are sent as a part of a form and in gRPC too; JSON holds images alone."""
+
+
+def _all() -> Iterator[Bomb]:
+    for name, make in SINGLE.items():
+        forms = FORMS if name in _EVERYWHERE else ("body",)
+        for kind in forms:
+            yield Bomb(
+                f"{name}:{kind}", lambda make=make, kind=kind: FORMS[kind](make()), answerable=True
+            )
+    for name, several in _CROWDS.items():
+        for kind in FORMS:
+            yield Bomb(
+                f"{name}:{kind}",
+                lambda make=several, kind=kind: FORMS[kind](*make()),
+                answerable=True,
+            )
+    for name, make in FRAMES.items():
+        yield Bomb(
+            f"frames:{name}",
+            lambda make=make: raw(make(), frames="true"),
+            answerable=True,
+        )
+    for name, make in bundles.BUNDLES.items():
+        may_answer = name in bundles.ANSWERABLE or name.startswith(("npy-", "safetensors-"))
+        yield Bomb(f"{name}:body", lambda make=make: raw(make()), answerable=may_answer)
+        if name in _BUNDLES_EVERYWHERE:
+            yield Bomb(f"{name}:multipart", lambda make=make: form([make()]))
+            if not name.startswith("npy"):
+                yield Bomb(f"{name}:multipart-40", lambda make=make: form([make()] * 40))
+            yield Bomb(f"{name}:grpc", lambda make=make: call(file=make()))
+    yield Bomb("40-zips-of-50-megabytes:multipart", _forty_zips)
+    yield Bomb("256-gz-of-2-megabytes:multipart", _many_gz)
+    groups = (
+        (documents.JSON, documents.ANSWERABLE),
+        (documents.INFER, documents.ANSWERABLE),
+        (options.OPTIONS, options.ANSWERABLE),
+        (transport.TRANSPORT, transport.ANSWERABLE),
+    )
+    for group, answerable in groups:
+        for name, build in group.items():
+            yield Bomb(name, build, name in answerable, name in transport.CUT)
+
+
+def _forty_zips() -> Request:
+    """Each within the limit of unpacked bytes, which all of them together are not."""
+    return form([bundles.zip_of_zeros(8, 60 << 20)] * 40)
+
+
+def _many_gz() -> Request:
+    return multipart([("file", "application/gzip", bundles.BUNDLES["tar.gz-hidden-500-mb"]())] * 40)
+
+
+BOMBS: tuple[Bomb, ...] = tuple(_all())
+"""All of them, with names that differ."""

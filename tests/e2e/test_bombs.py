@@ -1,0 +1,275 @@
+"""No request stops a worker: each bomb gets its own refusal, soon and in little memory.
+
+A real server with its default limits, one worker, and members whose preprocessings differ. Beside
+each bomb two good requests are on their way, which TorchServe may put into the same batch.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from bombs import BOMBS, Bomb, Request
+from probe_ensemble import image, probes
+
+from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.handlers.errors import ServerError
+from torchserve_ensemble.serving.grpc_transport import GrpcTransport
+from torchserve_ensemble.serving.server import Server
+from torchserve_ensemble.serving.settings import ServerSettings, throw_away
+
+pytestmark = pytest.mark.e2e
+
+CONFIG = Path(__file__).parents[2] / "config.properties"
+MAX_CPU_SECONDS = 2.0
+MAX_MEMORY = 300 * 1024**2
+MAX_ANSWER_BYTES = 100_000
+# Where a bomb goes off all the same, the worker is ended soon, for the sake of the machine.
+_GIVE_UP_CPU_SECONDS = 3 * MAX_CPU_SECONDS
+_GIVE_UP_MEMORY = 4 * MAX_MEMORY
+_GIVE_UP_SECONDS = 60.0
+_POLL_SECONDS = 0.01
+_DARK, _BRIGHT = image(0.1), image(0.9)
+_NEIGHBOURS = ((_DARK, "dark"), (_BRIGHT, "bright"))
+
+
+@dataclass
+class Answer:
+    """What came back: status 0 if nothing did."""
+
+    status: int = 0
+    body: bytes = b""
+    problem: str = ""
+
+
+@dataclass
+class Outcome:
+    """What one bomb did."""
+
+    answer: Answer
+    neighbours: list[Answer]
+    cpu_seconds: float
+    memory: int
+    same_worker: bool
+    ended: bool = field(default=False)
+
+
+class Target:
+    """A server under attack, and its worker's process."""
+
+    def __init__(
+        self,
+        server: Server,
+        grpc_address: str,
+        *,
+        give_up: tuple[float, int] = (_GIVE_UP_CPU_SECONDS, _GIVE_UP_MEMORY),
+    ) -> None:
+        self._server = server
+        self._address = urlsplit(server.inference_address).netloc
+        self._grpc_address = grpc_address
+        self._give_up_cpu_seconds, self._give_up_memory = give_up
+        self.worker = self._find_worker()
+
+    def _find_worker(self) -> psutil.Process:
+        self._server.wait_ready()
+        (worker,) = [
+            each
+            for each in psutil.Process(self._server.pid).children(recursive=True)
+            if "model_service_worker" in " ".join(each.cmdline())
+        ]
+        return worker
+
+    def attack(self, request: Request) -> Outcome:
+        """Send a request beside good ones, and watch the worker."""
+        if not self._lives():
+            self._recover()
+        worker = self.worker
+        before, base = _cpu(worker), worker.memory_info().rss
+        # From now on the kernel's high-water mark is that of this request.
+        Path(f"/proc/{worker.pid}/clear_refs").write_text("5")
+        answer, neighbours = Answer(), [Answer() for _ in _NEIGHBOURS]
+        bodies = [each for each, _ in _NEIGHBOURS]
+        senders = [
+            threading.Thread(target=self._post, args=(Request(body), into), daemon=True)
+            for body, into in zip(bodies, neighbours, strict=True)
+        ]
+        senders.append(threading.Thread(target=self.send, args=(request, answer), daemon=True))
+        for sender in senders:
+            sender.start()
+        ended = self._wait(senders, before, base)
+        for sender in senders:
+            sender.join(_GIVE_UP_SECONDS)
+        lives = self._lives() and not ended
+        return Outcome(
+            answer,
+            neighbours,
+            cpu_seconds=_cpu(worker) - before if lives else float("nan"),
+            memory=_peak(worker) - base if lives else -1,
+            same_worker=lives and self._find_worker().pid == worker.pid,
+            ended=ended,
+        )
+
+    def _wait(self, senders: list[threading.Thread], before: float, base: int) -> bool:
+        """Until all are answered; whether the worker had to be ended."""
+        deadline = time.monotonic() + _GIVE_UP_SECONDS
+        while any(sender.is_alive() for sender in senders):
+            time.sleep(_POLL_SECONDS)
+            try:
+                spent, memory = _cpu(self.worker) - before, self.worker.memory_info().rss - base
+            except psutil.Error:
+                continue
+            late = time.monotonic() > deadline
+            if late or spent > self._give_up_cpu_seconds or memory > self._give_up_memory:
+                self.worker.kill()
+                return True
+        return False
+
+    def _lives(self) -> bool:
+        try:
+            return self.worker.is_running() and self.worker.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def _recover(self) -> None:
+        """Wait for TorchServe's next worker."""
+        deadline = time.monotonic() + _GIVE_UP_SECONDS
+        old = self.worker.pid
+        while True:
+            try:
+                self.worker = self._find_worker()
+                if self.worker.pid != old:
+                    return
+            except (ServerError, ValueError, psutil.Error):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
+
+    def send(self, request: Request, into: Answer) -> None:
+        """Send over the transport that the request is made for."""
+        if request.inputs is None:
+            self._post(request, into)
+            return
+        transport = GrpcTransport(self._grpc_address, token=None, timeout=_GIVE_UP_SECONDS)
+        try:
+            answer = transport.send("probes", None, list(request.inputs.items()), {})
+            into.status, into.body = answer.status, answer.body
+        except Exception as error:
+            into.problem = repr(error)
+        finally:
+            transport.close()
+
+    def _post(self, request: Request, into: Answer) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=_GIVE_UP_SECONDS)
+        try:
+            connection.putrequest(
+                "POST", request.path, skip_host=not request.host, skip_accept_encoding=True
+            )
+            for name, value in request.headers:
+                connection.putheader(name, value.encode("utf-8"))
+            connection.putheader("Content-Length", str(len(request.body)))
+            try:
+                connection.endheaders(request.body)
+            except OSError as error:
+                # Refused while the body is still on its way: the answer may be there.
+                into.problem = repr(error)
+            response = connection.getresponse()
+            into.body, into.status = response.read(), response.status
+        except Exception as error:
+            into.problem = into.problem or repr(error)
+        finally:
+            connection.close()
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _peak(process: psutil.Process) -> int:
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmHWM")
+
+
+def build_target_store(folder: Path, store: Path) -> None:
+    """An archive of three members that resize, crop and turn gray, each in its own way."""
+    probes(folder, task="presence", policies={"default": "majority"})
+    spec = json.loads((folder / "ensemble.yaml").read_text())
+    spec["preprocessing"] = {
+        "cropped": {"resize": 256, "crop": 224},
+        "gray": {"color": "grayscale", "resize": 32, "crop": 28},
+        "small": {"resize": [2, 2]},
+    }
+    for member, preprocessing in zip(spec["members"], spec["preprocessing"], strict=True):
+        member["preprocessing"] = preprocessing
+    (folder / "ensemble.yaml").write_text(json.dumps(spec))
+    build_archive(folder / "ensemble.yaml", store)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    folder, store = tmp_path_factory.mktemp("target"), tmp_path_factory.mktemp("target-store")
+    build_target_store(folder, store)
+    overrides = throw_away()
+    settings = ServerSettings(store, ("probes-1.0.mar",), config=CONFIG, overrides=overrides)
+    with Server.start(settings, tmp_path_factory.mktemp("target-run")) as server:
+        server.wait_ready()
+        target = Target(server, f"127.0.0.1:{overrides['grpc_inference_port']}")
+        for body, _ in _NEIGHBOURS:
+            target.attack(Request(body))
+        yield target
+
+
+def verdict(bomb: Bomb, outcome: Outcome) -> list[str]:
+    """Everything that is wrong with what a bomb did."""
+    answer, problems = outcome.answer, []
+    expected = answer.status == 200 and bomb.answerable
+    cut = answer.status == 0 and bomb.cut
+    if not (expected or cut or 400 <= answer.status < 500):
+        problems.append(f"status {answer.status} {answer.problem}: {answer.body[:300]!r}")
+    if len(answer.body) > MAX_ANSWER_BYTES:
+        problems.append(f"an answer of {len(answer.body)} bytes")
+    if outcome.ended:
+        problems.append("had to be ended")
+    elif not outcome.same_worker:
+        problems.append("the worker died")
+    else:
+        if outcome.cpu_seconds > MAX_CPU_SECONDS:
+            problems.append(f"{outcome.cpu_seconds:.1f} s of CPU")
+        if outcome.memory > MAX_MEMORY:
+            problems.append(f"{outcome.memory / 1024**2:.0f} MiB more memory")
+    for (_, label), neighbour in zip(_NEIGHBOURS, outcome.neighbours, strict=True):
+        if neighbour.status != 200 or _label(neighbour) != label:
+            problems.append(f"a neighbour got {neighbour.status}: {neighbour.body[:100]!r}")
+    return problems
+
+
+def _label(answer: Answer) -> str | None:
+    (prediction,) = json.loads(answer.body)["predictions"]
+    label: str | None = prediction["label"]
+    return label
+
+
+@pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.name)
+def test_a_bomb_is_answered_alone_soon_and_in_little_memory(target: Target, bomb: Bomb) -> None:
+    outcome = target.attack(bomb.make())
+    assert not verdict(bomb, outcome)
+
+
+def test_the_worker_keeps_nothing_of_the_bombs(target: Target) -> None:
+    """Caches of profiles, names or policies would grow with every request."""
+    attack = next(bomb for bomb in BOMBS if bomb.name == "20-large-profiles:multipart")
+    target.attack(attack.make())
+    before = target.worker.memory_info().rss
+    for _ in range(5):
+        target.attack(attack.make())
+    assert target.worker.memory_info().rss - before < 100 * 1024**2

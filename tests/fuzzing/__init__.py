@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing of every parser and of the whole service; ``scripts/fuzz`` runs it."""
