@@ -12,7 +12,6 @@ import http
 import importlib
 import inspect
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,7 @@ class EnsembleHandler:
             self._service = _load(folder, context)
             self._service.warm_up()
             _keep_every_part()
-            # TorchServe's worker would parse JSON of any size before the limits are known.
-            os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
+            _bound_messages(self._service.max_parts)
         except ModuleNotFoundError as error:
             raise RuntimeError(
                 f"this server's Python lacks '{error.name}', which the ensemble handler needs: "
@@ -166,6 +164,30 @@ def _keep_every_part() -> None:
     retrieve_data_for_inference.keeps_every_part = True  # type: ignore[attr-defined]
     Service.retrieve_data_for_inference = staticmethod(retrieve_data_for_inference)
     _check_parts(Service)
+
+
+def _bound_messages(max_parts: int) -> None:
+    """Make the worker read requests in large pieces, and keep no more parts than there may be.
+
+    Its own reader also decodes JSON of any size; here values stay bytes.
+
+    Raises:
+        RuntimeError: this TorchServe is built differently.
+    """
+    from ts.protocol import otf_message_handler as protocol
+
+    for name, caller in (
+        ("_retrieve_buffer", protocol.retrieve_msg),
+        ("_retrieve_inference_msg", protocol.retrieve_msg),
+    ):
+        if name not in caller.__code__.co_names:
+            raise RuntimeError(
+                f"this TorchServe is not {SUPPORTED_TORCHSERVE}.x: {name} of its worker's protocol "
+                "has changed; install torchserve==0.12.0"
+            )
+    messages = importlib.import_module("handlers.frontend_messages").FrontendMessages(max_parts)
+    protocol._retrieve_buffer = messages.retrieve_buffer
+    protocol._retrieve_inference_msg = messages.retrieve_inference_msg
 
 
 def _check_parts(service: Any) -> None:

@@ -58,6 +58,15 @@ _COST_OF_PLAIN_TEXT_BYTE = 40
 _MAX_TILES = 1 << 14
 """Tiles of a TIFF or JPEG 2000 file: each takes memory and calls, also where it holds nothing."""
 
+_MAX_TIFF_VALUES = 3 << 16
+"""Numbers in one tag of a TIFF file; a palette of 16 bits has so many, and strips have fewer."""
+
+_MAX_TIFF_TAGS = 1 << 16
+"""Tags in all pages of a TIFF file together."""
+
+_TIFF_TAGS_OF_BYTES = frozenset({1, 2, 6, 7})
+"""Types of tags that hold bytes or text, which are not taken apart."""
+
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _TIFF_COMPRESSION, _TIFF_LZMA = 259, 34925
 _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
@@ -143,18 +152,21 @@ class ImageHeader:
         return self.pixel_cost + self.byte_cost
 
 
-def read_header(data: bytes, formats: list[str] = FORMATS) -> ImageHeader:
+def read_header(data: bytes, formats: list[str] = FORMATS, *, max_pages: int = 1) -> ImageHeader:
     """Read the header of an image file.
 
     Args:
         data: the file.
         formats: Pillow's names of those that may be read.
+        max_pages: of a TIFF file that will be looked at.
 
     Raises:
         PIL.UnidentifiedImageError: none of the formats.
         TooManyPiecesError: reading it would take too long.
         Exception: whatever Pillow raises on damaged files.
     """
+    if "TIFF" in formats:
+        _check_tiff(data, max_pages)
     # Pillow's warning of many pixels is void: the caller's limit comes right after.
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -194,6 +206,48 @@ def measure(image: Image.Image, data: bytes) -> ImageHeader:
         cost += pixels
     held = pixels * _MEMORY_OF_PIXEL.get(file_format, 1)
     return ImageHeader(image, data, held, int(cost), int(bytes_cost))
+
+
+def _check_tiff(data: bytes, max_pages: int) -> None:
+    """Check that a TIFF file has no more tags and numbers in them than Pillow can read soon.
+
+    Files of other formats, and damaged ones, are left to Pillow. TIFF 6.0, section 2; BigTIFF has
+    wider fields.
+
+    Raises:
+        TooManyPiecesError: it has more.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None or len(data) < 16:
+        return
+    (version,) = struct.unpack_from(f"{order}H", data, 2)
+    if version == 42:
+        number, entry, start = struct.Struct(f"{order}H"), struct.Struct(f"{order}HHI4x"), 4
+        offset = struct.Struct(f"{order}I")
+    elif version == 43:
+        number, entry, start = struct.Struct(f"{order}Q"), struct.Struct(f"{order}HHQ8x"), 8
+        offset = struct.Struct(f"{order}Q")
+    else:
+        return
+    tags = 0
+    seen: set[int] = set()
+    (place,) = offset.unpack_from(data, start)
+    while place + number.size <= len(data) and place not in seen and len(seen) < max_pages:
+        seen.add(place)
+        (count,) = number.unpack_from(data, place)
+        tags += count
+        end = place + number.size + count * entry.size
+        if tags > _MAX_TIFF_TAGS:
+            raise TooManyPiecesError(f"it has more than {_MAX_TIFF_TAGS} tags; save it anew")
+        if end + offset.size > len(data):
+            return
+        for tag, kind, values in entry.iter_unpack(data[place + number.size : end]):
+            if values > _MAX_TIFF_VALUES and kind not in _TIFF_TAGS_OF_BYTES:
+                raise TooManyPiecesError(
+                    f"tag {tag} has {values} numbers, and the limit is {_MAX_TIFF_VALUES}; "
+                    "save it anew"
+                )
+        (place,) = offset.unpack_from(data, end)
 
 
 def _with_padding(image: Image.Image) -> int:

@@ -185,7 +185,7 @@ class RequestOptions:
         Field(description="Identifies a sequence; comes back as sent"),
     ] = None
     frame_order: Annotated[
-        tuple[float, ...] | None,
+        tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None,
         BeforeValidator(_list),
         Field(description="Each sample's place in time, if samples are not sent in order"),
     ] = None

@@ -172,6 +172,11 @@ def _sample(item: Item, index: int) -> Sample:
     return Sample(name, index, data)
 
 
+def max_parts(limits: Limits) -> int:
+    """How many parts a request may have: its samples, and options, some of them twice."""
+    return limits.max_samples + 2 * len(OPTION_NAMES)
+
+
 def _check_size(parts: Sequence[Part], limits: Limits) -> None:
     size = sum(len(part.value) for part in parts if isinstance(part.value, bytes | bytearray | str))
     if size > limits.max_request_bytes:
@@ -179,11 +184,11 @@ def _check_size(parts: Sequence[Part], limits: Limits) -> None:
             f"the request has {size} bytes; the limit is {limits.max_request_bytes} "
             "(limits.max_request_bytes in the spec): split the request"
         )
-    most = limits.max_samples + 2 * len(OPTION_NAMES)
+    most = max_parts(limits)
     if len(parts) > most:
         raise TooLargeError(
-            f"the request has {len(parts)} parts; with {limits.max_samples} samples at most "
-            f"(limits.max_samples in the spec) there can be {most}: split the request"
+            f"the request has more than {most} parts; with {limits.max_samples} samples at most "
+            f"(limits.max_samples in the spec) there can be no more: split the request"
         )
     for part in parts:
         if len(part.name) > MAX_NAME:

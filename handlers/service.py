@@ -37,7 +37,14 @@ from .memory import keep_activations
 from .options import Form, describe_options
 from .parallel import SERIAL, ThreadPool
 from .policies import Catalogue, check_catalogue, load_fitted, rows_of
-from .requests import ParsedRequest, RawRequest, Sample, is_open_inference, parse_request
+from .requests import (
+    ParsedRequest,
+    RawRequest,
+    Sample,
+    is_open_inference,
+    max_parts,
+    parse_request,
+)
 from .responses import Response, encode_error
 from .runtime import Input, MemberScores, Runtime
 from .score_cache import KnownScores, ScoreCache, with_known
@@ -165,6 +172,11 @@ class EnsembleService:
         # Not before: what loading needs for a moment goes back.
         keep_activations()
         return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered, pool)
+
+    @property
+    def max_parts(self) -> int:
+        """How many parts one request may have."""
+        return max_parts(self.spec.limits)
 
     def warm_up(self) -> None:
         """Compute a full batch, then smaller ones: kernels are made when a size is first seen."""

@@ -110,7 +110,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], RawRequest], str]] = {
         lambda: raw(b'{"instances":[' + b"[]," * 1_600_000 + b"1]}", "application/json"),
         "limits.max_json_values",
     ),
-    "parts": (lambda: files(b"x", 1000), "1000 parts"),
+    "parts": (lambda: files(b"x", 1000), "parts"),
     "instances": (lambda: document({"instances": ["aa=="] * 257}), "limits.max_samples"),
     "texts of a v2 input": (
         lambda: document({"inputs": [{"name": "x", "shape": [10**6], "datatype": "BYTES"}]}),

@@ -34,6 +34,9 @@ _LONG_HEADERS = frozenset(
         tarfile.GNUTYPE_LONGLINK,
     }
 )
+_MAX_ZIP_DIRECTORY_BYTES = 1 << 21
+"""Bytes of a zip's directory; an entry takes 46 and its name."""
+
 _MAX_LONG_HEADER_BYTES = 2048
 """Bytes of a tar header that continues another one; a long name and its times take 400.
 
@@ -73,7 +76,7 @@ def unzip(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
     # zipfile makes an object of every directory entry at once, so they are counted before.
     budget.take_entries(data.count(b"PK\x01\x02"), name)
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(_BoundedFile(data)) as archive:
             items: list[Item] = []
             for info in archive.infolist():
                 if info.is_dir() or not _is_sample(info.filename):
@@ -126,6 +129,18 @@ def untar(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
     return _not_empty(items, name, "tar")
 
 
+class _BoundedFile(io.BytesIO):
+    """A zip file whose directory is not too large, wherever in the file it claims to be.
+
+    zipfile reads the whole directory at once, and its extra fields in quadratic time.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_ZIP_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its directory has {size} bytes")
+        return super().read(size)
+
+
 def _header_reader(name: str, budget: RequestBudget, compressed: bool) -> type[tarfile.TarInfo]:
     """What tarfile reads headers with: each counts, and none may ask for more than there is."""
     long_headers_bytes = 0
@@ -154,7 +169,15 @@ def _header_reader(name: str, budget: RequestBudget, compressed: bool) -> type[t
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """Where tarfile takes a damaged header for the end, and would drop all samples after it."""
+    """Where tarfile takes a damaged header for the end, and would drop all samples after it.
+
+    Maps of sparse files are not read: they may list millions of holes.
+    """
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise _ReadError("it holds sparse files; pack them without --sparse")
+
+    _proc_sparse = _proc_gnusparse_10
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:

@@ -51,7 +51,7 @@ def split(data: bytes, name: str, budget: RequestBudget) -> list[Item] | None:
         TooLargeError: too many frames, or too large ones.
     """
     try:
-        header = read_header(data, _ANIMATED)
+        header = read_header(data, _ANIMATED, max_pages=budget.limits.max_samples + 1)
     except Exception:  # No animation: the image decoder will tell what it is.
         return None
     image = header.image

@@ -22,6 +22,9 @@ _MAX_NPY_HEADER_BYTES = 10_000
 _MAX_SAFETENSORS_HEADER_BYTES = 100_000
 """Enough for one tensor and its metadata; a file of a million empty tensors takes seconds."""
 
+_PIXELS_IN_BAND = 1 << 20
+"""Pixels whose transparency is resolved at once; the arithmetic takes 50 bytes for each."""
+
 _DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHAPES = (
     "uint8 pixels are (N, H, W), (N, H, W, 3), (N, H, W, 4) or (N, 3, H, W); preprocessed inputs "
@@ -153,11 +156,15 @@ def _to_rgb(batch: Tensor, name: str) -> Tensor:
     if batch.shape[1] == 1:
         return batch.expand(-1, 3, -1, -1)
     if batch.shape[1] == 4:
-        # One by one, since the arithmetic takes several times the memory of the pixels.
         return torch.stack([_on_white(row) for row in batch])
     return batch
 
 
 def _on_white(pixels: Tensor) -> Tensor:
-    color, alpha = pixels[:3].to(torch.int32), pixels[3:].to(torch.int32)
-    return ((color * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+    opaque = torch.empty((3, *pixels.shape[1:]), dtype=torch.uint8)
+    rows = max(1, _PIXELS_IN_BAND // pixels.shape[2])
+    for top in range(0, pixels.shape[1], rows):
+        band = pixels[:, top : top + rows].to(torch.int32)
+        color, alpha = band[:3], band[3:]
+        opaque[:, top : top + rows] = (color * alpha + 255 * (255 - alpha) + 127) // 255
+    return opaque

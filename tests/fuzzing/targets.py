@@ -6,7 +6,6 @@ default limits hold is shown by the bombs on a real server.
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 import tempfile
@@ -21,12 +20,12 @@ from pathlib import Path
 import bombs
 import numpy as np
 from bombs import bundles, documents, images, options
-from fuzzing.encoding import decode_request, encode_request
 from image_files import encoded
 from PIL import Image
 from probe_ensemble import probes
 from safetensors.numpy import save
 
+from fuzzing.encoding import decode_request, encode_request
 from torchserve_ensemble.handlers.archive import ArchiveRecord
 from torchserve_ensemble.handlers.errors import ArchiveError, RequestError, ServerError, SpecError
 from torchserve_ensemble.handlers.images import decode_image
