@@ -144,6 +144,11 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def shown(name: str) -> str:
+    """A name for a message, which a terminal or a log might otherwise take for commands."""
+    return name if name.isprintable() else ascii(name)
+
+
 def same_names(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Pairs of names that some file systems take for one: they differ in case or accents alone."""
     first: dict[str, str] = {}
@@ -169,7 +174,7 @@ def verify_folder(folder: Path, *, entry_imported: bool = False) -> ArchiveRecor
             continue
         names.append(name)
         if not regular and not name.endswith("/"):
-            problems.append(f"{name} is a link or no regular file")
+            problems.append(f"{shown(name)} is a link or no regular file")
         if len(names) > MAX_FILES:
             raise ArchiveError(f"{folder}: it holds more than {MAX_FILES} files; no archive does")
     raise_problems(str(folder), problems)
@@ -211,7 +216,7 @@ def check_contents(
     there.remove(RECORD)
     listed = set(record.files)
     problems = [f"{path} is missing" for path in sorted(listed - there)]
-    problems += [f"{path} is not listed in {RECORD}" for path in sorted(there - listed)]
+    problems += [f"{shown(path)} is not listed in {RECORD}" for path in sorted(there - listed)]
     problems += [
         f"{path} was changed"
         for path in sorted(listed & there)

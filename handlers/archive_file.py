@@ -33,6 +33,7 @@ from .archive import (
     raise_problems,
     read_text,
     same_names,
+    shown,
     verify_folder,
 )
 from .errors import ArchiveError
@@ -81,7 +82,7 @@ def verify_archive(path: Path) -> ArchiveRecord:
                     texts = (archive.read(SPEC), archive.read(MANIFEST))
     except FileNotFoundError:
         raise ArchiveError(f"{path}: no such archive; build it with `ts-ensemble build`") from None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeError) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         raise ArchiveError(
             f"{path}: it cannot be read as a model archive ({error}); copy or build it again"
         ) from error
@@ -134,7 +135,7 @@ def _problems_of_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> Itera
     for first, second in same_names(names):
         yield f"{first} and {second} are one name to some file systems"
     for entry in entries:
-        name = entry.filename if entry.filename.isprintable() else repr(entry.filename)
+        name = shown(entry.filename)
         reason = name_problem(entry.orig_filename)
         if reason is not None:
             yield f"the name {entry.orig_filename[:100]!r} cannot be: {reason}"
