@@ -315,7 +315,7 @@ def _check_manifest(content: bytes, source: str) -> None:
 
 
 def _check_model_config(content: bytes, source: str) -> None:
-    """Numbers alone: TorchServe's YAML reader makes Java objects of what the file asks for."""
+    """Numbers for known keys alone, which Java's reader of YAML cannot understand otherwise."""
     for line in content.decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
         if not _SETTING.fullmatch(line):
             known = ", ".join(MODEL_SETTINGS)

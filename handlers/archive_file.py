@@ -71,17 +71,19 @@ def verify_archive(path: Path) -> ArchiveRecord:
         SpecError: a mistake in the archive's spec.
     """
     try:
+        if not path.exists():
+            raise ArchiveError(f"{path}: no such archive; build it with `ts-ensemble build`")
         if path.is_dir():
             record = verify_folder(path)
             texts = (read_text(path / SPEC), read_text(path / MANIFEST))
+        elif not path.is_file():
+            raise ArchiveError(f"{path}: neither a file nor a folder")
         else:
             with path.open("rb") as file:
                 _check_end(file, str(path))
                 with zipfile.ZipFile(file) as archive:
                     record = _verify(archive, file, str(path))
                     texts = (archive.read(SPEC), archive.read(MANIFEST))
-    except FileNotFoundError:
-        raise ArchiveError(f"{path}: no such archive; build it with `ts-ensemble build`") from None
     except (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         raise ArchiveError(
             f"{path}: it cannot be read as a model archive ({error}); copy or build it again"

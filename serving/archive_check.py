@@ -6,13 +6,14 @@ TorchServe extracts whatever it is given, and the start of a worker's Python alo
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..handlers.archive_file import verify_archive
-from ..handlers.errors import ArchiveError
+from ..handlers.errors import ArchiveError, ServerError
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +53,22 @@ def check_models(models: Sequence[str], properties: Mapping[str, str]) -> None:
 
     Args:
         models: of the command line, ``NAME=FILE`` or ``FILE``.
-        properties: of the server, with its `model_store`, and `load_models` if no models are named.
+        properties: of the server, with its `model_store`, `load_models` and `model_snapshot`.
 
     Raises:
         ArchiveError: as for `check_archive`.
         SpecError: a mistake in an archive's spec.
+        ServerError: the snapshot cannot be read.
     """
     model_store = Path(properties["model_store"])
-    for archive in models or _configured(properties, model_store):
+    # TorchServe restores a snapshot whatever the command line names.
+    snapshot = _of_snapshot(properties.get("model_snapshot", ""))
+    for archive in (*snapshot, *(models or _configured(properties, model_store))):
         check_archive(archive.partition("=")[2] or archive, model_store)
 
 
 def _configured(properties: Mapping[str, str], model_store: Path) -> Iterator[str]:
+    """The archives that a config.properties names."""
     named = properties.get("load_models", "")
     if named.strip().lower() != "all":
         yield from (name.strip() for name in named.split(",") if name.strip())
@@ -71,3 +76,17 @@ def _configured(properties: Mapping[str, str], model_store: Path) -> Iterator[st
     for path in sorted(model_store.iterdir()):
         if not path.name.startswith(".") and (path.is_dir() or path.name.endswith(_ENDINGS)):
             yield path.name
+
+
+def _of_snapshot(text: str) -> list[str]:
+    """The archives of a configuration that TorchServe itself wrote while it ran."""
+    if not text:
+        return []
+    try:
+        models = json.loads(text)["models"].values()
+        return [str(version["marName"]) for model in models for version in model.values()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ServerError(
+            f"config.properties: model_snapshot is damaged ({error!r}): remove it and name the "
+            "archives in load_models"
+        ) from None

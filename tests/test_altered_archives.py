@@ -528,6 +528,9 @@ def test_every_byte_counts(contents: Contents, tmp_path: Path) -> None:
 def test_no_archive(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="no such archive"):
         verify_archive(tmp_path / "none.mar")
+    os.mkfifo(tmp_path / "pipe.mar")
+    with pytest.raises(ArchiveError, match="neither a file nor a folder"):
+        verify_archive(tmp_path / "pipe.mar")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ArchiveError, match="was not built by `ts-ensemble build`"):
         verify_archive(tmp_path / "folder")

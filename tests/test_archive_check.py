@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from probe_ensemble import probes
 
 from torchserve_ensemble.archiver.build import build_archive
-from torchserve_ensemble.handlers.errors import ArchiveError
+from torchserve_ensemble.handlers.errors import ArchiveError, ServerError
 from torchserve_ensemble.serving.archive_check import check_archive, check_models
 
 
@@ -73,3 +74,14 @@ def test_all_of_a_model_store(store: Path) -> None:
         with pytest.raises(ArchiveError, match=other):
             check_models([], properties)
         shutil.rmtree(store / "folder", ignore_errors=True)
+
+
+def test_a_snapshot_of_torchserve(store: Path) -> None:
+    versions = {"1.0": {"marName": "probes-1.0.mar", "defaultVersion": True}}
+    properties = {"model_store": str(store)}
+    check_models([], properties | {"model_snapshot": json.dumps({"models": {"p": versions}})})
+    versions["2.0"] = {"marName": "bad.mar", "defaultVersion": False}
+    with pytest.raises(ArchiveError, match="bad.mar"):
+        check_models([], properties | {"model_snapshot": json.dumps({"models": {"p": versions}})})
+    with pytest.raises(ServerError, match="model_snapshot is damaged"):
+        check_models([], properties | {"model_snapshot": "{}"})
