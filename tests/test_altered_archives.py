@@ -303,6 +303,27 @@ def test_even_listed_files_must_be_where_a_build_puts_them(
     assert name in load(extracted(altered, tmp_path / "folder"))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ensemble_entry/__init__.py",
+        "ensemble_entry.so",
+        "ts/__init__.py",
+        "json.py",
+        f"__pycache__/ensemble_entry.{CACHE}.pyc",
+    ],
+)
+def test_what_runs_before_the_worker_can_check(
+    contents: Contents, tmp_path: Path, planted: bytes, name: str
+) -> None:
+    """TorchServe's worker would import it before, or instead of, the entry."""
+    assert "not listed" in refusal(written(contents | {name: planted}, tmp_path / "a.mar")) or (
+        name.endswith(".pyc")
+    )
+    altered = with_record(contents, lambda files: files.update({name: planted}))
+    assert name in refusal(written(altered, tmp_path / "b.mar"))
+
+
 def test_empty_folders_links_and_devices(
     contents: Contents, tmp_path: Path, load: Callable[[Path], str]
 ) -> None:
