@@ -1,8 +1,7 @@
 """Build a model archive: the members, the handler and the settings in one `.mar`.
 
 The archive is a zip that stock TorchServe loads. Its bytes depend on its contents alone: entries in
-sorted order, one fixed time, no compression (weights hardly compress, and compressed bytes differ
-between zlib versions).
+sorted order, one fixed time, no compression.
 """
 
 from __future__ import annotations
@@ -22,7 +21,18 @@ from model_archiver.manifest_components.manifest import Manifest, RuntimeType
 from model_archiver.manifest_components.model import Model
 from packaging.requirements import Requirement
 
-from ..handlers.archive import ENSEMBLE, ENTRY, MODEL_CONFIG, RECORD, SPEC, ArchiveRecord, sha256
+from ..handlers.archive import (
+    ENSEMBLE,
+    ENTRY,
+    MANIFEST,
+    MODEL_CONFIG,
+    RECORD,
+    REQUIREMENTS,
+    SPEC,
+    ArchiveRecord,
+    sha256,
+)
+from ..handlers.archive_file import entry_of
 from ..handlers.errors import ArchiveError
 from ..handlers.images import decode_image
 from ..handlers.service import EnsembleService
@@ -31,16 +41,12 @@ from ..handlers.spec import EnsembleSpec, WeightsFormat, load_spec
 logger = logging.getLogger(__name__)
 
 HANDLERS = Path(__file__).parent.parent / "handlers"
-MANIFEST = "MAR-INF/MANIFEST.json"
-REQUIREMENTS = "requirements.txt"
 HANDLER_NEEDS = ("numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch", "torchvision")
 BUILT_WITH = ("torchserve-ensemble", "torch", "torchvision", "torch-model-archiver")
 
 # Enough to tell whether a precision changes answers; a folder may hold millions.
 _MOST_SAMPLES = 64
 
-# The first moment that a zip can hold.
-_FIXED_TIME = (1980, 1, 1, 0, 0, 0)
 _FIXED_DATE = "01/01/1980 00:00:00"
 
 
@@ -122,7 +128,6 @@ def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output
         built_with={package: metadata.version(package) for package in BUILT_WITH},
     )
     contents[RECORD] = record.to_json().encode()
-    contents[MANIFEST] = manifest(spec).encode()
     target = output / f"{spec.name}-{spec.version}.mar"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -171,7 +176,8 @@ def model_config(spec: EnsembleSpec) -> str:
 def requirements(spec: EnsembleSpec) -> str:
     """What the server's Python needs beside TorchServe, with this project's own version ranges.
 
-    Used by TorchServe where install_py_dep_per_model is on, and by people.
+    For people. Where install_py_dep_per_model is on, TorchServe installs them into the archive's
+    folder, and the worker then refuses to load: the record lists none of that.
     """
     needed = HANDLER_NEEDS + (
         ("onnxruntime",)
@@ -190,6 +196,7 @@ def _contents(spec: EnsembleSpec, spec_path: Path) -> dict[str, bytes | Path]:
         ENTRY: HANDLERS / "entry.py",
         MODEL_CONFIG: model_config(spec).encode(),
         REQUIREMENTS: requirements(spec).encode(),
+        MANIFEST: manifest(spec).encode(),
     }
     contents |= {f"{ENSEMBLE}/{file}": spec_path.parent / file for file in spec.files()}
     contents |= dict(_handler_files())
@@ -212,11 +219,9 @@ def write_entries(contents: Mapping[str, bytes | Path], target: Path) -> None:
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(contents):
-                entry = zipfile.ZipInfo(name, _FIXED_TIME)
-                entry.external_attr = 0o644 << 16
                 content = contents[name]
                 data = content.read_bytes() if isinstance(content, Path) else content
-                archive.writestr(entry, data)
+                archive.writestr(entry_of(name), data)
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..handlers.errors import ArchiveError
+
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def add_commands(subparsers: Subparsers) -> None:
-    """Add ``build`` and ``schema``."""
+    """Add ``build``, ``verify`` and ``schema``."""
     build = subparsers.add_parser(
         "build",
         help="build a model archive from a spec",
@@ -34,6 +36,17 @@ def add_commands(subparsers: Subparsers) -> None:
         "must answer on them as the saved ones do",
     )
     build.set_defaults(run=_build)
+    verify = subparsers.add_parser(
+        "verify",
+        help="check an archive before TorchServe gets it",
+        description="Check every file of an archive against its record, that nothing else is in "
+        "it, and that the file is byte for byte as a build writes it; print its digest.",
+    )
+    verify.add_argument("archive", type=Path, help="a .mar, or the folder of an extracted one")
+    verify.add_argument(
+        "--digest", help="that it must have, as its builder told: sha256:... in every answer"
+    )
+    verify.set_defaults(run=_verify)
     schema = subparsers.add_parser("schema", help="print the JSON Schema of the spec")
     schema.add_argument(
         "--markdown", action="store_true", help="print the reference for people instead"
@@ -52,6 +65,20 @@ def _build(arguments: argparse.Namespace) -> int:
         say=print,
     )
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from ..handlers.archive_file import verify_archive
+
+    record = verify_archive(arguments.archive)
+    if arguments.digest not in (None, record.digest):
+        raise ArchiveError(
+            f"{arguments.archive} has the digest {record.digest}, not {arguments.digest}: it is "
+            "another archive"
+        )
+    print(f"{arguments.archive}: {len(record.files)} files as they were built")
+    print(record.digest)
     return 0
 
 

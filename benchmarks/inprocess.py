@@ -99,7 +99,8 @@ class InProcess:
             spec = load_spec(Path(temporary) / SPEC)
             # As a worker that has the machine for itself.
             pool = ThreadPool(torch.get_num_threads())
-            runtime = Runtime.load(spec, folder, torch.device("cpu"), pool)
+            cpu, compiled = torch.device("cpu"), spec.runtime.compile
+            runtime = Runtime.load(spec, folder, cpu, pool, compiled=compiled)
 
             def from_files(files: Sequence[bytes]) -> None:
                 runtime.run(pool.map(_decode, files))

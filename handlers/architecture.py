@@ -169,13 +169,16 @@ def _import_path(folder: Path) -> Iterator[None]:
         if origin != folder:
             sys.modules.pop(name, None)
             del _imported_from[name]
-    before = set(sys.modules)
+    before, writes_no_byte_code = set(sys.modules), sys.dont_write_bytecode
+    # It would not be listed in the archive's record, and the next worker refuses what is not.
+    sys.dont_write_bytecode = True
     # The files may be younger than the import system's view of the folder.
     importlib.invalidate_caches()
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes_no_byte_code
         sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)

@@ -1,21 +1,33 @@
-"""What an archive says of itself: every file's digest, and one digest of them all.
+"""What an archive says of itself, and whether that is true of every file in it.
 
-TorchServe checks no digest (it extracts whatever it is given), so the worker does at load.
+TorchServe checks no digest (it extracts whatever it is given), so the worker does at load, before
+it imports anything else, and so do the verbs that hand an archive to TorchServe
+(`archive_file.verify_archive`). This module needs the standard library alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ArchiveError
 
+if TYPE_CHECKING:
+    from .spec import EnsembleSpec
+
 RECORD = "archive.json"
-"""The record's place in the archive. It lists every other file but TorchServe's manifest."""
+"""The record's place in the archive. It lists every other file."""
+
+MANIFEST = "MAR-INF/MANIFEST.json"
+"""What TorchServe reads of an archive: the model's name, version and entry."""
 
 ENSEMBLE = "ensemble"
 """The folder in the archive with the spec and the files that it names."""
@@ -23,11 +35,37 @@ ENSEMBLE = "ensemble"
 SPEC = f"{ENSEMBLE}/ensemble.yaml"
 """The spec's place in the archive."""
 
+COMPILED = f"{ENSEMBLE}/compiled"
+"""The folder in the archive with the compiled members, if the spec asks for them."""
+
 ENTRY = "ensemble_entry.py"
 """The module that TorchServe loads."""
 
 MODEL_CONFIG = "model-config.yaml"
 """TorchServe's settings of the model."""
+
+REQUIREMENTS = "requirements.txt"
+"""What the server's Python needs beside TorchServe."""
+
+MODEL_SETTINGS = (
+    "minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout",
+)  # fmt: skip
+"""Keys of `MODEL_CONFIG`; others could make TorchServe start another Python or torchrun."""
+
+MAX_FILES = 10_000
+MAX_TEXT_BYTES = 16 * 1024**2
+"""Of the record, the manifest, the model's settings and the spec: they are read as a whole."""
+
+_MAX_NAME_BYTES = 1000
+_MAX_PART_BYTES = 255
+_MAX_PROBLEMS = 10
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SETTING = re.compile(rf"({'|'.join(MODEL_SETTINGS)}): [0-9]{{1,9}}")
+# The worker's Python writes this when TorchServe imports the entry, under a temporary name first.
+_BYTE_CODE_OF_ENTRY = re.compile(
+    rf"__pycache__/({re.escape(ENTRY.removesuffix('.py'))}"
+    rf"\.{re.escape(sys.implementation.cache_tag or '')}(\.opt-[12])?\.pyc(\.[0-9]+)?)?"
+)
 
 
 @dataclass(frozen=True)
@@ -85,28 +123,238 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def verify_folder(folder: Path) -> ArchiveRecord:
-    """Check an extracted archive against its own record.
+def name_problem(name: str) -> str | None:
+    """Why a file may not have this name in an archive; None if it may.
+
+    Names are those that every file system keeps apart and that stay inside the folder.
+    """
+    parts = name.split("/")
+    if ".." in parts or "." in parts or "" in parts:
+        return "it must be a relative path without '.', '..' and '//'"
+    if "\\" in name or ":" in name or not name.isprintable():
+        return "it has a backslash, a colon or an invisible character"
+    if any(part != part.strip(" ").rstrip(".") for part in parts):
+        return "a part of it begins or ends with a space, or ends with a dot"
+    if len(name.encode()) > _MAX_NAME_BYTES or any(
+        len(part.encode()) > _MAX_PART_BYTES for part in parts
+    ):
+        return f"it is longer than {_MAX_NAME_BYTES} bytes, or {_MAX_PART_BYTES} in one part"
+    if "__pycache__" in parts or name.endswith((".pyc", ".pyo")):
+        return "byte code of Python is not taken from an archive"
+    return None
+
+
+def shown(name: str) -> str:
+    """A name for a message, which a terminal or a log might otherwise take for commands."""
+    return name if name.isprintable() else ascii(name)
+
+
+def same_names(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of names that some file systems take for one: they differ in case or accents alone."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        if other != name:
+            yield other, name
+
+
+def verify_folder(folder: Path, *, entry_imported: bool = False) -> ArchiveRecord:
+    """Check an extracted archive against its own record, and that it holds nothing else.
 
     Args:
         folder: where TorchServe extracted the archive.
+        entry_imported: by TorchServe, so that the entry's byte code may lie there.
 
     Raises:
-        ArchiveError: names each file that is missing or was changed.
+        ArchiveError: names each file that is missing, was changed, or does not belong there.
     """
-    record_path = folder / RECORD
-    if not record_path.is_file():
+    names, problems = [], []
+    for name, regular in _files_below(folder):
+        if entry_imported and _BYTE_CODE_OF_ENTRY.fullmatch(name):
+            continue
+        names.append(name)
+        if not regular and not name.endswith("/"):
+            problems.append(f"{shown(name)} is a link or no regular file")
+        if len(names) > MAX_FILES:
+            raise ArchiveError(f"{folder}: it holds more than {MAX_FILES} files; no archive does")
+    raise_problems(str(folder), problems)
+    return check_contents(
+        names,
+        digest=lambda name: sha256(folder / name),
+        read=lambda name: read_text(folder / name),
+        source=str(folder),
+    )
+
+
+def check_contents(
+    names: Iterable[str],
+    *,
+    digest: Callable[[str], str],
+    read: Callable[[str], bytes],
+    source: str,
+) -> ArchiveRecord:
+    """Check an archive's files against its record, wherever they are.
+
+    Args:
+        names: of all files; a folder without files ends with a slash.
+        digest: SHA-256 of a file, in hexadecimal.
+        read: contents of a small file, at most `MAX_TEXT_BYTES`.
+        source: named in messages.
+
+    Raises:
+        ArchiveError: names what is wrong.
+    """
+    there = set(names)
+    if RECORD not in there:
         raise ArchiveError(
-            f"{folder}: no {RECORD}; the archive was not built by `ts-ensemble build`"
+            f"{source}: no {RECORD}; the archive was not built by `ts-ensemble build`"
         )
     # What is not UTF-8 is damaged, which reading it as JSON then tells.
-    text = record_path.read_text(encoding="utf-8", errors="replace")
-    record = ArchiveRecord.from_json(text, source=str(folder))
-    wrong = [
-        f"{path} is missing" if not (folder / path).is_file() else f"{path} was changed"
-        for path, digest in record.files.items()
-        if not (folder / path).is_file() or sha256(folder / path) != digest
+    text = read(RECORD).decode("utf-8", errors="replace")
+    record = ArchiveRecord.from_json(text, source=source)
+    raise_problems(source, _problems_of_list(record.files))
+    there.remove(RECORD)
+    listed = set(record.files)
+    problems = [f"{path} is missing" for path in sorted(listed - there)]
+    problems += [f"{shown(path)} is not listed in {RECORD}" for path in sorted(there - listed)]
+    problems += [
+        f"{path} was changed"
+        for path in sorted(listed & there)
+        if digest(path) != record.files[path]
     ]
-    if wrong:
-        raise ArchiveError(f"{folder}: the archive is damaged: {'; '.join(wrong)}; build it again")
+    raise_problems(source, problems)
+    _check_manifest(read(MANIFEST), source)
+    _check_model_config(read(MODEL_CONFIG), source)
     return record
+
+
+def check_spec(spec: EnsembleSpec, record: ArchiveRecord, manifest: bytes, *, source: str) -> None:
+    """Check that an archive holds the files that its spec names, no others beside it, and its name.
+
+    Args:
+        spec: from the archive.
+        record: of the archive; its files were checked.
+        manifest: contents of `MANIFEST`.
+        source: named in messages.
+
+    Raises:
+        ArchiveError: names what is wrong.
+    """
+    named = {SPEC, *(f"{ENSEMBLE}/{file}" for file in spec.files())}
+    compiled = {path for path in record.files if path.startswith(f"{COMPILED}/")}
+    beside = {path for path in record.files if path.startswith(f"{ENSEMBLE}/")} - compiled
+    problems = [f"{path} is named by the spec and missing" for path in named - beside]
+    problems += [f"{path} is not named by the spec" for path in beside - named]
+    if not spec.runtime.compile:
+        problems += [f"{path} is compiled code, which the spec does not want" for path in compiled]
+    model = json.loads(manifest)["model"]
+    if (model["modelName"], model["modelVersion"]) != (spec.name, spec.version):
+        problems.append(
+            f"{MANIFEST} names another model than the spec's {spec.name} {spec.version}"
+        )
+    raise_problems(source, problems)
+
+
+def _problems_of_list(files: Mapping[str, str]) -> Iterator[str]:
+    """What no build writes into a record, although its digest is right."""
+    for path, digest in files.items():
+        if not isinstance(path, str) or not isinstance(digest, str):
+            yield f"{path!r} has no SHA-256 in {RECORD}"
+            continue
+        reason = name_problem(path)
+        if reason is not None:
+            yield f"the name {path[:100]!r} cannot be: {reason}"
+        elif not _SHA256.fullmatch(digest):
+            yield f"{path} has no SHA-256 in {RECORD}"
+        elif not _has_place(path):
+            yield f"{path} does not belong there: no build puts a file there"
+    for first, second in same_names(files):
+        yield f"{first} and {second} are one name to some file systems"
+    for needed in (MANIFEST, MODEL_CONFIG, REQUIREMENTS, ENTRY, SPEC):
+        if needed not in files:
+            yield f"{needed} is not listed in {RECORD}"
+
+
+def _has_place(path: str) -> bool:
+    """Whether a build puts a file there.
+
+    The archive's root comes before the standard library on the worker's path, so that nothing but
+    the entry may be importable from it.
+    """
+    folder, _, rest = path.partition("/")
+    if folder == "handlers":
+        return rest.endswith(".py")
+    return folder == ENSEMBLE or path in (MANIFEST, MODEL_CONFIG, REQUIREMENTS, ENTRY)
+
+
+def _check_manifest(content: bytes, source: str) -> None:
+    """The manifest names this project's entry and nothing else that TorchServe would run."""
+    try:
+        manifest: Any = json.loads(content)
+        model = manifest["model"]
+        expected = {
+            "createdOn": manifest["createdOn"],
+            "runtime": "python",
+            "archiverVersion": manifest["archiverVersion"],
+            "model": {
+                "modelName": model["modelName"],
+                "modelVersion": model["modelVersion"],
+                "handler": ENTRY,
+                "configFile": MODEL_CONFIG,
+                "requirementsFile": REQUIREMENTS,
+            },
+        }
+        # As it is written, so that Java's reader cannot understand something else.
+        right = (json.dumps(expected, indent=2, sort_keys=True) + "\n").encode() == content
+    except (ValueError, KeyError, TypeError, RecursionError):
+        right = False
+    if not right:
+        raise_problems(
+            source, [f"{MANIFEST} says more or something else than handler {ENTRY} in Python"]
+        )
+
+
+def _check_model_config(content: bytes, source: str) -> None:
+    """Numbers for known keys alone, which Java's reader of YAML cannot understand otherwise."""
+    for line in content.decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
+        if not _SETTING.fullmatch(line):
+            known = ", ".join(MODEL_SETTINGS)
+            problem = f"{MODEL_CONFIG}: {line[:100]!r} is no number for one of {known}"
+            raise_problems(source, [problem])
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Name, and whether it is a regular file; an empty folder's name ends with a slash."""
+    prefixes = [""]
+    while prefixes:
+        prefix = prefixes.pop()
+        with os.scandir(folder / prefix) as found:
+            entries = list(found)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                prefixes.append(f"{prefix}{entry.name}/")
+            else:
+                yield f"{prefix}{entry.name}", entry.is_file(follow_symlinks=False)
+        if not entries and prefix:
+            yield prefix, False
+
+
+def read_text(path: Path) -> bytes:
+    """A small file's contents, at most `MAX_TEXT_BYTES`."""
+    with path.open("rb") as file:
+        return file.read(MAX_TEXT_BYTES)
+
+
+def raise_problems(source: str, problems: Iterable[str]) -> None:
+    """Report what is wrong with an archive, the first few in full; nothing if nothing is wrong.
+
+    Raises:
+        ArchiveError: there are problems.
+    """
+    found = sorted(problems)
+    if found:
+        more = f" and {len(found) - _MAX_PROBLEMS} more" if len(found) > _MAX_PROBLEMS else ""
+        raise ArchiveError(
+            f"{source}: the archive is not as it was built: {'; '.join(found[:_MAX_PROBLEMS])}"
+            f"{more}; build it again"
+        )

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .aot_library import AotLibrary
+from .archive import name_problem
 from .errors import ArchiveError
 from .members import LoadedMember, difference
 from .spec import EnsembleSpec, Member
@@ -172,7 +173,7 @@ class CompiledRecord:
         try:
             content: Any = json.loads(text)
             target = content["target"]
-            return cls(
+            record = cls(
                 Target(**_with_tuples(target)),
                 {
                     name: CompiledMember(**_with_tuples(member))
@@ -181,10 +182,22 @@ class CompiledRecord:
                 tuple(CompiledStack(**_with_tuples(stack)) for stack in content["stacks"]),
                 tuple(CompiledTrunk(**_with_tuples(trunk)) for trunk in content["trunks"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+            for file in record.files():
+                if not file.startswith(f"{FOLDER}/") or name_problem(file) is not None:
+                    raise ValueError(f"{file[:100]!r} does not lie in {FOLDER}/")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArchiveError(
                 f"{RECORD} is damaged ({error!r}); build the archive again"
             ) from None
+        return record
+
+    def files(self) -> list[str]:
+        """Every library's file, beside the spec."""
+        return [
+            *(member.file for member in self.members.values()),
+            *(file for stack in self.stacks for file in stack.files),
+            *(trunk.file for trunk in self.trunks),
+        ]
 
 
 class CompiledMembers:

@@ -4,16 +4,35 @@ TorchServe imports it flat, under its file name, and hides an ImportError at mod
 everything but the standard library is imported in `EnsembleHandler.initialize`, where a failure is
 reported in full. TorchServe reports only RuntimeError and MemoryError raised while loading; any
 other exception ends the worker without a message (``ts/model_service_worker.py``).
+
+Nothing else of the archive runs before the whole of it was checked against its record. The modules
+of `handlers` are compiled from their sources, each checked once more against the record; Python's
+own import would take planted byte code instead.
 """
 
-from __future__ import annotations
+# ruff: noqa: E402, PTH120
 
+import os
+import sys
+
+# TorchServe puts the archive's root before the standard library, where an unlisted `numpy.py` would
+# take its namesake's place. From here on nothing is imported from there by its name alone.
+_ROOT = os.path.dirname(os.path.realpath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != _ROOT]
+
+import hashlib
 import http
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import inspect
+import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -98,18 +117,13 @@ class EnsembleHandler:
 
 
 def _load(folder: Path, context: Any) -> Any:
-    handlers = importlib.import_module("handlers")
-    running = Path(str(handlers.__file__)).resolve()
-    if not running.is_relative_to(folder.resolve()):
-        raise RuntimeError(
-            f"the package 'handlers' was imported from {running}, not from the archive; start "
-            "TorchServe without PYTHONPATH and remove other packages of that name"
-        )
+    _import_from_sources(folder)
     archive = importlib.import_module("handlers.archive")
+    record = archive.verify_folder(folder, entry_imported=True)
+    spec = importlib.import_module("handlers.spec").load_spec(folder / archive.SPEC)
+    manifest = (folder / archive.MANIFEST).read_bytes()
+    archive.check_spec(spec, record, manifest, source=str(folder))
     service = importlib.import_module("handlers.service")
-    spec_module = importlib.import_module("handlers.spec")
-    record = archive.verify_folder(folder)
-    spec = spec_module.load_spec(folder / archive.SPEC)
     gpu = context.system_properties.get("gpu_id")
     settings = context.model_yaml_config or {}
     return service.EnsembleService.load(
@@ -118,7 +132,72 @@ def _load(folder: Path, context: Any) -> Any:
         identity=service.Identity(context.model_name, spec.version, record.digest),
         device=service.choose_device(spec, gpu),
         workers=int(settings.get("minWorkers", 1)),
+        compiled=spec.runtime.compile,
     )
+
+
+def _import_from_sources(folder: Path) -> None:
+    """Let `handlers` be imported from the archive's listed sources, and from nowhere else.
+
+    Raises:
+        RuntimeError: there is no record, or another package of that name was imported before.
+    """
+    if "handlers" in sys.modules:
+        raise RuntimeError(
+            f"the package 'handlers' was imported from {sys.modules['handlers'].__file__}, not "
+            "from the archive; start TorchServe without PYTHONPATH and remove other packages of "
+            "that name"
+        )
+    try:
+        files = json.loads((folder / "archive.json").read_text(encoding="utf-8"))["files"]
+        digests = {str(path): str(digest) for path, digest in files.items()}
+    except FileNotFoundError:
+        raise RuntimeError(
+            f"{folder}: no archive.json; the archive was not built by `ts-ensemble build`"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RuntimeError(
+            f"{folder}: archive.json is damaged ({error!r}); build the archive again"
+        ) from None
+    sys.meta_path.insert(0, _sources(folder, digests))
+
+
+def _sources(folder: Path, digests: Mapping[str, str]) -> importlib.abc.MetaPathFinder:
+    """The import system's finder and loader of `handlers`.
+
+    Args:
+        folder: of the archive.
+        digests: SHA-256 of each file.
+    """
+
+    # In a function, since TorchServe takes an entry's only class for the handler.
+    class Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+        def find_spec(
+            self, fullname: str, path: object, target: object = None
+        ) -> importlib.machinery.ModuleSpec | None:
+            if fullname.partition(".")[0] != "handlers":
+                return None
+            place = fullname.replace(".", "/")
+            # Without search locations: what this finder does not know, no other finds either.
+            for file, places in ((f"{place}/__init__.py", []), (f"{place}.py", None)):
+                if file in digests:
+                    return importlib.util.spec_from_file_location(
+                        fullname, folder / file, loader=self, submodule_search_locations=places
+                    )
+            return None
+
+        def exec_module(self, module: ModuleType) -> None:
+            path = Path(str(module.__file__))
+            name = path.relative_to(folder).as_posix()
+            source = path.read_bytes() if path.is_file() else None
+            if source is None or hashlib.sha256(source).hexdigest() != digests[name]:
+                what = "is missing" if source is None else "was changed"
+                raise RuntimeError(
+                    f"{folder}: the archive is not as it was built: {name} {what}; build it again"
+                )
+            exec(compile(source, path, "exec", dont_inherit=True), vars(module))
+
+    return Sources()
 
 
 def _keep_every_part() -> None:

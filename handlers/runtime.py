@@ -130,6 +130,8 @@ class Runtime:
         folder: Path,
         device: torch.device,
         pool: ThreadPool = SERIAL,
+        *,
+        compiled: bool = False,
     ) -> Runtime:
         """Load every member and run it once, so that a mistake shows before the first request.
 
@@ -138,6 +140,8 @@ class Runtime:
             folder: where the files that the spec names are.
             device: where all members live.
             pool: resizes images, and on the CPU runs members side by side.
+            compiled: run the machine code that lies beside the spec, which only an archive's record
+                vouches for.
 
         Raises:
             MemberError: a member's file, architecture or output does not fit.
@@ -146,11 +150,11 @@ class Runtime:
         preprocessors, group_of_member = preprocessors_of(spec, device, pool)
         images = trial_images(3)
         batches = [preprocessor(images) for preprocessor in preprocessors]
-        compiled = CompiledMembers.find(folder, device)
+        libraries = CompiledMembers.find(folder, device) if compiled else None
         members = []
         for member, group in zip(spec.members, group_of_member, strict=True):
             started = time.perf_counter()
-            members.append(_ready(spec, member, folder, batches[group], compiled, pool.threads))
+            members.append(_ready(spec, member, folder, batches[group], libraries, pool.threads))
             logger.info(
                 "member %s loaded on %s in %.0f ms",
                 member.name,
@@ -159,8 +163,8 @@ class Runtime:
             )
         runtime = cls(spec, members, preprocessors, group_of_member, device, pool)
         runtime._stacks = [
-            *find_stacks(spec, members, group_of_member, batches, compiled),
-            *find_trunks(spec, group_of_member, batches, compiled, pool.threads),
+            *find_stacks(spec, members, group_of_member, batches, libraries),
+            *find_trunks(spec, group_of_member, batches, libraries, pool.threads),
         ]
         runtime._measure(batches)
         return runtime

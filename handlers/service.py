@@ -146,6 +146,7 @@ class EnsembleService:
         identity: Identity | None = None,
         device: torch.device | None = None,
         workers: int = 1,
+        compiled: bool = False,
     ) -> EnsembleService:
         """Load all members.
 
@@ -155,6 +156,7 @@ class EnsembleService:
             identity: defaults to the spec's name and version.
             device: defaults to what the spec asks for.
             workers: how many workers share the machine's cores.
+            compiled: as for `Runtime.load`: only for a checked archive.
 
         Raises:
             SpecError: a policy or preprocessing does not exist.
@@ -168,7 +170,8 @@ class EnsembleService:
         torch.set_num_threads(threads)
         pool = ThreadPool(threads)
         offered = catalogue(spec, folder)
-        runtime = Runtime.load(spec, folder, device or choose_device(spec, gpu=None), pool)
+        device = device or choose_device(spec, gpu=None)
+        runtime = Runtime.load(spec, folder, device, pool, compiled=compiled)
         # Not before: what loading needs for a moment goes back.
         keep_activations()
         return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered, pool)

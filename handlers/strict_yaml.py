@@ -7,6 +7,7 @@ import difflib
 import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import yaml
@@ -16,6 +17,20 @@ from .errors import SpecError
 
 Spec = TypeVar("Spec")
 Place = tuple[str | int, ...]
+
+
+MAX_CHARACTERS = 1_000_000
+"""Of a document: a label for each of 20,000 classes is half of it."""
+
+_TEXT_TAG = "tag:yaml.org,2002:str"
+_MAX_DEPTH = 50
+_MAX_VALUES = 100_000
+_MAX_NUMBER_CHARACTERS = 100
+_MAX_PROBLEMS = 20
+_MAX_SHOWN = 200
+# difflib takes longer than linearly in both.
+_MAX_COMPARED = 100
+_MAX_CHOICES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,31 +63,90 @@ def parse_strictly(
     Raises:
         SpecError: with one line for each mistake.
     """
+    if len(text) > MAX_CHARACTERS:
+        raise SpecError(f"{source}: it has more than {MAX_CHARACTERS} characters")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        loader = _BoundedLoader(text)
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise SpecError(f"{source}: the document must be a mapping of keys to values")
+        # Before it is read: that writes what is merged (`<<`) into the node.
+        problems = list(islice(_repeated_keys(node, ()), _MAX_PROBLEMS))
+        data = loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{source}:{mark.line + 1}" if mark is not None else source
         reason = getattr(error, "problem", None) or str(error)
         raise SpecError(f"{place}: not valid YAML: {reason}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise SpecError(f"{source}: the document must be a mapping of keys to values")
-    problems = list(_repeated_keys(node, ()))
+    except (ValueError, OverflowError) as error:
+        # What looks like a date or a number and is none.
+        raise SpecError(
+            f"{source}: not valid YAML: a value cannot be read: {error}; write text in quotes"
+        ) from error
     if not problems:
         try:
             spec = adapter.validate_python(data)
         except ValidationError as error:
-            problems = _innermost(_from_pydantic(detail, node, root) for detail in error.errors())
+            details = islice(error.errors(include_url=False), _MAX_PROBLEMS)
+            problems = _innermost(_from_pydantic(detail, node, root) for detail in details)
         else:
-            problems = list(check(spec))
+            problems = list(islice(check(spec), _MAX_PROBLEMS))
             if not problems:
                 return spec
-    raise SpecError("\n".join(_line(problem, node, source) for problem in problems))
+    lines = [_line(problem, node, source) for problem in problems]
+    if len(lines) == _MAX_PROBLEMS:
+        lines.append(f"{source}: there may be more mistakes than these {_MAX_PROBLEMS}")
+    raise SpecError("\n".join(lines))
 
 
-_MAX_COMPARED = 100
-"""Characters of a value for which the nearest choice is looked for."""
+class _BoundedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader for documents of bounded depth and size, aliases written out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values = 0
+        self._values_of: dict[int, int] = {}
+        # Anchors, or None, of the values around the present one.
+        self._open: list[str | None] = []
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As PyYAML's, with each value counted as often as aliases repeat it.
+
+        Raises:
+            yaml.YAMLError: too deep, too many values, or a value that contains itself.
+        """
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        alias = isinstance(event, yaml.AliasEvent)
+        if alias and event.anchor in self._open:
+            raise _error(event, f"the value '{event.anchor}' contains itself")
+        if not alias:
+            self._open.append(event.anchor)
+        if len(self._open) > _MAX_DEPTH:
+            raise _error(event, f"more than {_MAX_DEPTH} levels, one in the other")
+        before = self._values
+        self._values += 1
+        node = super().compose_node(parent, index)
+        if alias:
+            self._values += self._values_of[id(node)]
+        else:
+            self._open.pop()
+            self._values_of[id(node)] = self._values - before
+        if self._values > _MAX_VALUES:
+            raise _error(event, f"more than {_MAX_VALUES} values, those of aliases counted again")
+        if (
+            isinstance(node, yaml.ScalarNode)
+            and node.tag != _TEXT_TAG
+            and len(node.value) > _MAX_NUMBER_CHARACTERS
+        ):
+            raise _error(
+                event,
+                f"a number of more than {_MAX_NUMBER_CHARACTERS} characters; write text in quotes",
+            )
+        return node
+
+
+def _error(event: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, event.start_mark)
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:
@@ -82,6 +156,7 @@ def nearest(value: str, choices: Iterable[str]) -> str:
     """
     if len(value) > _MAX_COMPARED:
         return ""
+    choices = (choice for choice in islice(choices, _MAX_CHOICES) if len(choice) <= _MAX_COMPARED)
     close = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -91,7 +166,7 @@ def _repeated_keys(node: yaml.Node, place: Place) -> Iterable[Problem]:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            name = str(key.value)
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             if name in seen:
                 yield Problem((*place, name), "this key is given twice")
             seen.add(name)
@@ -114,10 +189,15 @@ def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
         choices = re.findall(r"'([^']*)'", str(detail["ctx"]["expected"]))
         return Problem(place, f"must be one of {', '.join(choices)}", str(value), choices)
     if kind == "string_type" and isinstance(value, bool | int | float):
-        return Problem(place, f"must be text: write it in quotes, '{value}'")
+        return Problem(place, f"must be text: write it in quotes, '{_shortened(value)}'")
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    shown = repr(value) if isinstance(value, str | int | float | bool | None) else ""
+    shown = _shortened(value) if isinstance(value, str | int | float | bool | None) else ""
     return Problem(place, message + (f", not {shown}" if shown else ""))
+
+
+def _shortened(value: str | int | float | bool | None) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _innermost(problems: Iterable[Problem]) -> list[Problem]:

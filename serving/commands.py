@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def add_commands(subparsers: Subparsers) -> None:
         "register",
         help="register an archive and wait for its workers",
         description="POST /models?url=ARCHIVE&synchronous=true. Workers that die while loading "
-        "end it with their own traceback, and the version is unregistered again.",
+        "end it with their own traceback, and the version is unregistered again. The archive is "
+        "checked first, as `verify` does, where the server was started by `serve`.",
         parents=[run, _connection()],
     )
     register.add_argument("archive", help="file name in the server's model store, or an URL")
@@ -91,7 +93,7 @@ def _add_serve(subparsers: Subparsers) -> None:
         help="start TorchServe and wait until its workers are ready",
         description="torchserve --start --ncs --model-store ... --ts-config ..., with a Java that "
         "is found, then waits until every worker is READY. A worker that dies while loading ends "
-        "it with that worker's own traceback.",
+        "it with that worker's own traceback. Each archive is checked first, as `verify` does.",
         parents=[_parents()],
     )
     serve.add_argument("models", nargs="*", metavar="[NAME=]ARCHIVE", help="in the model store")
@@ -222,6 +224,11 @@ def _register(arguments: argparse.Namespace) -> int:
     if server is not None:
         _print_versions([server.register(arguments.archive, workers=arguments.workers)])
         return 0
+    print(
+        f"ts-ensemble: {arguments.archive} is not checked before TorchServe runs what is in it, "
+        "since the server's model store is not known here: `ts-ensemble verify` checks the file",
+        file=sys.stderr,
+    )
     with _management(arguments) as management:
         print(management.register(arguments.archive, workers=arguments.workers))
     return 0

@@ -20,10 +20,11 @@ from typing import Literal
 import psutil
 
 from ..handlers.errors import ServerError, WorkerDiedError
+from . import archive_check
 from .client import InferenceClient
 from .java import find_java
 from .management import ManagementClient, ModelVersion
-from .settings import ServerSettings, check_ports, is_on
+from .settings import ServerSettings, check_ports, is_on, read_properties
 from .tokens import read_token
 from .worker_log import DeadWorker, WorkerLog, trouble
 
@@ -70,6 +71,7 @@ class Server:
         run_folder: Path = DEFAULT_RUN_FOLDER,
         *,
         timeout: float = 60,
+        check_archives: bool = True,
     ) -> Server:
         """Start TorchServe and wait until its management API answers; models may still load.
 
@@ -77,8 +79,10 @@ class Server:
             settings: what to serve, and how.
             run_folder: made if missing.
             timeout: seconds until the management API must answer.
+            check_archives: before TorchServe extracts them; False serves archives of others.
 
         Raises:
+            ArchiveError: an archive was altered, or `ts-ensemble build` did not write it.
             ServerError: no Java; one runs there already; it ended, with its own last words.
         """
         running = cls.attach(run_folder)
@@ -88,6 +92,8 @@ class Server:
                 "stop it with `ts-ensemble stop`"
             )
         properties = settings.properties()
+        if check_archives:
+            archive_check.check_models(settings.models, properties)
         check_ports(properties)
         java = find_java()
         (run_folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -242,7 +248,9 @@ class Server:
                     )
                 time.sleep(_POLL_SECONDS)
 
-    def register(self, archive: str, *, workers: int = 1) -> ModelVersion:
+    def register(
+        self, archive: str, *, workers: int = 1, check_archive: bool = True
+    ) -> ModelVersion:
         """Register an archive and wait until its workers are ready.
 
         TorchServe's own register call answers 500 when workers die, says no reason, and may leave
@@ -251,11 +259,16 @@ class Server:
         Args:
             archive: file name in the model store, or an URL that the server may load.
             workers: for archives that do not say themselves.
+            check_archive: before TorchServe extracts it; False registers archives of others.
 
         Raises:
+            ArchiveError: it was altered, or `ts-ensemble build` did not write it.
             WorkerDiedError: with the worker's own traceback.
             ServerError: what TorchServe answers, with a remedy.
         """
+        if check_archive:
+            properties = read_properties(self.run_folder / "config.properties")
+            archive_check.check_archive(archive, Path(properties["model_store"]))
         self._log.dead_workers()
         with self.management(timeout=600) as management:
             try:

@@ -14,11 +14,16 @@ from packaging.requirements import Requirement
 from probe_ensemble import probes
 
 from torchserve_ensemble.archiver.build import build_archive, requirements
-from torchserve_ensemble.handlers.archive import ENTRY, MODEL_CONFIG, RECORD, ArchiveRecord
+from torchserve_ensemble.handlers.archive import (
+    ENTRY,
+    MANIFEST,
+    MODEL_CONFIG,
+    RECORD,
+    ArchiveRecord,
+)
 from torchserve_ensemble.handlers.errors import ArchiveError, MemberError
 from torchserve_ensemble.handlers.spec import load_spec
 
-MANIFEST = "MAR-INF/MANIFEST.json"
 HANDLERS = Path(__file__).parent.parent / "handlers"
 
 
@@ -55,7 +60,7 @@ def test_it_holds_all_handlers_and_a_record_of_everything(spec: Path, tmp_path: 
     assert {f"ensemble/{file.name}" for file in own} <= names
     shipped = {f"handlers/{p.relative_to(HANDLERS).as_posix()}" for p in HANDLERS.rglob("*.py")}
     assert shipped <= names
-    assert set(record.files) == names - {RECORD, MANIFEST}
+    assert set(record.files) == names - {RECORD}
 
 
 def test_the_manifest_is_torch_model_archivers(spec: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def extracted(built: tuple[Path, list[str]], tmp_path: Path) -> Path:
 
 
 def run(folder: Path) -> MemberScores:
-    runtime = Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU)
+    runtime = Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU, compiled=True)
     return runtime.run(trial_images(12))
 
 
@@ -292,7 +292,8 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 def runtime_of(folder: Path) -> Runtime:
-    return Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU, ThreadPool(2))
+    spec = load_spec(folder / "ensemble.yaml")
+    return Runtime.load(spec, folder, CPU, ThreadPool(2), compiled=True)
 
 
 @needs_compiler
@@ -387,7 +388,8 @@ def test_members_that_share_a_backbone_run_as_one(
     monkeypatch.setattr(stacking, "_SMALL", 1)
     pool = ThreadPool(2)
     with caplog.at_level(logging.INFO):
-        runtime = Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU, pool)
+        spec = load_spec(folder / "ensemble.yaml")
+        runtime = Runtime.load(spec, folder, CPU, pool, compiled=True)
     assert "2 members run compiled, as one" in caplog.text
     assert [stack.members for stack in runtime._stacks] == [(0, 2)]
     together = runtime.run(trial_images(12))

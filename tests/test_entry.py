@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,9 +64,14 @@ def test_another_seam_is_refused(original: Any, monkeypatch: pytest.MonkeyPatch)
         entry._keep_every_part()
 
 
-def test_a_handlers_package_from_elsewhere_is_refused(tmp_path: Any) -> None:
+def test_a_handlers_package_from_elsewhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ModuleType("handlers")
+    other.__file__ = "/elsewhere/handlers/__init__.py"
+    monkeypatch.setitem(sys.modules, "handlers", other)
     context = SimpleNamespace(
         system_properties={"model_dir": str(tmp_path)}, model_name="x", model_yaml_config={}
     )
-    with pytest.raises(RuntimeError, match="imported from .*, not from the archive"):
+    with pytest.raises(RuntimeError, match=r"imported from /elsewhere/.*, not from the archive"):
         entry.EnsembleHandler().initialize(context)

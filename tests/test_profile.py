@@ -19,7 +19,7 @@ from probe_ensemble import probes
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.archiver.tuning.writing import write_serving
 from torchserve_ensemble.archiver.variants import vary_archive
-from torchserve_ensemble.handlers.archive import verify_folder
+from torchserve_ensemble.handlers.archive_file import verify_archive
 from torchserve_ensemble.handlers.errors import ServerError
 from torchserve_ensemble.handlers.spec import Serving, load_spec
 from torchserve_ensemble.profile_command import _numbers, choices
@@ -92,7 +92,7 @@ def test_a_variant_is_whole_and_has_the_settings(tmp_path: Path) -> None:
     vary_archive(archive, tmp_path / "variant.mar", spec, serving, threads=3)
     with zipfile.ZipFile(tmp_path / "variant.mar") as opened:
         opened.extractall(tmp_path / "variant")
-    verify_folder(tmp_path / "variant")
+    verify_archive(tmp_path / "variant.mar")
     config = yaml.safe_load((tmp_path / "variant" / "model-config.yaml").read_text())
     assert (config["minWorkers"], config["batchSize"], config["maxBatchDelay"]) == (2, 32, 7)
     varied = load_spec(tmp_path / "variant" / "ensemble" / "ensemble.yaml")

@@ -70,7 +70,7 @@ def test_a_member_in_int8_answers_as_the_saved_one(
     assert said[-1].startswith("member 'wide' compiled in int8: its scores differ by at most")
     spec = load_spec(folder / "ensemble.yaml")
     with caplog.at_level(logging.INFO):
-        found = Runtime.load(spec, folder, CPU).run(trial_images(12))
+        found = Runtime.load(spec, folder, CPU, compiled=True).run(trial_images(12))
     assert "member wide runs compiled, in int8" in caplog.text
     shutil.rmtree(folder / "compiled")
     expected = Runtime.load(spec, folder, CPU).run(trial_images(12))

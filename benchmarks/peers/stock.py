@@ -54,7 +54,7 @@ def endpoints(work: Work) -> Iterator[Running]:
         store, tuple(f"{name}.mar" for name in work.members), overrides=throw_away() | _JAVA
     )
     run = work.folder / "run-stock"
-    with _threads_of_a_worker(work), Server.start(settings, run) as server:
+    with _threads_of_a_worker(work), Server.start(settings, run, check_archives=False) as server:
         server.wait_ready()
         paths = tuple(f"/predictions/{name}" for name in work.members)
         target = Target(server.inference_address, paths, "raw", image_type=work.image_type)
@@ -73,10 +73,11 @@ def workflow(work: Work) -> Iterator[Running]:
     _workflow_archive(work, store / f"{work.ensemble}.war")
     launched = time.perf_counter()
     overrides = throw_away() | _JAVA | {"workflow_store": str(store)}
+    settings = ServerSettings(store, overrides=overrides)
     run = work.folder / "run-workflow"
     with (
         _threads_of_a_worker(work),
-        Server.start(ServerSettings(store, overrides=overrides), run) as server,
+        Server.start(settings, run, check_archives=False) as server,
     ):
         answer = requests.post(
             f"{server.management_address}/workflows",

@@ -162,7 +162,9 @@ def load_fitted(path: Path) -> FittedModel:
             return kind(tuple(header["members"]), **tensors)
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file; write it with save_fitted") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (
+        OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError
+    ) as error:  # fmt: skip
         raise SpecError(
             f"{path}: not a fitted model ({', '.join(_KINDS)}): {error}; write it with save_fitted"
         ) from error

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from ..archive import COMPILED, ENSEMBLE, SPEC, name_problem, same_names
 from ..errors import SpecError
 from ..strict_yaml import Problem
 from ..tasks import Task
 from .types import EnsembleSpec, Member, Output, Precision, Preprocessing, WeightsFormat
 
+_MAX_SUGGESTIONS = 1000
 
-def check(spec: EnsembleSpec, folder: Path | None) -> list[Problem]:
+# Beside the spec in an archive, where the build puts files of its own.
+_SPEC_NAME = SPEC.rpartition("/")[2]
+_COMPILED_FOLDER = COMPILED.rpartition("/")[2]
+
+
+def check(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
     """Every mistake; with a folder, the files that the spec names must exist in it."""
-    return [
-        *_check_labels(spec),
-        *_check_members(spec),
-        *_check_runtime(spec),
-        *_check_files(spec, folder),
-    ]
+    yield from _check_labels(spec)
+    yield from _check_members(spec)
+    yield from _check_runtime(spec)
+    yield from _check_files(spec, folder)
 
 
 def _check_labels(spec: EnsembleSpec) -> list[Problem]:
     problems = []
-    if len(set(spec.labels)) != len(spec.labels):
-        twice = sorted({label for label in spec.labels if spec.labels.count(label) > 1})
-        problems.append(Problem(("labels",), f"labels must differ; given twice: {twice}"))
+    twice = sorted(label for label, count in Counter(spec.labels).items() if count > 1)
+    if twice:
+        problems.append(Problem(("labels",), f"labels must differ; given twice: {twice[:10]}"))
     if spec.task is Task.PRESENCE and len(spec.labels) != 2:
         problems.append(
             Problem(("labels",), "task presence takes exactly two labels: [absent, present]")
@@ -55,11 +62,12 @@ def _check_runtime(spec: EnsembleSpec) -> list[Problem]:
 
 def _check_members(spec: EnsembleSpec) -> list[Problem]:
     problems = []
-    names = [member.name for member in spec.members]
+    names: set[str] = set()
     for index, member in enumerate(spec.members):
         place: tuple[str | int, ...] = ("members", index)
-        if member.name in names[:index]:
+        if member.name in names:
             problems.append(Problem((*place, "name"), f"two members are named '{member.name}'"))
+        names.add(member.name)
         problems += _check_format(spec, member, place)
         choice = member.preprocessing
         if choice is None and len(spec.preprocessing) != 1:
@@ -160,7 +168,7 @@ def _check_preprocessing(
     return problems
 
 
-def _check_files(spec: EnsembleSpec, folder: Path | None) -> list[Problem]:
+def _check_files(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
     places: list[tuple[tuple[str | int, ...], str]] = []
     for index, member in enumerate(spec.members):
         places.append((("members", index, "weights"), member.weights))
@@ -168,18 +176,39 @@ def _check_files(spec: EnsembleSpec, folder: Path | None) -> list[Problem]:
             places.append((("members", index, "architecture"), member.architecture_file))
     places += [(("policies", "fitted", name), f) for name, f in spec.policies.fitted.items()]
     places += [(("extra_files", index), file) for index, file in enumerate(spec.extra_files)]
-    problems = []
     for place, file in places:
-        path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or "\\" in file:
-            problems.append(
-                Problem(place, f"{file} must lie in the spec's folder, written with '/'")
-            )
-        elif folder is not None and not (folder / path).is_file():
-            others = tuple(
-                found.relative_to(folder).as_posix()
-                for found in (folder / path).parent.glob("*")
-                if found.is_file()
-            )
-            problems.append(Problem(place, f"no such file: {folder / path}", file, others))
-    return problems
+        reason = _misplaced(file)
+        if reason is not None:
+            yield Problem(place, f"{file[:200]!r} {reason}")
+        elif folder is not None:
+            yield from _check_file(folder, file, place)
+    for first, second in same_names(spec.files()):
+        yield Problem((), f"files {first} and {second} are one name to some file systems: rename")
+
+
+def _misplaced(file: str) -> str | None:
+    """Why a file cannot go into an archive under this name; None if it can."""
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts or "\\" in file:
+        return "must lie in the spec's folder, written with '/'"
+    if path.parts[:1] == (_COMPILED_FOLDER,) or path.as_posix() == _SPEC_NAME:
+        return "is a name that the archive itself needs: rename the file"
+    reason = name_problem(f"{ENSEMBLE}/{path.as_posix()}")
+    return f"cannot go into an archive: {reason}" if reason is not None else None
+
+
+def _check_file(folder: Path, file: str, place: tuple[str | int, ...]) -> Iterator[Problem]:
+    path = folder / file
+    if not path.is_file():
+        others = tuple(
+            found.relative_to(folder).as_posix()
+            for found in islice(path.parent.glob("*"), _MAX_SUGGESTIONS)
+            if found.is_file()
+        )
+        yield Problem(place, f"no such file: {path}", file, others)
+    elif not path.resolve().is_relative_to(folder.resolve()):
+        yield Problem(
+            place,
+            f"{file} is, or lies behind, a link to {path.resolve()}, outside the spec's folder: "
+            "copy the file there",
+        )

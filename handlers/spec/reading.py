@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ..errors import SpecError
-from ..strict_yaml import parse_strictly
+from ..strict_yaml import MAX_CHARACTERS, parse_strictly
 from .checks import check
 from .types import EnsembleSpec
 
@@ -26,7 +26,8 @@ def load_spec(path: Path, *, check_files: bool = True) -> EnsembleSpec:
         SpecError: with one line for each mistake: file, line, key, what is wrong, the remedy.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file; name the ensemble's YAML file") from None
     except (OSError, UnicodeDecodeError) as error:

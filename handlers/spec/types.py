@@ -479,7 +479,9 @@ class EnsembleSpec:
         named = {member.weights for member in self.members}
         named |= {m.architecture_file for m in self.members if m.architecture_file is not None}
         named |= set(self.policies.fitted.values())
-        return tuple(sorted(named | set(self.extra_files)))
+        return tuple(
+            sorted({PurePosixPath(file).as_posix() for file in named | set(self.extra_files)})
+        )
 
 
 def _by_label(value: float | Mapping[str, float] | None, label: str, default: float) -> float:

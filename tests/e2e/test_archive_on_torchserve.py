@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import py_compile
 import subprocess
 import sys
 import zipfile
@@ -15,13 +16,15 @@ import requests
 
 from examples import data
 from examples.presence.train import train
-from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.archiver.build import build_archive, write_entries
+from torchserve_ensemble.cli import main
+from torchserve_ensemble.handlers.archive import MANIFEST
 from torchserve_ensemble.handlers.errors import WorkerDiedError
 from torchserve_ensemble.handlers.requests import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.serving.server import Server
-from torchserve_ensemble.serving.settings import ServerSettings, throw_away
+from torchserve_ensemble.serving.settings import ServerSettings, read_properties, throw_away
 
 pytestmark = pytest.mark.e2e
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "presence"
@@ -48,12 +51,24 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     second = (folder / "ensemble.yaml").read_text().replace('"1.0"', '"2.0"')
     (folder / "second.yaml").write_text(second.replace("default: majority", "default: all"))
     build_archive(folder / "second.yaml", store)
-    with zipfile.ZipFile(archive) as good, zipfile.ZipFile(store / "bad.mar", "w") as bad:
-        for name in good.namelist():
-            content = good.read(name)
-            if name == "MAR-INF/MANIFEST.json":
-                content = content.replace(b'"presence"', b'"bad"')
-            bad.writestr(name, content[:-1] if name.endswith("linear.safetensors") else content)
+    with zipfile.ZipFile(archive) as opened:
+        contents = {name: opened.read(name) for name in opened.namelist()}
+    contents[MANIFEST] = contents[MANIFEST].replace(b'"presence"', b'"bad"')
+    (linear,) = (name for name in contents if name.endswith("linear.safetensors"))
+    write_entries(contents | {linear: contents[linear][:-1]}, store / "bad.mar")
+    marks = store / "marks"
+    marks.mkdir()
+    # Byte code that Python takes without a look at its source, and what its very start imports.
+    (store / "plant.py").write_text(f"open({str(marks / 'byte code')!r}, 'w').close()\n")
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(
+        str(store / "plant.py"), str(store / "plant.pyc"), invalidation_mode=unchecked
+    )
+    for module in ("__init__", "archive", "answers"):
+        place = f"handlers/__pycache__/{module}.{sys.implementation.cache_tag}.pyc"
+        contents[place] = (store / "plant.pyc").read_bytes()
+    contents["sitecustomize.py"] = f"open({str(marks / 'start')!r}, 'w').close()\n".encode()
+    write_entries(contents, store / "planted.mar")
     settings = ServerSettings(store, (archive.name,), overrides=throw_away())
     with Server.start(settings, tmp_path_factory.mktemp("run")) as server:
         server.wait_ready()
@@ -171,11 +186,32 @@ def test_two_versions_side_by_side(server: Server, images: tuple[bytes, ...]) ->
 
 def test_a_worker_that_dies_shows_its_own_traceback(server: Server) -> None:
     with pytest.raises(WorkerDiedError) as caught:
-        server.register("bad.mar")
+        server.register("bad.mar", check_archive=False)
     assert "linear.safetensors was changed" in caught.value.message
     assert "Traceback" in caught.value.worker_traceback
     with server.management() as management:
         assert "bad" not in management.models()
+
+
+def test_an_altered_archive_does_not_reach_torchserve(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = str(server.run_folder)
+    assert main(["register", "planted.mar", "--run-folder", run_folder]) == 1
+    assert "byte code of Python is not taken from an archive" in capsys.readouterr().err
+    store = Path(read_properties(server.run_folder / "config.properties")["model_store"])
+    assert not list((store / "marks").iterdir())
+
+
+def test_byte_code_of_an_altered_archive_never_runs(server: Server) -> None:
+    """As `torchserve --start` loads it: what the worker can check, and what it cannot."""
+    with pytest.raises(WorkerDiedError) as caught:
+        server.register("planted.mar", check_archive=False)
+    assert "handlers/__pycache__/answers.cpython-" in caught.value.message
+    assert "sitecustomize.py is not listed in archive.json" in caught.value.message
+    store = Path(read_properties(server.run_folder / "config.properties")["model_store"])
+    # Python's own start comes before any check in the worker: see docs/trust.md.
+    assert [mark.name for mark in (store / "marks").iterdir()] == ["start"]
 
 
 def test_builds_are_equal_to_the_byte(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from probe_ensemble import image
 
-from torchserve_ensemble.handlers.errors import ServerError
+from torchserve_ensemble.handlers.errors import ArchiveError, ServerError
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
@@ -112,8 +112,10 @@ def test_a_worker_that_dies_at_start(probe_store: Path, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "junk.mar").write_bytes(b"no archive at all")
     settings = ServerSettings(tmp_path / "store", ("junk.mar",), overrides=throw_away())
+    with pytest.raises(ArchiveError, match=r"junk\.mar: it does not end as a model archive does"):
+        Server.start(settings, tmp_path / "run")
     with (
-        Server.start(settings, tmp_path / "run") as server,
+        Server.start(settings, tmp_path / "run", check_archives=False) as server,
         pytest.raises(ServerError, match="junk"),
     ):
         server.wait_ready()
