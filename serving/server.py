@@ -402,6 +402,7 @@ def _launch(
     command += ["--log-config", str(_LOGGING)]
     if settings.models:
         command += ["--models", *settings.models]
+    _write(_console(run_folder), "")
     with _console(run_folder).open("wb") as console:
         return subprocess.Popen(
             command,
