@@ -125,7 +125,7 @@ class Server:
             launcher = _launch(settings, held, run_folder, java, temporary)
             state = _State(
                 pid=launcher.pid,
-                created=psutil.Process(launcher.pid).create_time(),
+                created=launcher.create_time(),
                 inference_address=held["inference_address"],
                 management_address=held["management_address"],
                 metrics_address=held["metrics_address"],
@@ -389,7 +389,7 @@ def _launch(
     run_folder: Path,
     java: JavaRuntime,
     temporary: str,
-) -> subprocess.Popen[bytes]:
+) -> psutil.Process:
     environment = os.environ | {"JAVA_HOME": str(java.home), "TEMP": temporary}
     environment |= {"TMPDIR": temporary, "LOG_LOCATION": "logs", "METRICS_LOCATION": "logs"}
     # Workers import `handlers` from the archive; an inherited path would come first.
@@ -404,7 +404,7 @@ def _launch(
         command += ["--models", *settings.models]
     _write(_console(run_folder), "")
     with _console(run_folder).open("wb") as console:
-        return subprocess.Popen(
+        launcher = subprocess.Popen(
             command,
             cwd=run_folder,
             env=environment,
@@ -415,6 +415,12 @@ def _launch(
             # Java writes the tokens and the logs: for this user alone.
             umask=0o077,
         )
+    process = psutil.Process(launcher.pid)
+    with contextlib.suppress(psutil.Error):
+        # The system shows a command line, by which the launcher is known, shortly after the start.
+        while process.status() != psutil.STATUS_ZOMBIE and not process.cmdline():
+            time.sleep(0.001)
+    return process
 
 
 def _make_run_folder(run_folder: Path) -> None:
