@@ -216,7 +216,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"inference   {server.inference_address}")
     print(f"management  {server.management_address}")
     print(f"logs        {server_log(arguments.run_folder)}")
-    for difference in differences(settings.properties()):
+    for difference in differences(properties):
         print(f"setting     {difference}")
     name = versions[0].name if versions else "NAME"
     print("\nTry it:")

@@ -43,10 +43,10 @@ _JAVA_UPDATES = datetime.timedelta(days=365)
 _TARFILE_MENDED = {(3, 11): (3, 11, 14), (3, 12): (3, 12, 12)}
 # Below it, a TIFF of some kilobytes takes gigabytes.
 _PILLOW_MENDED = Version("13")
-# HTTP/1.1 and HTTP/2 of older ones have known holes: request smuggling (CVE-2021-21295,
-# CVE-2021-43797, CVE-2025-58056) and the rapid reset (CVE-2023-44487).
+# HTTP/1.1 of older ones has known holes, e.g. request smuggling (CVE-2021-43797, CVE-2025-58056).
 _NETTY_MENDED = Version("4.1.125")
-_NOBODYS_URLS = ("http://192.0.2.1:8123/a/b-c_d.mar", "https://192.0.2.1/a/b-c_d.mar")
+# Short, so that no pattern takes long over them.
+_NOBODYS_URLS = ("http://b/c", "https://b/c", "http://b/.mar")
 _NETTY_VERSIONS = "META-INF/io.netty.versions.properties"
 
 
@@ -220,8 +220,8 @@ def _configuration(path: Path) -> Iterator[Finding]:
     if "default_workers_per_model" not in properties:
         yield Finding(
             Level.WARNING,
-            f"{path}: default_workers_per_model is not set: one worker for each of "
-            f"{os.cpu_count()} cores, each with a full copy of the ensemble",
+            f"{path}: default_workers_per_model is not set: a plain `torchserve --start` makes one "
+            f"worker for each of {os.cpu_count()} cores, each with a full copy of the ensemble",
             "default_workers_per_model=1",
         )
     for key in ("max_request_size", "max_response_size"):
@@ -233,7 +233,9 @@ def _configuration(path: Path) -> Iterator[Finding]:
         elif int(size) <= _DEFAULT_SIZE:
             yield Finding(
                 Level.WARNING,
-                f"{path}: {key} is {properties.get(key, _DEFAULT_SIZE)} bytes; a larger "
+                f"{path}: {key} is {size} bytes"
+                + ("" if key in properties else " for a plain `torchserve --start`")
+                + "; a larger "
                 + ("form is refused" if "request" in key else "answer makes the worker reload"),
                 f"{key}=104857600",
             )
