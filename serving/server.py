@@ -35,6 +35,7 @@ DEFAULT_RUN_FOLDER = Path(".ts-ensemble")
 _STATE = "server.json"
 _LOCK = "lock"
 _CONFIG = "config.properties"
+_KEY_FILE = "key_file.json"
 _CONFIG_MARK = "# Written by ts-ensemble at each start: change the file of --config instead."
 _TEMPORARY_PREFIX = "ts-ensemble-"
 _TEMPORARY_OWNER = "run-folder"
@@ -100,6 +101,20 @@ class Server:
         Raises:
             ServerError: no Java; one runs there already; it ended, with its own last words.
         """
+        try:
+            state = cls._start(settings, run_folder)
+        except OSError as error:
+            raise ServerError(f"no server can be started in {run_folder}: {error}") from error
+        server = cls(run_folder, state)
+        try:
+            server._wait_for_api(timeout)
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+    @classmethod
+    def _start(cls, settings: ServerSettings, run_folder: Path) -> _State:
         properties = settings.properties()
         held = effective(properties)
         java = find_java()
@@ -113,10 +128,9 @@ class Server:
                 )
             check_ports(held)
             _remove_remains(run_folder)
-            config = run_folder / _CONFIG
-            _check_replaceable(config)
-            _write(config, f"{_CONFIG_MARK}\n{write_properties(properties)}")
-            (run_folder / "key_file.json").unlink(missing_ok=True)
+            _check_replaceable(run_folder)
+            _write(run_folder / _CONFIG, f"{_CONFIG_MARK}\n{write_properties(properties)}")
+            (run_folder / _KEY_FILE).unlink(missing_ok=True)
             if server_log(run_folder).exists():
                 server_log(run_folder).replace(server_log(run_folder).with_suffix(".previous.log"))
             # Worker sockets lie in the temporary folder, and their paths may be 108 bytes at most.
@@ -134,13 +148,7 @@ class Server:
                 tokens=not is_on(held, "disable_token_authorization"),
             )
             _write(run_folder / _STATE, json.dumps(asdict(state), indent=2))
-        server = cls(run_folder, state)
-        try:
-            server._wait_for_api(timeout)
-        except BaseException:
-            server.stop()
-            raise
-        return server
+            return state
 
     @classmethod
     def attach(cls, run_folder: Path = DEFAULT_RUN_FOLDER) -> Server | None:
@@ -202,7 +210,7 @@ class Server:
         """
         if not self._state.tokens:
             return None
-        return read_token(self.run_folder / "key_file.json", kind, self.management_address)
+        return read_token(self.run_folder / _KEY_FILE, kind, self.management_address)
 
     def management(self, timeout: float = 60) -> ManagementClient:
         """A client of the management API, with the token."""
@@ -440,22 +448,28 @@ def _make_run_folder(run_folder: Path) -> None:
                 f"with --run-folder, or `chmod go-w {folder}` if it is yours"
             )
     # A cloned repository may carry links, through which logs would overwrite other files.
-    for path in (logs, *logs.iterdir()):
+    for path in (run_folder, logs, *logs.iterdir()):
         if path.is_symlink():
-            raise ServerError(f"{path} is a link; remove it, as the server would write through it")
+            raise ServerError(f"{path} is a link, and a server writes there; name the real folder")
 
 
 @contextlib.contextmanager
 def _locked(run_folder: Path, *, timeout: float) -> Iterator[None]:
     """Let one process at a time start or clean up; the system frees the lock of a killed one."""
+    lock = FileLock(run_folder / _LOCK, timeout=timeout, mode=0o600)
     try:
-        with FileLock(run_folder / _LOCK, timeout=timeout, mode=0o600):
-            yield
+        lock.acquire()
     except Timeout:
         raise ServerError(
             f"another process starts or stops a server in {run_folder} just now; wait for it, or "
             "use another --run-folder"
         ) from None
+    except OSError as error:
+        raise ServerError(f"{run_folder / _LOCK} cannot be locked: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write(path: Path, text: str) -> None:
@@ -465,13 +479,21 @@ def _write(path: Path, text: str) -> None:
     Path(file.name).replace(path)
 
 
-def _check_replaceable(config: Path) -> None:
-    """The run folder's config.properties is overwritten at each start; a person's must not be."""
-    if config.exists() and not config.read_bytes().startswith(_CONFIG_MARK.encode()):
-        raise ServerError(
-            f"{config} was not written by `ts-ensemble serve`, which would replace it; use another "
-            "--run-folder, or remove the file"
-        )
+def _check_replaceable(run_folder: Path) -> None:
+    """A start replaces the configuration and the tokens there; those of somebody else it must not.
+
+    Raises:
+        ServerError: they are there and `ts-ensemble serve` did not write them.
+    """
+    config = run_folder / _CONFIG
+    if config.exists() and config.read_bytes().startswith(_CONFIG_MARK.encode()):
+        return
+    for path in (config, run_folder / _KEY_FILE):
+        if path.exists():
+            raise ServerError(
+                f"{path} was not written by `ts-ensemble serve`, which would replace it; use "
+                "another --run-folder, or remove the file"
+            )
 
 
 def _read_state(run_folder: Path) -> _State | None:

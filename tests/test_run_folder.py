@@ -17,7 +17,7 @@ import pytest
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.errors import ServerError
 from torchserve_ensemble.serving import server as module
-from torchserve_ensemble.serving.finding import running_server
+from torchserve_ensemble.serving.finding import inference_client, management_client, running_server
 from torchserve_ensemble.serving.server import DEFAULT_RUN_FOLDER, Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
@@ -211,6 +211,10 @@ def test_nothing_is_written_through_links(tmp_path: Path) -> None:
     (run_folder / "logs").symlink_to(tmp_path)
     with pytest.raises(ServerError, match=r"logs is a link"):
         start(tmp_path, run_folder)
+    linked = tmp_path / "linked"
+    linked.symlink_to(tmp_path)
+    with pytest.raises(ServerError, match=r"linked is a link"):
+        start(tmp_path, linked)
     (run_folder / "server.json").symlink_to(precious)
     module._write(run_folder / "server.json", "state")
     assert precious.read_text() == "data"
@@ -224,6 +228,22 @@ def test_a_configuration_of_somebody_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="was not written by `ts-ensemble serve`"):
         start(tmp_path, run_folder)
     assert (run_folder / "config.properties").read_text() == "job_queue_size=7\n"
+    (run_folder / "config.properties").unlink()
+    (run_folder / "key_file.json").write_text("of a plain torchserve")
+    with pytest.raises(ServerError, match=r"key_file.json was not written by `ts-ensemble serve`"):
+        start(tmp_path, run_folder)
+    assert (run_folder / "key_file.json").read_text() == "of a plain torchserve"
+
+
+def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+    for name in ("server.json", "config.properties", "lock"):
+        run_folder = tmp_path / f"with-{name}"
+        (run_folder / name).mkdir(parents=True)
+        with pytest.raises(ServerError, match=str(run_folder)):
+            start(tmp_path, run_folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(ServerError, match="no server can be started in"):
+        start(tmp_path, tmp_path / "file")
 
 
 def test_no_verb_falls_back_to_another_server(
@@ -235,6 +255,17 @@ def test_no_verb_falls_back_to_another_server(
     # A plain `torchserve --start` in this folder wrote its tokens here.
     Path("key_file.json").write_text("{}")
     assert running_server(DEFAULT_RUN_FOLDER) is None
+    Path("config.properties").write_text(
+        "management_address: http://127.0.0.1:9\ngrpc_inference_port 17\n"
+    )
+    nothing = {"address": None, "token": None, "token_file": None}
+    assert management_client(run_folder=DEFAULT_RUN_FOLDER, timeout=1, **nothing).address == (
+        "http://127.0.0.1:9"
+    )
+    assert inference_client(run_folder=None, **nothing).address == "http://127.0.0.1:8080"
+    pytest.importorskip("grpc")
+    with inference_client(run_folder=None, transport="grpc", **nothing) as client:
+        assert client.address == "127.0.0.1:17"
     for named in (Path("run"), Path(".ts-ensemble")):
         with pytest.raises(ServerError, match=f"no server runs in {named}; start one"):
             running_server(named)

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -139,6 +141,35 @@ def test_what_a_server_leaves_is_for_its_user_alone(
             for url in ("file:///etc/passwd", f"file://{probe_store}/{ARCHIVE}"):
                 with pytest.raises(ServerError, match="does not match any allowed URL"):
                     management.register(url)
+
+
+def test_two_serves_at_once(probe_store: Path, tmp_path: Path) -> None:
+    """One serves, the others say why not, and it stays unharmed."""
+    run_folder = tmp_path / "run"
+    processes = []
+    for _ in range(3):
+        command = [sys.executable, "-m", "torchserve_ensemble", "serve", "--model-store"]
+        command += [str(probe_store), "--run-folder", str(run_folder), "--config", "/dev/null"]
+        command += [word for each in throw_away().items() for word in ("--set", "=".join(each))]
+        processes.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        printed = [process.communicate(timeout=120)[1] for process in processes]
+        assert sorted(process.returncode for process in processes) == [0, 1, 1], printed
+        for words in filter(None, printed):
+            assert "another process starts or stops" in words or "runs there already" in words
+        server = Server.attach(run_folder)
+        assert server is not None
+        with server.management() as management:
+            assert management.models() == []
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        left = Server.attach(run_folder)
+        if left is not None:
+            left.stop()
 
 
 def test_java_that_was_killed_leaves_a_dead_server(probe_store: Path, tmp_path: Path) -> None:
