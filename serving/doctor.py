@@ -47,6 +47,7 @@ _PILLOW_MENDED = Version("13")
 _NETTY_MENDED = Version("4.1.125")
 # Short, so that no pattern takes long over them.
 _NOBODYS_URLS = ("http://b/c", "https://b/c", "http://b/.mar")
+_NOT_ALONE = "TorchServe cuts no slow client, and its HTTP code is old"
 _NETTY_VERSIONS = "META-INF/io.netty.versions.properties"
 
 
@@ -277,6 +278,8 @@ def _exposure(path: Path, properties: Mapping[str, str]) -> Iterator[Finding]:
                 "bind to 127.0.0.1",
             )
     for key, why in (
+        ("inference_address", _NOT_ALONE),
+        ("grpc_inference_address", _NOT_ALONE),
         ("management_address", "its token lets one run code on this machine"),
         ("grpc_management_address", "its token lets one run code on this machine"),
         ("metrics_address", "TorchServe asks for no token there"),
@@ -286,7 +289,7 @@ def _exposure(path: Path, properties: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(
                 Level.WARNING,
                 f"{path}: {key}={address} is not loopback: {why}",
-                "bind to 127.0.0.1, and reach it from elsewhere through ssh or a proxy",
+                "bind to 127.0.0.1, and let others in through a proxy (deploy/nginx.conf)",
             )
     if properties.get("cors_allowed_origin", "").strip() == "*":
         yield Finding(

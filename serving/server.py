@@ -126,6 +126,12 @@ class Server:
                     f"a server runs there already: {running.inference_address} (pid "
                     f"{running.pid}); stop it with `ts-ensemble stop`"
                 )
+            unknown = _find_java_in(run_folder)
+            if unknown is not None:
+                raise ServerError(
+                    f"a TorchServe works in {run_folder} (pid {unknown.pid}) that {_STATE} does "
+                    "not know; end it, or use another --run-folder"
+                )
             check_ports(held)
             _remove_remains(run_folder)
             _check_replaceable(run_folder)
@@ -330,25 +336,11 @@ class Server:
         with contextlib.suppress(psutil.Error):
             launcher = psutil.Process(self._state.pid)
             same = abs(launcher.create_time() - self._state.created) < 1
-            if same and self._is_ours(launcher, _LAUNCHER):
+            if same and _works_in(self.run_folder, launcher, _LAUNCHER):
                 return launcher
         # model_server.py gives Java the launcher's TEMP, which is of this server alone.
         temporary = f"-Djava.io.tmpdir={self._state.temporary}"
-        for process in psutil.process_iter():
-            if self._is_ours(process, _JAVA, temporary):
-                return process
-        return None
-
-    def _is_ours(self, process: psutil.Process, *words: str) -> bool:
-        try:
-            return (
-                process.uids().real == os.getuid()
-                and process.status() != psutil.STATUS_ZOMBIE
-                and set(words) <= set(process.cmdline())
-                and self.run_folder.samefile(process.cwd())
-            )
-        except (psutil.Error, OSError):
-            return False
+        return _find_java_in(self.run_folder, temporary)
 
     def _clean(self) -> None:
         """Remove the state and the temporary folder, unless another start has replaced them."""
@@ -429,6 +421,26 @@ def _launch(
         while process.status() != psutil.STATUS_ZOMBIE and not process.cmdline():
             time.sleep(0.001)
     return process
+
+
+def _find_java_in(run_folder: Path, *words: str) -> psutil.Process | None:
+    """The TorchServe of this user that works in a folder and has these words in its command."""
+    for process in psutil.process_iter():
+        if _works_in(run_folder, process, _JAVA, *words):
+            return process
+    return None
+
+
+def _works_in(run_folder: Path, process: psutil.Process, *words: str) -> bool:
+    try:
+        return (
+            process.uids().real == os.getuid()
+            and process.status() != psutil.STATUS_ZOMBIE
+            and set(words) <= set(process.cmdline())
+            and run_folder.samefile(process.cwd())
+        )
+    except (psutil.Error, OSError):
+        return False
 
 
 def _make_run_folder(run_folder: Path) -> None:

@@ -84,6 +84,12 @@ def test_the_shipped_configuration_and_this_machine_are_fine(
             Level.WARNING,
         ),
         (
+            "inference_address=http://0.0.0.0:8080",
+            "inference_address=http://0.0.0.0:8080 is not loopback",
+            "nginx.conf",
+            Level.WARNING,
+        ),
+        (
             "management_address http://10.0.0.1:8081",
             "management_address=http://10.0.0.1:8081 is not loopback",
             "bind to 127.0.0.1",

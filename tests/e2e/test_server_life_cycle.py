@@ -88,6 +88,11 @@ def test_a_server_whose_launcher_was_killed_runs_on(
         assert main(["token", "inference", *folder]) == 0
         assert main(["doctor", "--config", "none", *folder]) == 0
         assert not Server.remove_remains(run_folder)
+        # Nor where somebody removed the state.
+        state = (run_folder / "server.json").rename(run_folder / "kept.json")
+        with pytest.raises(ServerError, match="that server.json does not know"):
+            Server.start(settings, run_folder)
+        state.rename(run_folder / "server.json")
         assert list(extracted.iterdir()), "nothing is deleted under a running server"
         attached = Server.attach(run_folder)
         assert attached is not None
