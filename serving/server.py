@@ -143,17 +143,23 @@ class Server:
             temporary = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX)
             _write(Path(temporary) / _TEMPORARY_OWNER, str(run_folder.resolve()))
             launcher = _launch(settings, held, run_folder, java, temporary)
-            state = _State(
-                pid=launcher.pid,
-                created=launcher.create_time(),
-                inference_address=held["inference_address"],
-                management_address=held["management_address"],
-                metrics_address=held["metrics_address"],
-                grpc_address=f"{held['grpc_inference_address']}:{held['grpc_inference_port']}",
-                temporary=temporary,
-                tokens=not is_on(held, "disable_token_authorization"),
-            )
-            _write(run_folder / _STATE, json.dumps(asdict(state), indent=2))
+            try:
+                state = _State(
+                    pid=launcher.pid,
+                    created=launcher.create_time(),
+                    inference_address=held["inference_address"],
+                    management_address=held["management_address"],
+                    metrics_address=held["metrics_address"],
+                    grpc_address=f"{held['grpc_inference_address']}:{held['grpc_inference_port']}",
+                    temporary=temporary,
+                    tokens=not is_on(held, "disable_token_authorization"),
+                )
+                _write(run_folder / _STATE, json.dumps(asdict(state), indent=2))
+            except BaseException:
+                # Without its state no verb would find the server again.
+                _kill(launcher)
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
             return state
 
     @classmethod
@@ -421,6 +427,13 @@ def _launch(
         while process.status() != psutil.STATUS_ZOMBIE and not process.cmdline():
             time.sleep(0.001)
     return process
+
+
+def _kill(launcher: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launcher.suspend()  # so that it starts no Java meanwhile
+        for process in (*launcher.children(recursive=True), launcher):
+            process.kill()
 
 
 def _find_java_in(run_folder: Path, *words: str) -> psutil.Process | None:

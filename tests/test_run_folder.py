@@ -160,6 +160,12 @@ def test_pids_that_are_none(tmp_path: Path, pid: object) -> None:
         Server.attach(write_state(tmp_path, pid=pid))
 
 
+def children(run_folder: Path) -> list[psutil.Process]:
+    """Processes of a start in that folder that run on."""
+    found = psutil.Process().children(recursive=True)
+    return [each for each in found if module._works_in(run_folder, each)]
+
+
 def start(tmp_path: Path, run_folder: Path) -> None:
     Server.start(ServerSettings(tmp_path, overrides=throw_away()), run_folder)
 
@@ -241,6 +247,8 @@ def test_what_is_no_file_is_told(tmp_path: Path) -> None:
         (run_folder / name).mkdir(parents=True)
         with pytest.raises(ServerError, match=str(run_folder)):
             start(tmp_path, run_folder)
+        assert module._find_java_in(run_folder) is None
+        assert not children(run_folder), "no server is left that nobody would find"
     (tmp_path / "file").touch()
     with pytest.raises(ServerError, match="no server can be started in"):
         start(tmp_path, tmp_path / "file")
