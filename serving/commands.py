@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..handlers.errors import ServerError
+from .finding import management_client, plain_token, running_server
 from .management import ManagementClient, ModelVersion
 from .server import DEFAULT_RUN_FOLDER, Server, server_log
-from .settings import ServerSettings, is_loopback, is_on
+from .settings import ServerSettings, differences, effective, is_on, may_enable_model_api
+from .tokens import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-DEFAULT_MANAGEMENT = "http://127.0.0.1:8081"
 
 
 def add_commands(subparsers: Subparsers) -> None:
@@ -110,6 +111,16 @@ def _add_serve(subparsers: Subparsers) -> None:
     )
     serve.add_argument("--timeout", type=float, default=180, help="seconds until READY")
     serve.set_defaults(run=_serve)
+    token = subparsers.add_parser(
+        "token",
+        help="print a valid token of the running server, for other clients",
+        description="Reads key_file.json of the server, and renews an expired token with GET "
+        "/token?type=KIND. Where the token is printed others may read it: use it as in curl -H "
+        '"Authorization: Bearer $(ts-ensemble token inference)".',
+        parents=[_parents()],
+    )
+    token.add_argument("kind", choices=["inference", "management"])
+    token.set_defaults(run=_token)
 
 
 def _add_doctor(subparsers: Subparsers) -> None:
@@ -138,8 +149,28 @@ def _parents() -> argparse.ArgumentParser:
 def _connection() -> argparse.ArgumentParser:
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--management", help="address of a server that `serve` did not start")
-    parent.add_argument("--token", help="its management token")
+    add_token_options(parent, "management")
     return parent
+
+
+def add_token_options(parser: argparse.ArgumentParser, kind: str) -> None:
+    """Add ``--token`` and ``--token-file``, for a server that `serve` did not start.
+
+    Args:
+        parser: of a verb.
+        kind: the token that the verb needs, ``management`` or ``inference``.
+    """
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument(
+        "--token", help=f"its {kind} token; `ps` shows arguments to everybody on this machine"
+    )
+    token.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help=f"holds its {kind} token, or is its key_file.json "
+        f"(default: the environment variable {TOKEN_VARIABLE})",
+    )
 
 
 def _model_verb(
@@ -153,20 +184,13 @@ def _model_verb(
 
 
 def _management(arguments: argparse.Namespace) -> ManagementClient:
-    if arguments.management is None:
-        server = Server.attach(arguments.run_folder)
-        if server is not None:
-            return server.management(timeout=600)
-    token = arguments.token or _token_here()
-    return ManagementClient(arguments.management or DEFAULT_MANAGEMENT, token=token, timeout=600)
-
-
-def _token_here() -> str | None:
-    """The token of a `torchserve --start` in this folder."""
-    try:
-        return str(json.loads(Path("key_file.json").read_text())["management"]["key"])
-    except (OSError, ValueError, KeyError):
-        return None
+    return management_client(
+        run_folder=arguments.run_folder,
+        address=arguments.management,
+        token=arguments.token,
+        token_file=arguments.token_file,
+        timeout=600,
+    )
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -180,9 +204,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     if config is None and Path("config.properties").is_file():
         config = Path("config.properties")
     settings = ServerSettings(arguments.model_store, tuple(arguments.models), config, overrides)
-    properties = settings.properties()
-    guarded = not is_on(properties, "disable_token_authorization")
-    if is_loopback(properties.get("management_address", "")) and guarded:
+    properties = effective(settings.properties())
+    if may_enable_model_api(properties):
         # Registering is what the other verbs are for; here only the token's owner can.
         overrides.setdefault("enable_model_api", properties.get("enable_model_api", "true"))
     server = Server.start(settings, arguments.run_folder)
@@ -195,16 +218,32 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"inference   {server.inference_address}")
     print(f"management  {server.management_address}")
     print(f"logs        {server_log(arguments.run_folder)}")
-    token = f" -H 'Authorization: Bearer {server.token('inference')}'" if guarded else ""
+    for difference in differences(properties):
+        print(f"setting     {difference}")
     name = versions[0].name if versions else "NAME"
     print("\nTry it:")
+    named = arguments.run_folder is not DEFAULT_RUN_FOLDER
+    folder = f" --run-folder {shlex.quote(str(arguments.run_folder))}" if named else ""
+    print(f"  ts-ensemble predict {name} image.png{folder}")
+    guarded = not is_on(properties, "disable_token_authorization")
+    token = f' -H "Authorization: Bearer $(ts-ensemble token inference{folder})"' if guarded else ""
     print(f"  curl{token} {server.inference_address}/predictions/{name} -F file=@image.png")
+    return 0
+
+
+def _token(arguments: argparse.Namespace) -> int:
+    server = running_server(arguments.run_folder)
+    token = plain_token(arguments.kind) if server is None else server.token(arguments.kind)
+    if token is None:
+        raise ServerError("token authorization is off: this server asks for no token")
+    print(token)
     return 0
 
 
 def _stop(arguments: argparse.Namespace) -> int:
     server = Server.attach(arguments.run_folder)
     if server is None:
+        Server.remove_remains(arguments.run_folder)
         print(f"no server runs in {arguments.run_folder}")
         return 0
     server.stop()
@@ -220,7 +259,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _register(arguments: argparse.Namespace) -> int:
-    server = Server.attach(arguments.run_folder) if arguments.management is None else None
+    server = running_server(arguments.run_folder) if arguments.management is None else None
     if server is not None:
         _print_versions([server.register(arguments.archive, workers=arguments.workers)])
         return 0
@@ -270,24 +309,28 @@ def _unregister(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from rich.console import Console
+    from rich.text import Text
 
     from .doctor import Level, diagnose
 
-    server = Server.attach(arguments.run_folder)
-    findings = diagnose(config=arguments.config, spec=arguments.spec, server=server)
+    findings = diagnose(
+        config=arguments.config, spec=arguments.spec, run_folder=arguments.run_folder
+    )
     console = Console(soft_wrap=True)
     colours = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
     for finding in findings:
-        colour = colours[finding.level]
-        console.print(f"[{colour}]{finding.level:<8}[/] {finding.what}", highlight=False)
+        level = Text(f"{finding.level:<8}", colours[finding.level])
+        # Findings repeat keys and names of files, which may hold what rich takes for markup.
+        console.print(level, Text(finding.what))
         if finding.remedy:
-            console.print(f"         -> {finding.remedy}", highlight=False, markup=False)
+            console.print(Text(f"         -> {finding.remedy}"))
     return int(any(finding.level is Level.PROBLEM for finding in findings))
 
 
 def _print_versions(versions: list[ModelVersion]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for column in ("model", "version", "default", "archive", "batch", "workers"):
@@ -296,11 +339,11 @@ def _print_versions(versions: list[ModelVersion]) -> None:
         statuses = [worker.status for worker in version.workers]
         workers = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "none"
         table.add_row(
-            version.name,
-            version.version,
+            Text(version.name),
+            Text(version.version),
             "yes" if version.default else "",
-            version.archive,
+            Text(version.archive),
             f"{version.batch_size} in {version.max_batch_delay_ms} ms",
-            workers,
+            Text(workers),
         )
     Console().print(table)

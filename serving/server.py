@@ -8,28 +8,48 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import psutil
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from ..handlers.errors import ServerError, WorkerDiedError
 from . import archive_check
 from .client import InferenceClient
-from .java import find_java
+from .java import JavaRuntime, find_java
 from .management import ManagementClient, ModelVersion
-from .settings import ServerSettings, check_ports, is_on, read_properties
-from .tokens import read_token
+from .settings import (
+    ServerSettings,
+    check_ports,
+    effective,
+    is_on,
+    read_properties,
+    write_properties,
+)
+from .tokens import TOKEN_VARIABLE, read_token
 from .worker_log import DeadWorker, WorkerLog, trouble
 
 DEFAULT_RUN_FOLDER = Path(".ts-ensemble")
 _STATE = "server.json"
+_LOCK = "lock"
+_CONFIG = "config.properties"
+_KEY_FILE = "key_file.json"
+_CONFIG_MARK = "# Written by ts-ensemble at each start: change the file of --config instead."
+_TEMPORARY_PREFIX = "ts-ensemble-"
+_TEMPORARY_OWNER = "run-folder"
+"""In a temporary folder: the run folder whose server extracts its archives there."""
+_LAUNCHER = "ts.model_server"
+_JAVA = "org.pytorch.serve.ModelServer"
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 30
 _DEATH_SECONDS = 5
@@ -38,11 +58,15 @@ _REGISTERED = re.compile(r'Model "(.+?)" Version: (\S+) registered')
 _FAILED = re.compile(r"Failed to start workers for model (\S+) version: (\S+)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True))
 class _State:
-    """What another process needs to find a server; `created` guards against a reused pid."""
+    """What another process needs to find a server.
 
-    pid: int
+    A cloned repository or a copied folder may carry such a file, so nothing that it names is
+    signalled or deleted before `Server._process` and `_own_temporary` have checked it.
+    """
+
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
     created: float
     inference_address: str
     management_address: str
@@ -50,6 +74,9 @@ class _State:
     grpc_address: str
     temporary: str
     tokens: bool
+
+
+_STATES = TypeAdapter(_State)
 
 
 class Server:
@@ -85,57 +112,10 @@ class Server:
             ArchiveError: an archive was altered, or `ts-ensemble build` did not write it.
             ServerError: no Java; one runs there already; it ended, with its own last words.
         """
-        running = cls.attach(run_folder)
-        if running is not None:
-            raise ServerError(
-                f"a server runs there already: {running.inference_address} (pid {running.pid}); "
-                "stop it with `ts-ensemble stop`"
-            )
-        properties = settings.properties()
-        if check_archives:
-            archive_check.check_models(settings.models, properties)
-        check_ports(properties)
-        java = find_java()
-        (run_folder / "logs").mkdir(parents=True, exist_ok=True)
-        (run_folder / "key_file.json").unlink(missing_ok=True)
-        if server_log(run_folder).exists():
-            server_log(run_folder).replace(server_log(run_folder).with_suffix(".previous.log"))
-        config = run_folder / "config.properties"
-        config.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
-        # Worker sockets lie in the temporary folder, and their paths may be 108 bytes at most.
-        temporary = tempfile.mkdtemp(prefix="ts-ensemble-")
-        environment = os.environ | {"JAVA_HOME": str(java.home), "TEMP": temporary}
-        environment |= {"TMPDIR": temporary, "LOG_LOCATION": "logs", "METRICS_LOCATION": "logs"}
-        # Workers import `handlers` from the archive; an inherited path would come first.
-        environment.pop("PYTHONPATH", None)
-        environment.pop("TS_CONFIG_FILE", None)
-        command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
-        command += ["--model-store", properties["model_store"], "--ts-config", config.name]
-        command += ["--log-config", str(_LOGGING)]
-        if settings.models:
-            command += ["--models", *settings.models]
-        with _console(run_folder).open("wb") as console:
-            launcher = subprocess.Popen(
-                command,
-                cwd=run_folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        state = _State(
-            pid=launcher.pid,
-            created=psutil.Process(launcher.pid).create_time(),
-            inference_address=properties["inference_address"],
-            management_address=properties["management_address"],
-            metrics_address=properties["metrics_address"],
-            grpc_address=f"{properties.get('grpc_inference_address', '127.0.0.1')}:"
-            f"{properties['grpc_inference_port']}",
-            temporary=temporary,
-            tokens=not is_on(properties, "disable_token_authorization"),
-        )
-        (run_folder / _STATE).write_text(json.dumps(asdict(state), indent=2))
+        try:
+            state = cls._start(settings, run_folder, check_archives=check_archives)
+        except OSError as error:
+            raise ServerError(f"no server can be started in {run_folder}: {error}") from error
         server = cls(run_folder, state)
         try:
             server._wait_for_api(timeout)
@@ -145,22 +125,81 @@ class Server:
         return server
 
     @classmethod
+    def _start(cls, settings: ServerSettings, run_folder: Path, *, check_archives: bool) -> _State:
+        properties = settings.properties()
+        held = effective(properties)
+        if check_archives:
+            archive_check.check_models(settings.models, held)
+        java = find_java()
+        _make_run_folder(run_folder)
+        with _locked(run_folder, timeout=0):
+            running = cls.attach(run_folder)
+            if running is not None:
+                raise ServerError(
+                    f"a server runs there already: {running.inference_address} (pid "
+                    f"{running.pid}); stop it with `ts-ensemble stop`"
+                )
+            unknown = _find_java_in(run_folder)
+            if unknown is not None:
+                raise ServerError(
+                    f"a TorchServe works in {run_folder} (pid {unknown.pid}) that {_STATE} does "
+                    "not know; end it, or use another --run-folder"
+                )
+            check_ports(held)
+            _remove_remains(run_folder)
+            _check_replaceable(run_folder)
+            _write(run_folder / _CONFIG, f"{_CONFIG_MARK}\n{write_properties(properties)}")
+            (run_folder / _KEY_FILE).unlink(missing_ok=True)
+            if server_log(run_folder).exists():
+                server_log(run_folder).replace(server_log(run_folder).with_suffix(".previous.log"))
+            # Worker sockets lie in the temporary folder, and their paths may be 108 bytes at most.
+            temporary = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX)
+            _write(Path(temporary) / _TEMPORARY_OWNER, str(run_folder.resolve()))
+            launcher = _launch(settings, held, run_folder, java, temporary)
+            try:
+                state = _State(
+                    pid=launcher.pid,
+                    created=launcher.create_time(),
+                    inference_address=held["inference_address"],
+                    management_address=held["management_address"],
+                    metrics_address=held["metrics_address"],
+                    grpc_address=f"{held['grpc_inference_address']}:{held['grpc_inference_port']}",
+                    temporary=temporary,
+                    tokens=not is_on(held, "disable_token_authorization"),
+                )
+                _write(run_folder / _STATE, json.dumps(asdict(state), indent=2))
+            except BaseException:
+                # Without its state no verb would find the server again.
+                _kill(launcher)
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            return state
+
+    @classmethod
     def attach(cls, run_folder: Path = DEFAULT_RUN_FOLDER) -> Server | None:
-        """The server of a run folder, if it runs; what a dead one left behind is removed."""
-        path = run_folder / _STATE
-        if not path.is_file():
-            return None
-        try:
-            server = cls(run_folder, _State(**json.loads(path.read_text())))
-        except (ValueError, TypeError) as error:
-            raise ServerError(
-                f"{path} is damaged or of another version: end that server by hand and remove the "
-                f"file ({error})"
-            ) from error
-        if server.running:
-            return server
-        server._clean()
-        return None
+        """The server of a run folder, if it runs: its launcher lives, or Java alone does.
+
+        What a dead server left behind stays until `start` or `remove_remains`, so that other
+        verbs can say that it is dead.
+
+        Raises:
+            ServerError: the state file is damaged, or of another user.
+        """
+        state = _read_state(run_folder)
+        server = None if state is None else cls(run_folder, state)
+        return server if server is not None and server.running else None
+
+    @classmethod
+    def remove_remains(cls, run_folder: Path = DEFAULT_RUN_FOLDER) -> bool:
+        """Remove the state and the temporary folder of a server that is dead.
+
+        Returns:
+            Whether there was one.
+        """
+        if _read_state(run_folder) is None:
+            return False
+        with _locked(run_folder, timeout=_STOP_SECONDS):
+            return cls.attach(run_folder) is None and _remove_remains(run_folder)
 
     def __enter__(self) -> Server:
         return self
@@ -196,7 +235,7 @@ class Server:
         """
         if not self._state.tokens:
             return None
-        return read_token(self.run_folder / "key_file.json", kind, self.management_address)
+        return read_token(self.run_folder / _KEY_FILE, kind, self.management_address)
 
     def management(self, timeout: float = 60) -> ManagementClient:
         """A client of the management API, with the token."""
@@ -315,16 +354,25 @@ class Server:
         self._clean()
 
     def _process(self) -> psutil.Process | None:
-        try:
-            process = psutil.Process(self._state.pid)
-            same = abs(process.create_time() - self._state.created) < 1
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.Error:
-            return None
+        """The launcher, or Java where only that is left (it and its workers outlive a launcher).
+
+        The state file is not believed: a process is this server only if it is of this user, works
+        in the run folder, and is TorchServe by its command line.
+        """
+        with contextlib.suppress(psutil.Error):
+            launcher = psutil.Process(self._state.pid)
+            same = abs(launcher.create_time() - self._state.created) < 1
+            if same and _works_in(self.run_folder, launcher, _LAUNCHER):
+                return launcher
+        # model_server.py gives Java the launcher's TEMP, which is of this server alone.
+        temporary = f"-Djava.io.tmpdir={self._state.temporary}"
+        return _find_java_in(self.run_folder, temporary)
 
     def _clean(self) -> None:
-        (self.run_folder / _STATE).unlink(missing_ok=True)
-        shutil.rmtree(self._state.temporary, ignore_errors=True)
+        """Remove the state and the temporary folder, unless another start has replaced them."""
+        with _locked(self.run_folder, timeout=_STOP_SECONDS):
+            if _read_state(self.run_folder) == self._state and not self.running:
+                _remove_remains(self.run_folder)
 
     def _wait_for_api(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -359,6 +407,189 @@ class Server:
         """What went wrong: from the log, or from what Java itself printed beside it."""
         printed = _console(self.run_folder).read_text(errors="replace").strip()
         return self._log.cause() or trouble(printed) or printed[-2000:]
+
+
+def _launch(
+    settings: ServerSettings,
+    properties: Mapping[str, str],
+    run_folder: Path,
+    java: JavaRuntime,
+    temporary: str,
+) -> psutil.Process:
+    environment = os.environ | {"JAVA_HOME": str(java.home), "TEMP": temporary}
+    environment |= {"TMPDIR": temporary, "LOG_LOCATION": "logs", "METRICS_LOCATION": "logs"}
+    # Workers import `handlers` from the archive; an inherited path would come first.
+    environment.pop("PYTHONPATH", None)
+    environment.pop("TS_CONFIG_FILE", None)
+    # A client's secret is no business of the code in an archive.
+    environment.pop(TOKEN_VARIABLE, None)
+    command = [sys.executable, "-m", _LAUNCHER, "--start", "--foreground", "--ncs"]
+    command += ["--model-store", properties["model_store"], "--ts-config", _CONFIG]
+    command += ["--log-config", str(_LOGGING)]
+    if settings.models:
+        command += ["--models", *settings.models]
+    _write(_console(run_folder), "")
+    with _console(run_folder).open("wb") as console:
+        launcher = subprocess.Popen(
+            command,
+            cwd=run_folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Java writes the tokens and the logs: for this user alone.
+            umask=0o077,
+        )
+    process = psutil.Process(launcher.pid)
+    with contextlib.suppress(psutil.Error):
+        # The system shows a command line, by which the launcher is known, shortly after the start.
+        while process.status() != psutil.STATUS_ZOMBIE and not process.cmdline():
+            time.sleep(0.001)
+    return process
+
+
+def _kill(launcher: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        launcher.suspend()  # so that it starts no Java meanwhile
+        for process in (*launcher.children(recursive=True), launcher):
+            process.kill()
+
+
+def _find_java_in(run_folder: Path, *words: str) -> psutil.Process | None:
+    """The TorchServe of this user that works in a folder and has these words in its command."""
+    for process in psutil.process_iter():
+        if _works_in(run_folder, process, _JAVA, *words):
+            return process
+    return None
+
+
+def _works_in(run_folder: Path, process: psutil.Process, *words: str) -> bool:
+    try:
+        return (
+            process.uids().real == os.getuid()
+            and process.status() != psutil.STATUS_ZOMBIE
+            and set(words) <= set(process.cmdline())
+            and run_folder.samefile(process.cwd())
+        )
+    except (psutil.Error, OSError):
+        return False
+
+
+def _make_run_folder(run_folder: Path) -> None:
+    """Make the folder, or check that nobody else can change what lies in it.
+
+    Raises:
+        ServerError: it is of another user, others may write to it, or its logs are links.
+    """
+    logs = run_folder / "logs"
+    run_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    logs.mkdir(mode=0o700, exist_ok=True)
+    for folder in (run_folder, logs):
+        status = folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise ServerError(
+                f"{folder}: other users may change what lies there; name a folder of your own "
+                f"with --run-folder, or `chmod go-w {folder}` if it is yours"
+            )
+    # A cloned repository may carry links, through which logs would overwrite other files.
+    for path in (run_folder, logs, *logs.iterdir()):
+        if path.is_symlink():
+            raise ServerError(f"{path} is a link, and a server writes there; name the real folder")
+
+
+@contextlib.contextmanager
+def _locked(run_folder: Path, *, timeout: float) -> Iterator[None]:
+    """Let one process at a time start or clean up; the system frees the lock of a killed one."""
+    lock = FileLock(run_folder / _LOCK, timeout=timeout, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ServerError(
+            f"another process starts or stops a server in {run_folder} just now; wait for it, or "
+            "use another --run-folder"
+        ) from None
+    except OSError as error:
+        raise ServerError(f"{run_folder / _LOCK} cannot be locked: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file by one that only this user can read, at once, and never through a link."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".", delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
+def _check_replaceable(run_folder: Path) -> None:
+    """A start replaces the configuration and the tokens there; those of somebody else it must not.
+
+    Raises:
+        ServerError: they are there and `ts-ensemble serve` did not write them.
+    """
+    config = run_folder / _CONFIG
+    if config.exists() and config.read_bytes().startswith(_CONFIG_MARK.encode()):
+        return
+    for path in (config, run_folder / _KEY_FILE):
+        if path.exists():
+            raise ServerError(
+                f"{path} was not written by `ts-ensemble serve`, which would replace it; use "
+                "another --run-folder, or remove the file"
+            )
+
+
+def _read_state(run_folder: Path) -> _State | None:
+    path = run_folder / _STATE
+    if not path.is_file():
+        return None
+    if path.stat().st_uid != os.getuid():
+        raise ServerError(f"{path} is of another user; run this as that user")
+    try:
+        return _STATES.validate_json(path.read_bytes())
+    except ValueError as error:
+        raise ServerError(
+            f"{path} is damaged or of another version: end that server by hand and remove the "
+            f"file ({error})"
+        ) from error
+
+
+def _remove_remains(run_folder: Path) -> bool:
+    """Remove what a dead server left; the caller holds the lock and knows that none runs."""
+    state = _read_state(run_folder)
+    if state is None:
+        return False
+    if _is_own_temporary(Path(state.temporary), run_folder):
+        shutil.rmtree(state.temporary, ignore_errors=True)
+    (run_folder / _STATE).unlink(missing_ok=True)
+    return True
+
+
+def _is_own_temporary(temporary: Path, run_folder: Path) -> bool:
+    """Whether a folder is the one that `Server.start` made for this run folder, and no other.
+
+    Place and name, owner and mode as `tempfile.mkdtemp` makes them, and within it the run folder's
+    own path: a state file alone can name anything.
+    """
+    try:
+        status = temporary.lstat()
+        return (
+            temporary.parent == Path(tempfile.gettempdir())
+            and temporary.name.startswith(_TEMPORARY_PREFIX)
+            and stat.S_ISDIR(status.st_mode)
+            and status.st_uid == os.getuid()
+            and stat.S_IMODE(status.st_mode) == 0o700
+            and (temporary / _TEMPORARY_OWNER).read_text() == str(run_folder.resolve())
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def has_state(run_folder: Path) -> bool:
+    """Whether a server was started there and has not been stopped: it runs, or died."""
+    return (run_folder / _STATE).is_file()
 
 
 def server_log(run_folder: Path) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,20 +16,77 @@ from ..handlers.errors import ServerError
 from ..handlers.strict_yaml import nearest
 
 DEFAULTS = {
+    # Who can reach the server: programs on this machine. Tokens are on unless a setting says else.
     "inference_address": "http://127.0.0.1:8080",
     "management_address": "http://127.0.0.1:8081",
     "metrics_address": "http://127.0.0.1:8082",
+    "grpc_inference_address": "127.0.0.1",
+    "grpc_management_address": "127.0.0.1",
     "grpc_inference_port": "7070",
     "grpc_management_port": "7071",
+    # TorchServe would start one worker for each core, each with a copy of the ensemble.
     "default_workers_per_model": "1",
+    # Java only hands requests on. The threads of its optimising compiler and its collector would
+    # take the members' cores: in a server's first minute on two cores a fifth to a half of the
+    # images per second.
     "vmargs": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+    # 100 MiB: 255 images of 400 KiB. TorchServe's 6.5 MB hold 16 of them, and an answer above
+    # max_response_size makes the worker reload all members.
+    "max_request_size": "104857600",
+    "max_response_size": "104857600",
+    # Requests that wait while all workers are busy; the next one is answered 503.
+    "job_queue_size": "100",
+    # Seconds. An archive of this project says its own; these are for others.
+    "default_response_timeout": "60",
+    "default_startup_timeout": "180",
+    "metrics_mode": "prometheus",
+    "model_metrics_auto_detect": "true",
+    # A pattern that matches nothing: archives come from the model store, by their file names.
+    # A URL, even file://, copies whatever the server's user can read into the model store.
+    "allowed_urls": "(?!)",
 }
-"""TorchServe's own defaults, but for two.
+"""The safe, tuned settings that every server gets; a config file and ``--set`` only change them."""
 
-Workers: one for each core would copy the ensemble. Java: the threads of its optimising compiler and
-its collector would take the members' cores, in a server's first minute on two cores for a fifth to
-a half of the images per second.
-"""
+KNOWN_KEYS = frozenset(
+    """
+    allowed_urls async_logging blacklist_env_vars certificate_file cors_allowed_headers
+    cors_allowed_methods cors_allowed_origin cpp_log_config cpu_launcher_args cpu_launcher_enable
+    decode_input_request default_response_timeout default_service_handler default_startup_timeout
+    default_workers_per_model disable_system_metrics disable_token_authorization
+    enable_envvars_config enable_grpc_ssl enable_metrics_api enable_model_api
+    grpc_inference_address grpc_inference_max_connection_age_grace_ms
+    grpc_inference_max_connection_age_ms grpc_inference_port grpc_management_address
+    grpc_management_max_connection_age_grace_ms grpc_management_max_connection_age_ms
+    grpc_management_port inference_address initial_distribution_port initial_worker_port
+    install_py_dep_per_model io_ratio ipex_enable ipex_gpu_enable job_queue_size keystore
+    keystore_pass keystore_type limit_max_image_pixels load_models management_address
+    max_request_size max_response_size metric_time_interval metrics_address metrics_config
+    metrics_mode model_metrics_auto_detect model_snapshot model_store models netty_client_threads
+    number_of_gpu number_of_netty_threads plugins_path prefer_direct_buffer private_key_file
+    service_envelope system_metrics_cmd token_expiration_min ts_header_key_sequence_end
+    ts_header_key_sequence_id ts_header_key_sequence_start ts_open_inference_protocol
+    unregister_model_timeout use_env_allowed_urls use_native_io vmargs workflow_store
+    """.split()  # noqa: SIM905
+)
+"""Keys that TorchServe 0.12.0 reads; it ignores all others without a word."""
+
+_SECRETS = frozenset({"keystore_pass"})
+_ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+# As java.util.Properties: what ends a natural line, and what separates a key from its value.
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_ENTRY = re.compile(
+    r"(?P<key>(?:\\.|[^\\=: \t\f])*)[ \t\f]*(?:[=:][ \t\f]*)?(?P<value>.*)", re.DOTALL
+)
+_ESCAPE = re.compile(r"\\(u(?P<code>.{0,4})|(?P<other>.)|$)", re.DOTALL)
+# TS_ variables that are not TS_ and the key in capitals (ConfigManager of TorchServe 0.12.0).
+_KEYS_OF_VARIABLES = {
+    "TS_OPEN_INFERENCE_PROTOCOL": "ts_open_inference_protocol",
+    "TS_TOKEN_EXPIRATION_TIME_MIN": "token_expiration_min",
+    "TS_HEADER_KEY_SEQUENCE_ID": "ts_header_key_sequence_id",
+    "TS_HEADER_KEY_SEQUENCE_START": "ts_header_key_sequence_start",
+    "TS_HEADER_KEY_SEQUENCE_END": "ts_header_key_sequence_end",
+}
+_VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
 
 
 @dataclass(frozen=True)
@@ -78,22 +137,137 @@ class ServerSettings:
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """``key=value`` lines of a config.properties.
+    """Read a config.properties as Java does (``java.util.Properties``).
+
+    So ``key=value``, ``key: value`` and ``key value`` all count, ``#`` and ``!`` begin comments, a
+    backslash at the end continues a line, and the encoding is Latin-1 with ``\\uXXXX``.
 
     Raises:
-        ServerError: the file cannot be read.
+        ServerError: the file cannot be read, or Java would refuse it or take it for another one.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServerError(f"{path}: cannot be read as UTF-8: {error}") from error
-    pairs = (line.split("=", 1) for line in lines if "=" in line and line.lstrip()[:1] != "#")
-    return {key.strip(): value.strip() for key, value in pairs}
+        content = path.read_bytes()
+    except OSError as error:
+        raise ServerError(f"{path}: cannot be read: {error}") from error
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise ServerError(
+            f"{path}: begins with a byte order mark, which Java takes for a part of the first key; "
+            "save it as UTF-8 without one"
+        )
+    properties = {}
+    for line in _logical_lines(content.decode("latin-1")):
+        entry = _ENTRY.fullmatch(line)
+        assert entry is not None, "both parts may be empty, so every line is an entry"
+        try:
+            properties[_unescaped(entry["key"])] = _unescaped(entry["value"])
+        except ValueError as error:
+            raise ServerError(f"{path}: {line!r}: {error}; Java refuses the file") from None
+    return properties
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines without comments and blank ones, continued lines joined."""
+    joined, continued = "", False
+    lines = _LINE_END.split(text)
+    for line in lines if lines[-1] else lines[:-1]:
+        line = line.lstrip(" \t\f")
+        if not joined and line[:1] in ("", "#", "!"):
+            continued = False
+            continue
+        joined += line
+        continued = (len(joined) - len(joined.rstrip("\\"))) % 2 == 1
+        if continued:
+            joined = joined[:-1]
+        else:
+            yield joined
+            joined = ""
+    if joined or continued:
+        yield joined
+
+
+def _unescaped(text: str) -> str:
+    def character(found: re.Match[str]) -> str:
+        if found["code"] is not None:
+            if not re.fullmatch("[0-9a-fA-F]{4}", found["code"]):
+                raise ValueError("\\u needs four hexadecimal digits")
+            return chr(int(found["code"], 16))
+        return _ESCAPES.get(found["other"] or "", found["other"] or "")
+
+    # Java's characters are UTF-16: two escapes may make one character.
+    units = _ESCAPE.sub(character, text)
+    return units.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def write_properties(properties: Mapping[str, str]) -> str:
+    """Settings as the text of a config.properties that Java reads back as they are."""
+    return "".join(
+        f"{_escaped(key, ' =:#!')}={_escaped(value)}\n" for key, value in properties.items()
+    )
+
+
+def _escaped(text: str, separators: str = "") -> str:
+    """Text with the characters escaped that Java's reader would take for something else."""
+    written = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\f": "\\f"}
+    written |= {separator: f"\\{separator}" for separator in separators}
+    escaped = "".join(written.get(character, character) for character in text)
+    if escaped.startswith(" "):
+        escaped = f"\\{escaped}"
+    return "".join(each if each.isascii() else _utf16_escapes(each) for each in escaped)
+
+
+def _utf16_escapes(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+
+
+def effective(
+    properties: Mapping[str, str], environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Settings as they hold once TorchServe has looked into the environment.
+
+    It replaces ``$$NAME$$`` by that variable, and lets ``TS_...`` variables win where
+    enable_envvars_config is on.
+
+    Raises:
+        ServerError: a variable is missing, with which TorchServe would not start.
+    """
+
+    def value_of(found: re.Match[str]) -> str:
+        if found[1] not in environment:
+            raise ServerError(f"the configuration names ${found[1]}, which is not set; set it")
+        return environment[found[1]]
+
+    replaced = {key: _VARIABLE.sub(value_of, value) for key, value in properties.items()}
+    if is_on(replaced, "enable_envvars_config"):
+        for name, value in environment.items():
+            key = _KEYS_OF_VARIABLES.get(name, name.removeprefix("TS_").lower())
+            if name.startswith("TS_") and key in KNOWN_KEYS:
+                replaced[key] = value
+    return replaced
+
+
+def differences(properties: Mapping[str, str]) -> list[str]:
+    """What differs from `DEFAULTS`, for people: ``job_queue_size=7 (default: 100)``."""
+    found = []
+    for key, value in properties.items():
+        if key != "model_store" and value != DEFAULTS.get(key):
+            shown = "..." if key in _SECRETS else value
+            found.append(f"{key}={shown} (default: {DEFAULTS.get(key, 'not set')})")
+    return found
+
+
+def may_enable_model_api(properties: Mapping[str, str]) -> bool:
+    """Whether only the owner of the management token could register models."""
+    return (
+        not is_on(properties, "disable_token_authorization")
+        and is_loopback(properties.get("management_address", DEFAULTS["management_address"]))
+        and is_loopback(properties.get("grpc_management_address", "127.0.0.1"))
+    )
 
 
 def is_on(properties: Mapping[str, str], key: str) -> bool:
-    """Whether a setting is true, as Java reads it: in any case."""
-    return properties.get(key, "").strip().lower() == "true"
+    """Whether a setting is true, as Java reads it: in any case, but without spaces."""
+    return properties.get(key, "").lower() == "true"
 
 
 def is_loopback(address: str) -> bool:

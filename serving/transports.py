@@ -12,6 +12,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from ..handlers.errors import ServerError
+from .sessions import open_session
 
 Images = Sequence[tuple[str, bytes]]
 """File name and encoded bytes of each image of one request."""
@@ -60,7 +61,7 @@ class RestTransport:
     def __init__(self, address: str, *, token: str | None, timeout: float, retries: int) -> None:
         self.address = address.rstrip("/")
         self._timeout = timeout
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._token = token
         self._retry = Retry(
             total=retries,
             connect=retries,
@@ -100,8 +101,7 @@ class RestTransport:
     def _session(self) -> requests.Session:
         """One for each thread: sessions are not made to be shared."""
         if not hasattr(self._own, "session"):
-            session = requests.Session()
-            session.headers.update(self._headers)
+            session = open_session(self.address, self._token)
             session.mount("http://", HTTPAdapter(max_retries=self._retry))
             session.mount("https://", HTTPAdapter(max_retries=self._retry))
             self._own.session = session

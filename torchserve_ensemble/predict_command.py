@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .handlers.errors import RequestError
 from .serving import image_sources
+from .serving.commands import add_token_options
 
 if TYPE_CHECKING:
     from .serving.client import InferenceClient
@@ -46,7 +47,7 @@ def add_command(subparsers: Subparsers) -> None:
         help="of the server that `serve` started here, for its address and token",
     )
     command.add_argument("--address", help="inference API of a server that `serve` did not start")
-    command.add_argument("--token", help="its inference token, if it asks for one")
+    add_token_options(command, "inference")
     command.add_argument("--transport", choices=["rest", "grpc"], default="rest")
     command.add_argument("--timeout", type=float, default=60, help="seconds for each request")
     command.add_argument("--per-request", type=int, default=32, help="images in one request")
@@ -140,17 +141,14 @@ def _remote(
 
 
 def _client(arguments: argparse.Namespace) -> InferenceClient:
-    from .serving.client import InferenceClient
-    from .serving.server import DEFAULT_RUN_FOLDER, Server
+    from .serving.finding import inference_client
 
-    if arguments.address is None:
-        server = Server.attach(arguments.run_folder or DEFAULT_RUN_FOLDER)
-        if server is not None:
-            return server.client(timeout=arguments.timeout, transport=arguments.transport)
-    return InferenceClient(
-        arguments.address,
-        transport=arguments.transport,
+    return inference_client(
+        run_folder=arguments.run_folder,
+        address=arguments.address,
         token=arguments.token,
+        token_file=arguments.token_file,
+        transport=arguments.transport,
         timeout=arguments.timeout,
     )
 
@@ -199,19 +197,20 @@ def _write_csv(rows: Iterator[Row]) -> None:
 def _print_table(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     members = list(dict.fromkeys(name for row in rows for name in row.get("members", {})))
     table = Table()
     for column in ("image", *members, "combined"):
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
         if "error" in row:
-            cells = ["-"] * len(members)
-            table.add_row(row["sample"], *cells, f"[red]{row['error']['message']}")
+            unknown = ["-"] * len(members)
+            table.add_row(Text(row["sample"]), *unknown, Text(row["error"]["message"], "red"))
         else:
             answers = row.get("members", {})
-            cells = [_cell(answers[name]) if name in answers else "-" for name in members]
-            table.add_row(row.get("sample", ""), *cells, f"[bold]{_cell(row)}")
+            cells = [Text(_cell(answers[name]) if name in answers else "-") for name in members]
+            table.add_row(Text(row.get("sample", "")), *cells, Text(_cell(row), "bold"))
     Console().print(table)
 
 

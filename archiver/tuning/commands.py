@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...handlers.errors import SpecError
+from ...serving.commands import add_token_options
 from .printing import print_figures, print_tuning
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def add_commands(subparsers: Subparsers) -> None:
     evaluate.add_argument("--model-version", help="instead of the default version")
     evaluate.add_argument("--run-folder", type=Path, help="of the server that `serve` started")
     evaluate.add_argument("--address", help="of a server that `serve` did not start")
-    evaluate.add_argument("--token", help="its inference token")
+    add_token_options(evaluate, "inference")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_evaluate)
 
@@ -120,18 +121,21 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     require_installed(_NEEDED, "tuning needs")
-    from ...serving.client import InferenceClient
-    from ...serving.server import DEFAULT_RUN_FOLDER, Server
+    from ...serving.finding import inference_client, running_server
+    from ...serving.server import DEFAULT_RUN_FOLDER
     from .endpoint import evaluate_endpoint
     from .labelled_data import read_labelled
 
     server = None
     if arguments.address is None:
-        server = Server.attach(arguments.run_folder or DEFAULT_RUN_FOLDER)
+        server = running_server(arguments.run_folder or DEFAULT_RUN_FOLDER)
     spec = _answering(arguments, server)
     data = read_labelled(arguments.data, spec)
-    client = (
-        server.client() if server else InferenceClient(arguments.address, token=arguments.token)
+    client = inference_client(
+        run_folder=arguments.run_folder,
+        address=arguments.address,
+        token=arguments.token,
+        token_file=arguments.token_file,
     )
     with client, _bar("predicting") as on_image:
         found = evaluate_endpoint(

@@ -76,9 +76,15 @@ def print_figures(found: Mapping[str, Figures], title: str, mark: str | None = N
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    # Names come from specs and folders, and may hold what rich takes for markup.
     table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=Text(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("", overflow="fold")
     first = next(iter(found.values()))
@@ -91,7 +97,7 @@ def print_figures(found: Mapping[str, Figures], title: str, mark: str | None = N
     for row, each in found.items():
         cells = [f"{each.values[name]:.3f}" for name in names]
         cells += [str(each.counts[name]) for name in counts]
-        table.add_row(row, *cells, style="bold green" if row == mark else None)
+        table.add_row(Text(row), *cells, style="bold green" if row == mark else None)
     Console().print(table)
 
 

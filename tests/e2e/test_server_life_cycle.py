@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 from probe_ensemble import image
 
+from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.errors import ArchiveError, ServerError
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
@@ -60,24 +65,133 @@ def check_token_renewal(server: Server) -> None:
         assert management.models() == ["probes"]
 
 
-def test_what_a_dead_server_left_is_removed(tmp_path: Path) -> None:
-    process = psutil.Process()
-    state = {
-        "pid": process.pid,
-        "created": process.create_time() - 1000,
-        "inference_address": "http://127.0.0.1:1",
-        "management_address": "http://127.0.0.1:2",
-        "metrics_address": "http://127.0.0.1:3",
-        "grpc_address": "127.0.0.1:4",
-        "temporary": str(tmp_path / "temporary"),
-        "tokens": True,
-    }
-    (tmp_path / "server.json").write_text(json.dumps(state))
-    assert Server.attach(tmp_path) is None, "the pid is alive, but of another process"
-    assert not (tmp_path / "server.json").exists()
-    (tmp_path / "server.json").write_text("{}")
-    with pytest.raises(ServerError, match="damaged or of another version"):
-        Server.attach(tmp_path)
+def test_a_server_whose_launcher_was_killed_runs_on(
+    probe_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Java and the workers outlive the Python process that started them."""
+    run_folder = tmp_path / "run"
+    settings = ServerSettings(
+        probe_store, (ARCHIVE,), overrides=throw_away() | {"disable_token_authorization": "false"}
+    )
+    server = Server.start(settings, run_folder)
+    family = psutil.Process(server.pid).children(recursive=True)
+    try:
+        server.wait_ready()
+        extracted = Path(server._state.temporary)
+        psutil.Process(server.pid).kill()
+        psutil.Process(server.pid).wait(10)
+        folder = ["--run-folder", str(run_folder)]
+        assert main(["status", *folder]) == 0
+        assert "1 READY" in capsys.readouterr().out
+        with pytest.raises(ServerError, match="a server runs there already"):
+            Server.start(settings, run_folder)
+        assert main(["token", "inference", *folder]) == 0
+        assert main(["doctor", "--config", "none", *folder]) == 0
+        assert not Server.remove_remains(run_folder)
+        # Nor where somebody removed the state.
+        state = (run_folder / "server.json").rename(run_folder / "kept.json")
+        with pytest.raises(ServerError, match="that server.json does not know"):
+            Server.start(settings, run_folder)
+        state.rename(run_folder / "server.json")
+        assert list(extracted.iterdir()), "nothing is deleted under a running server"
+        attached = Server.attach(run_folder)
+        assert attached is not None
+        with attached.client() as client:
+            answer = client.predict("probes", [("a.png", image(0.9))])
+        assert answer["predictions"][0]["label"] == "bright"
+        assert main(["stop", *folder]) == 0
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive
+        assert not extracted.exists()
+        assert not (run_folder / "server.json").exists()
+    finally:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def test_what_a_server_leaves_is_for_its_user_alone(
+    probe_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also where the shell's umask hides nothing, and `serve` prints no token."""
+    monkeypatch.setenv("TS_ENSEMBLE_TOKEN", "secret-of-a-client")
+    run_folder = tmp_path / "run"
+    overrides = throw_away() | {"disable_token_authorization": "false"}
+    del overrides["enable_model_api"]
+    arguments = ["serve", ARCHIVE, "--model-store", str(probe_store)]
+    arguments += ["--run-folder", str(run_folder), "--config", "/dev/null"]
+    arguments += [word for pair in overrides.items() for word in ("--set", "=".join(pair))]
+    old = os.umask(0)
+    try:
+        assert main(arguments) == 0
+    finally:
+        os.umask(old)
+    server = Server.attach(run_folder)
+    assert server is not None
+    with server:
+        printed = capsys.readouterr().out
+        keys = json.loads((run_folder / "key_file.json").read_text())
+        assert not [kind for kind, key in keys.items() if key["key"] in printed]
+        assert f"$(ts-ensemble token inference --run-folder {run_folder})" in printed
+        assert "setting     disable_token_authorization=false (default: not set)" in printed
+        paths = [run_folder, *run_folder.rglob("*"), *Path(server._state.temporary).rglob("*")]
+        assert {"config.properties", "key_file.json", "server.log"} <= {p.name for p in paths}
+        assert [str(p) for p in paths if not p.is_symlink() and p.stat().st_mode & 0o077] == []
+        for process in psutil.Process(server.pid).children(recursive=True):
+            assert "TS_ENSEMBLE_TOKEN" not in process.environ()
+        with server.management() as management:
+            for url in ("file:///etc/passwd", f"file://{probe_store}/{ARCHIVE}"):
+                with pytest.raises(ServerError, match="does not match any allowed URL"):
+                    management.register(url)
+
+
+def test_two_serves_at_once(probe_store: Path, tmp_path: Path) -> None:
+    """One serves, the others say why not, and it stays unharmed."""
+    run_folder = tmp_path / "run"
+    processes = []
+    for _ in range(3):
+        command = [sys.executable, "-m", "torchserve_ensemble", "serve", "--model-store"]
+        command += [str(probe_store), "--run-folder", str(run_folder), "--config", "/dev/null"]
+        command += [word for each in throw_away().items() for word in ("--set", "=".join(each))]
+        processes.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        printed = [process.communicate(timeout=120)[1] for process in processes]
+        assert sorted(process.returncode for process in processes) == [0, 1, 1], printed
+        for words in filter(None, printed):
+            assert "another process starts or stops" in words or "runs there already" in words
+        server = Server.attach(run_folder)
+        assert server is not None
+        with server.management() as management:
+            assert management.models() == []
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        left = Server.attach(run_folder)
+        if left is not None:
+            left.stop()
+
+
+def test_java_that_was_killed_leaves_a_dead_server(probe_store: Path, tmp_path: Path) -> None:
+    settings = ServerSettings(probe_store, (ARCHIVE,), overrides=throw_away())
+    server = Server.start(settings, tmp_path)
+    family = psutil.Process(server.pid).children(recursive=True)
+    try:
+        server.wait_ready()
+        family = psutil.Process(server.pid).children(recursive=True)
+        (java,) = [process for process in family if "java" in process.name()]
+        java.kill()
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive, "workers end without Java"
+    finally:
+        server.stop()
+    assert Server.attach(tmp_path) is None
+    assert not Path(server._state.temporary).exists()
 
 
 @pytest.mark.parametrize("setting", ["inference_address", "grpc_inference_port"])
