@@ -273,6 +273,8 @@ ANSWERABLE = frozenset(
         "v2-output-parameters",
         "v2-error-per-sample-skipped",
         "v2-input-name-control",
+        "v2-input-name-good",
+        "v2-input-names-of-300",
         "json-base64-newlines",
         "v2-header-length-zeros",
     }
