@@ -6,7 +6,8 @@ size; most of them in several of the forms in which a client may send it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 from . import bundles, documents, options, transport
 from .images import FRAMES, SINGLE, many_profiles, png
@@ -23,6 +24,8 @@ _EVERYWHERE = (
     "gif-comment",
 )
 """The images that are sent in every form."""
+
+_MAX_REQUEST_BYTES = 25_000_000
 
 _CROWDS: dict[str, Callable[[], list[bytes]]] = {
     "256-pngs-of-50-megapixels": lambda: [png(7071, 7071, 1)] * 256,
@@ -46,12 +49,15 @@ _BUNDLES_EVERYWHERE = (
 
 def _all() -> Iterator[Bomb]:
     for name, make in SINGLE.items():
-        forms = FORMS if name in _EVERYWHERE else ("body",)
+        forms: Iterable[str] = ("body",)
+        if name in _EVERYWHERE:
+            forms, make = FORMS, cache(make)
         for kind in forms:
             yield Bomb(
                 f"{name}:{kind}", lambda make=make, kind=kind: FORMS[kind](make()), answerable=True
             )
     for name, several in _CROWDS.items():
+        several = cache(several)
         for kind in FORMS:
             yield Bomb(
                 f"{name}:{kind}",
@@ -70,7 +76,7 @@ def _all() -> Iterator[Bomb]:
         if name in _BUNDLES_EVERYWHERE:
             yield Bomb(f"{name}:multipart", lambda make=make: form([make()]))
             if not name.startswith("npy"):
-                yield Bomb(f"{name}:multipart-40", lambda make=make: form([make()] * 40))
+                yield Bomb(f"{name}:multipart-many", lambda make=make: _many(make()))
             yield Bomb(f"{name}:grpc", lambda make=make: call(file=make()))
     yield Bomb("40-zips-of-50-megabytes:multipart", _forty_zips)
     yield Bomb("256-gz-of-2-megabytes:multipart", _many_gz)
@@ -82,7 +88,17 @@ def _all() -> Iterator[Bomb]:
     )
     for group, answerable in groups:
         for name, build in group.items():
-            yield Bomb(name, build, name in answerable, name in transport.CUT)
+            yield Bomb(
+                name,
+                build,
+                answerable=name in answerable,
+                cut=name in transport.CUT,
+                refused_with_500=name in transport.REFUSED_WITH_500,
+            )
+
+
+def _many(bundle: bytes) -> Request:
+    return form([bundle] * min(40, _MAX_REQUEST_BYTES // len(bundle)))
 
 
 def _forty_zips() -> Request:

@@ -465,6 +465,8 @@ ANSWERABLE = frozenset(
         "tar-pax-records",
         "tar-pax-globals",
         "tar-pax-id-digits",
+        "tar-pax-name",
+        "tar-pax-spaces",
         "zip-prefix",
         "zip-comment",
     }

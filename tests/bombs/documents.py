@@ -268,11 +268,12 @@ INFER: Mapping[str, Callable[[], Request]] = {
 
 ANSWERABLE = frozenset(
     {
-        "v2-outputs-duplicated",
-        "v2-outputs-duplicated-256",
+        "json-data-uri",
         "v2-output-parameters",
         "v2-error-per-sample-skipped",
         "v2-input-name-control",
+        "v2-input-name-good",
+        "v2-input-names-of-300",
         "json-base64-newlines",
         "v2-header-length-zeros",
     }

@@ -204,3 +204,8 @@ CUT = frozenset(
     {"header-long", "form-boundary-long", "type-long", "path-odd", "form-part-type-long"}
 )
 """Those that the frontend itself may refuse by closing the connection."""
+
+REFUSED_WITH_500 = frozenset(
+    {"form-name-empty", "form-part-encoding", "form-part-charset", "form-part-charset-unknown"}
+)
+"""Those that the frontend cannot take apart: it answers 500 itself, and no worker sees them."""

@@ -60,12 +60,14 @@ class Bomb:
         answerable: whether a quick correct answer is as good as a refusal.
         cut: whether the frontend may close the connection without an answer, since the request is
             no HTTP that it understands.
+        refused_with_500: whether the frontend itself answers 500, and no worker sees the request.
     """
 
     name: str
     make: Callable[[], Request] = field(repr=False)
     answerable: bool = False
     cut: bool = False
+    refused_with_500: bool = False
 
 
 def raw(

@@ -64,12 +64,12 @@ def _fuzz(name: str, program: str, arguments: argparse.Namespace) -> None:
 
     target = TARGETS[name]
     with tempfile.TemporaryDirectory() as folder:
-        corpus = arguments.corpus / name if arguments.corpus else Path(folder)
+        corpus = (arguments.corpus or Path(folder)) / name
         corpus.mkdir(parents=True, exist_ok=True)
         arguments.findings.mkdir(parents=True, exist_ok=True)
         for seed in target.corpus():
             (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
-        flags = {
+        flags: dict[str, object] = {
             "runs": arguments.runs,
             "max_total_time": arguments.seconds,
             "seed": arguments.seed,
@@ -80,9 +80,20 @@ def _fuzz(name: str, program: str, arguments: argparse.Namespace) -> None:
             "print_final_stats": 1,
             "artifact_prefix": f"{arguments.findings}/{name}-",
         }
+        if target.words:
+            dictionary = Path(folder) / "words"
+            dictionary.write_text("".join(f'"{word}"\n' for word in target.words))
+            flags["dict"] = dictionary
+
+        def mutate(data: bytes, size: int) -> bytes:
+            # Looked up anew: Atheris replaces it when the fuzzing begins.
+            return bytes(atheris.Mutate(data, size))
+
+        mutator = {"custom_mutator": target.mutator(mutate)} if target.mutator else {}
         atheris.Setup(
             [program, *(f"-{key}={value}" for key, value in flags.items()), str(corpus)],
             target.check,
+            **mutator,
         )
         atheris.Fuzz()
 

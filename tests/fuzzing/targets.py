@@ -26,11 +26,12 @@ from probe_ensemble import probes
 from safetensors.numpy import save
 
 from fuzzing.encoding import decode_request, encode_request
+from fuzzing.mutation import Mutate, Mutator, json_mutator, request_mutator
 from torchserve_ensemble.handlers.archive import ArchiveRecord
 from torchserve_ensemble.handlers.errors import ArchiveError, RequestError, ServerError, SpecError
 from torchserve_ensemble.handlers.images import decode_image
 from torchserve_ensemble.handlers.open_inference import parse_infer_request
-from torchserve_ensemble.handlers.options import parse_options
+from torchserve_ensemble.handlers.options import OPTION_NAMES, parse_options
 from torchserve_ensemble.handlers.policies import Catalogue, parse_policy
 from torchserve_ensemble.handlers.requests import BODY, Part, RawRequest, lower_case, parse_request
 from torchserve_ensemble.handlers.responses import Response
@@ -67,10 +68,14 @@ class Target:
     Attributes:
         run: takes any bytes; raises only where something is wrong.
         seeds: inputs from which the fuzzer starts.
+        mutator: makes changes that keep an input's structure, from libFuzzer's own.
+        words: that inputs are made of.
     """
 
     run: Callable[[bytes], None]
     seeds: Callable[[], Iterable[bytes]]
+    mutator: Callable[[Mutate], Mutator] | None = None
+    words: Iterable[str] = ()
 
     def check(self, data: bytes) -> None:
         """Run one input; also a finding if it takes too long."""
@@ -383,16 +388,44 @@ def _settings() -> Iterator[bytes]:
     yield b"\xef\xbb\xbfa=b\r\n#c\r\n=\n"
 
 
+_POLICY_WORDS = (
+    *("and", "or", "not", "member", "mean", "max", "min", "any", "all", "at_least", "majority"),
+    *(
+        "weighted_mean",
+        "cascade",
+        "stacking",
+        "k=2",
+        ">= 0.5",
+        "< 1",
+        "(",
+        ")",
+        ", ",
+        "high-recall",
+    ),
+)
+_SPEC_WORDS = (
+    "&a ",
+    "*a",
+    "<<: *a",
+    "!!python/object:",
+    "? ",
+    "|",
+    ">-",
+    "name: ",
+    "members: ",
+    "- ",
+)
+
 TARGETS: Mapping[str, Target] = {
-    "service": Target(_answers, _requests),
-    "request": Target(_request, _requests),
+    "service": Target(_answers, _requests, request_mutator, OPTION_NAMES),
+    "request": Target(_request, _requests, request_mutator, OPTION_NAMES),
     "bundle": Target(_bundle, _bundles),
     "tar": Target(_tar, _tars),
-    "infer": Target(_infer, _infers),
-    "options": Target(_options, _option_texts),
-    "policy": Target(_policy, _policies),
-    "spec": Target(_spec, _specs),
-    "record": Target(_record, _records),
+    "infer": Target(_infer, _infers, partial(json_mutator, skipped=2)),
+    "options": Target(_options, _option_texts, json_mutator),
+    "policy": Target(_policy, _policies, words=_POLICY_WORDS),
+    "spec": Target(_spec, _specs, words=_SPEC_WORDS),
+    "record": Target(_record, _records, json_mutator),
     "properties": Target(_properties, _settings),
     **{
         kind: Target(_png if kind == "png" else _image, partial(_image_files, kind))
