@@ -264,7 +264,6 @@ ANSWERABLE = frozenset(
         "policy-unicode-names",
         "option-fields-good-of-4-mb",
         "option-weights-tiny",
-        "option-weights-zero",
         "option-frame-order-digits",
         "option-frame-order-infinite",
         "option-frame-order-nan",

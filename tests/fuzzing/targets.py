@@ -28,6 +28,7 @@ from safetensors.numpy import save
 from fuzzing.encoding import decode_request, encode_request
 from fuzzing.mutation import Mutate, Mutator, json_mutator, request_mutator
 from torchserve_ensemble.handlers.archive import ArchiveRecord
+from torchserve_ensemble.handlers.budget import RequestBudget
 from torchserve_ensemble.handlers.errors import ArchiveError, RequestError, ServerError, SpecError
 from torchserve_ensemble.handlers.images import decode_image
 from torchserve_ensemble.handlers.open_inference import parse_infer_request
@@ -145,7 +146,7 @@ def _infer(data: bytes) -> None:
     """The first two bytes say where the JSON ends; beyond the end there is no binary data."""
     length, body = int.from_bytes(data[:2], "little"), data[2:]
     with suppress(RequestError):
-        parse_infer_request(body, length if length <= len(body) else None)
+        parse_infer_request(body, length if length <= len(body) else None, RequestBudget(LIMITS))
 
 
 def _options(data: bytes) -> None:
