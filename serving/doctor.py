@@ -242,9 +242,10 @@ def _configuration(path: Path) -> Iterator[Finding]:
             )
     if is_on(properties, "install_py_dep_per_model"):
         yield Finding(
-            Level.WARNING,
-            f"{path}: install_py_dep_per_model lets an archive install packages at load",
-            "install the packages once, into the server's environment",
+            Level.PROBLEM,
+            f"{path}: install_py_dep_per_model lets an archive install packages at load, and what "
+            "it installs is not listed in the archive's record: every worker refuses to load",
+            "remove it, and install the packages once, into the server's environment",
         )
     yield Finding(Level.OK, f"{path}: {len(properties)} settings read")
     changed = differences(written)

@@ -177,6 +177,19 @@ def test_a_body_above_the_limit_is_refused_unread(proxy: Proxy) -> None:
         assert b" 413 " in read(connection).partition(b"\r\n")[0]
 
 
+def test_a_form_of_countless_fields_is_refused_unread(proxy: Proxy) -> None:
+    """TorchServe's frontend would take gigabytes for it."""
+    for length in ("Content-Length: 40000000", "Transfer-Encoding: chunked"):
+        with proxy.connect() as connection:
+            connection.sendall(
+                b"POST /predictions/probes HTTP/1.1\r\nHost: x\r\nContent-Type: "
+                b"application/x-www-form-urlencoded; charset=utf-8\r\n"
+                + length.encode()
+                + b"\r\n\r\n"
+            )
+            assert b" 413 " in read(connection).partition(b"\r\n")[0]
+
+
 def test_half_open_uploads_are_cut_while_others_are_answered(
     proxy: Proxy, probe_server: Server
 ) -> None:
