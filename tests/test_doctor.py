@@ -72,7 +72,7 @@ def test_the_shipped_configuration_and_this_machine_are_fine(
         ),
         ("max_request_size=6553500", "max_request_size is 6553500", "104857600", Level.WARNING),
         ("max_response_size=1000", "answer makes the worker reload", "104857600", Level.WARNING),
-        ("install_py_dep_per_model=true", "install_py_dep", "install the packages", Level.WARNING),
+        ("install_py_dep_per_model=true", "install_py_dep", "install the packages", Level.PROBLEM),
         ("allowed_urls=.*", "allowed_urls=.* lets", "model store alone", Level.WARNING),
         ("allowed_urls=file://.*,https://.*", "from any address", "allowed_urls=", Level.WARNING),
         ("enable_envvars_config: true", "enable_envvars_config lets", "remove it", Level.WARNING),
