@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -19,22 +18,24 @@ from typing import Literal
 
 import psutil
 
-from ..handlers.errors import ServerError, WorkerDiedError
+from ..handlers.errors import ServerError
+from .changes import Changes
 from .client import InferenceClient
+from .draining import drained
+from .extraction import why_not_extracted
 from .java import find_java
-from .management import ManagementClient, ModelVersion
-from .settings import ServerSettings, check_ports, is_on
+from .management import NOT_EXTRACTED, REMEDIES, ManagementClient, ModelVersion
+from .settings import ServerSettings, check_ports, is_on, read_properties
 from .tokens import read_token
-from .worker_log import DeadWorker, WorkerLog, trouble
+from .transports import NoConnectionError
+from .worker_log import WorkerLog, trouble
 
 DEFAULT_RUN_FOLDER = Path(".ts-ensemble")
 _STATE = "server.json"
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 30
-_DEATH_SECONDS = 5
+_EXTRACTION_SECONDS = 600
 _LOGGING = Path(__file__).parent / "log4j2.xml"
-_REGISTERED = re.compile(r'Model "(.+?)" Version: (\S+) registered')
-_FAILED = re.compile(r"Failed to start workers for model (\S+) version: (\S+)")
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Server:
         try:
             server._wait_for_api(timeout)
         except BaseException:
-            server.stop()
+            server.stop(drain_timeout=0)
             raise
         return server
 
@@ -159,8 +160,8 @@ class Server:
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.stop(drain_timeout=10 if kind is None else 0)
 
     @property
     def pid(self) -> int:
@@ -223,7 +224,8 @@ class Server:
             ServerError: an archive could not be read, the server ended, or the time ran out.
         """
         for archive, reason in self._log.not_loaded().items():
-            raise ServerError(f"TorchServe cannot load {archive}: {reason}; build it again")
+            remedy = self._why_not_extracted(archive) or "build it again"
+            raise ServerError(f"TorchServe cannot load {archive}: {reason}; {remedy}")
         deadline = time.monotonic() + timeout
         with self.management() as management:
             while True:
@@ -245,61 +247,111 @@ class Server:
     def register(self, archive: str, *, workers: int = 1) -> ModelVersion:
         """Register an archive and wait until its workers are ready.
 
-        TorchServe's own register call answers 500 when workers die, says no reason, and may leave
-        the version registered without workers; this gives the reason and takes the version back.
+        The clients of other versions do not wait: the archive is extracted by a gRPC call, off
+        the event loops that serve them, and the workers are polled for.
 
         Args:
             archive: file name in the model store, or an URL that the server may load.
             workers: for archives that do not say themselves.
 
         Raises:
-            WorkerDiedError: with the worker's own traceback.
-            ServerError: what TorchServe answers, with a remedy.
+            WorkerDiedError: with the worker's own traceback; the version is taken back.
+            ServerError: what TorchServe answers, with the reason and a remedy.
         """
-        self._log.dead_workers()
-        with self.management(timeout=600) as management:
+        from .grpc_management import register_model
+
+        def submit() -> None:
             try:
-                status = management.register(archive, workers=workers)
+                register_model(
+                    self._grpc_management_address(),
+                    archive,
+                    workers=workers,
+                    token=self.token("management"),
+                    timeout=_EXTRACTION_SECONDS,
+                )
             except ServerError as error:
-                failed = _FAILED.search(error.message)
-                if failed is None:
-                    raise
-                name, version = failed.groups()
-                with contextlib.suppress(ServerError):
-                    management.unregister(name, version)
-                dead = self._wait_for_death(f"{name}_{version}")
-                if dead is not None:
-                    raise _died(dead) from error
-                raise
-            registered = _REGISTERED.search(status)
-            if registered is None:
-                raise ServerError(f"TorchServe's answer is not understood: {status}")
-            name, version = registered.groups()
-            return management.describe(name, version)[0]
+                reason = NOT_EXTRACTED in error.message and self._why_not_extracted(archive)
+                remedy = reason or REMEDIES.get(error.status, "see the server's logs")
+                explained = ServerError(f"{error.message}: {remedy}")
+                explained.status = error.status
+                raise explained from error
 
-    def _wait_for_death(self, model: str) -> DeadWorker | None:
-        """The death that a refusal has just told of; its last lines may still be on their way."""
-        deadline = time.monotonic() + _DEATH_SECONDS
-        while time.monotonic() < deadline:
-            for dead in self._log.dead_workers():
-                if dead.model == model:
-                    return dead
-            time.sleep(_POLL_SECONDS)
-        return None
+        with self.management() as management:
+            return Changes(management, self._log).register(archive, submit)
 
-    def stop(self) -> None:
-        """End the server and its workers, wait until they are gone, and clean up."""
-        process = self._process()
-        if process is not None:
-            family = [*process.children(recursive=True), process]
+    def _grpc_management_address(self) -> str:
+        properties = read_properties(self.run_folder / "config.properties")
+        host = properties.get("grpc_management_address", "127.0.0.1")
+        return f"{host}:{properties['grpc_management_port']}"
+
+    def _why_not_extracted(self, archive: str) -> str:
+        properties = read_properties(self.run_folder / "config.properties")
+        path = Path(properties["model_store"]) / archive
+        return why_not_extracted(path, Path(self._state.temporary))
+
+    def stop(self, *, drain_timeout: float = 10, force: bool = True) -> None:
+        """Answer the requests that have arrived, end the server and its workers, and clean up.
+
+        Requests that arrive while it stops find their connection closed.
+
+        Args:
+            drain_timeout: seconds to wait for requests that workers compute; 0 does not wait.
+            force: stop when that time is over, instead of refusing.
+
+        Raises:
+            ServerError: workers still compute, and `force` is not set.
+        """
+        family = self._family()
+        with contextlib.ExitStack() as stack:
+            if drain_timeout > 0 and any("java" in _name(each) for each in family):
+                try:
+                    self._drain(stack, drain_timeout)
+                except NoConnectionError:
+                    # It still starts, or ends already: it has taken no request.
+                    pass
+                except ServerError:
+                    if not force:
+                        raise
             # Java ends its workers itself, and its launcher ends with it.
             for each in [each for each in family if "java" in _name(each)] or family:
                 _terminate(each)
             _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-            for each in alive:
-                each.kill()
-            psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+        for each in alive:
+            each.kill()
+        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
         self._clean()
+
+    def _drain(self, stack: contextlib.ExitStack, timeout: float) -> None:
+        """Hold all workers until the stack closes, each once it has answered what came before."""
+        deadline = time.monotonic() + timeout
+        with self.management(timeout=timeout) as management:
+            for version in management.all_versions():
+                left = max(0.0, deadline - time.monotonic())
+                stack.enter_context(
+                    drained(
+                        management,
+                        version,
+                        version.workers,
+                        timeout=left,
+                        until_queue_is_empty=False,
+                    )
+                )
+
+    def _family(self) -> list[psutil.Process]:
+        """The launcher, Java and the workers, whichever of them live.
+
+        The launcher began a session of its own, to which all of them belong even without it.
+        """
+        family = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if (
+                    os.getsid(process.pid) == self._state.pid
+                    and process.create_time() > self._state.created - 1
+                    and process.status() != psutil.STATUS_ZOMBIE
+                ):
+                    family.append(process)
+        return family
 
     def _process(self) -> psutil.Process | None:
         try:
@@ -338,7 +390,7 @@ class Server:
     def _raise_if_dead(self, models: set[str]) -> None:
         for dead in self._log.dead_workers():
             if dead.model in models:
-                raise _died(dead)
+                raise dead.error()
         if not self.running:
             raise ServerError(f"TorchServe ended; it said:\n{self._last_words()}")
 
@@ -356,12 +408,6 @@ def server_log(run_folder: Path) -> Path:
 def _console(run_folder: Path) -> Path:
     """What Java prints before its log is set up."""
     return run_folder / "logs" / "console.log"
-
-
-def _died(dead: DeadWorker) -> WorkerDiedError:
-    return WorkerDiedError(
-        f"the worker of {dead.model} died while it loaded: {dead.reason}", dead.traceback
-    )
 
 
 def _name(process: psutil.Process) -> str:
