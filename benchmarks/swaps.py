@@ -17,11 +17,13 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,20 +154,22 @@ class Row:
     normal: float
     longest: float
     seconds: float
+    failed: tuple[str, ...]
+    phases: dict[str, float]
 
     def text(self) -> str:
         """As markdown."""
-        reasons = "".join(f"; {count} x {reason}" for reason, count in self.lost.items())
+        phases = ", ".join(f"{name} {wait:.2f}" for name, wait in self.phases.items())
         return (
-            f"| {self.what} | {self.actions} | {self.answered:,} | {sum(self.lost.values())}"
-            f"{reasons} | {self.wrong} | {self.normal:.2f} | {self.longest:.2f} "
+            f"| {self.what} | {self.actions} | {self.answered:,} | {sum(self.lost.values())} "
+            f"| {self.wrong} | {self.normal:.2f} | {self.longest:.2f} | {phases} "
             f"| {self.seconds:.1f} |"
         )
 
 
 HEADER = (
     "| action | times | answered | lost | wrong | longest wait before (s) | longest wait (s) "
-    "| seconds each |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
+    "| by call | seconds each |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
@@ -174,8 +178,19 @@ def observe(
     actions: Sequence[Callable[[], object]],
     asks: Sequence[Ask],
     questions: Sequence[tuple[Images, list[Any]]],
+    phases: list[tuple[str, float, float]],
 ) -> Row:
-    """Run actions one after the other under checked clients."""
+    """Run actions one after the other under checked clients.
+
+    Args:
+        what: name of the row.
+        actions: what is done.
+        asks: the clients.
+        questions: what they ask, and the right answers.
+        phases: to which an action adds the name, begin and end of each of its calls.
+    """
+    phases.clear()
+    failed = []
     with checked_clients(asks, questions) as found:
         time.sleep(_SETTLE_SECONDS)
         begin = time.monotonic()
@@ -183,7 +198,10 @@ def observe(
         took = 0.0
         for action in actions:
             started = time.monotonic()
-            action()
+            try:
+                action()
+            except (EnsembleError, RuntimeError, requests.RequestException) as error:
+                failed.append(str(error)[:300])
             took += time.monotonic() - started
             time.sleep(_PAUSE_SECONDS)
         end = time.monotonic()
@@ -200,7 +218,20 @@ def observe(
         normal,
         found.longest(begin, end),
         took / max(1, len(actions)),
+        tuple(failed),
+        {
+            name: max(found.longest(a, b) for each, a, b in phases if each == name)
+            for name in dict.fromkeys(name for name, _, _ in phases)
+        },
     )
+
+
+def _show(row: Row) -> None:
+    print(row.text(), flush=True)
+    for reason, count in row.lost.items():
+        print(f"  lost {count}: {reason}", file=sys.stderr, flush=True)
+    for reason in row.failed:
+        print(f"  failed: {reason}", file=sys.stderr, flush=True)
 
 
 class Running:
@@ -210,7 +241,14 @@ class Running:
         self.store = folder / "store"
         self.run_folder = folder / "run"
         self._settings = ServerSettings(self.store, (archive(VERSIONS[0]),), overrides=throw_away())
+        self.phases: list[tuple[str, float, float]] = []
         self.server = self.start()
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.phases.append((name, begin, time.monotonic()))
 
     def start(self) -> Server:
         """Start it, always at the same addresses."""
@@ -221,7 +259,7 @@ class Running:
 
     def verb(self, *arguments: str) -> None:
         """Run a verb of ``ts-ensemble`` without its output."""
-        with contextlib.redirect_stdout(io.StringIO()) as output:
+        with contextlib.redirect_stdout(io.StringIO()) as output, self._phase(arguments[0]):
             status = ts_ensemble([*arguments, "--run-folder", str(self.run_folder)])
         if status:
             raise RuntimeError(f"ts-ensemble {' '.join(arguments)}: {output.getvalue()}")
@@ -238,20 +276,25 @@ class Running:
         old, new = self._turn()
         models = f"{self.server.management_address}/models"
         query = {"url": archive(new), "initial_workers": "1", "synchronous": "false"}
-        _good(requests.post(models, params=query, timeout=60))
-        while not all(
-            worker["status"] == "READY"
-            for worker in _good(requests.get(f"{models}/{NAME}/{new}", timeout=60))[0]["workers"]
-        ):
-            time.sleep(0.5)
-        _good(requests.put(f"{models}/{NAME}/{new}/set-default", timeout=60))
-        while True:
+        with self._phase("register"):
+            _good(requests.post(models, params=query, timeout=60))
+            while not all(
+                worker["status"] == "READY"
+                for worker in _good(requests.get(f"{models}/{NAME}/{new}", timeout=60))[0][
+                    "workers"
+                ]
+            ):
+                time.sleep(0.5)
+        with self._phase("set-default"):
+            _good(requests.put(f"{models}/{NAME}/{new}/set-default", timeout=60))
+        with self._phase("drain and unregister"):
             described = f"{models}/{NAME}/{old}"
-            _good(requests.get(described, params={"customized": "true"}, timeout=60))
-            (now,) = _good(requests.get(described, timeout=60))
-            if now["jobQueueStatus"]["pendingRequests"] == 0:
-                break
-        _good(requests.delete(f"{models}/{NAME}/{old}", timeout=60))
+            while True:
+                _good(requests.get(described, params={"customized": "true"}, timeout=60))
+                (now,) = _good(requests.get(described, timeout=60))
+                if now["jobQueueStatus"]["pendingRequests"] == 0:
+                    break
+            _good(requests.delete(described, timeout=60))
 
     def _turn(self) -> tuple[str, str]:
         old = self.served
@@ -336,19 +379,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with running.server.client() as client:
             small, large = questions_of(4, client), questions_of(256, client)
         plain = [plain_client(address) for _ in range(CLIENTS)]
+        watch = partial(observe, phases=running.phases)
         print(HEADER, flush=True)
         for size, questions in (("4 images", small), ("256 images", large)):
             for how, swap in (
                 ("verbs", running.swap_by_verbs),
                 ("raw calls", running.swap_by_raw_calls),
             ):
-                row = observe(f"swap by {how}, {size} a request", [swap] * times, plain, questions)
-                print(row.text(), flush=True)
+                row = watch(f"swap by {how}, {size} a request", [swap] * times, plain, questions)
+                _show(row)
             up_and_down = [
                 lambda workers=2 - number % 2: running.scale(workers) for number in range(times)
             ]
-            row = observe(f"scale 1, 2, 1, {size} a request", up_and_down, plain, questions)
-            print(row.text(), flush=True)
+            row = watch(f"scale 1, 2, 1, {size} a request", up_and_down, plain, questions)
+            _show(row)
         repeating = [repeating_client(address) for _ in range(CLIENTS)]
         few = max(1, kills // 3)
         for who, action, count, asks in (
@@ -358,8 +402,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ("launcher", running.kill_launcher, few, repeating),
         ):
             client_kind = "plain" if asks is plain else "this project's"
-            row = observe(f"kill {who}, {client_kind} clients", [action] * count, asks, small)
-            print(row.text(), flush=True)
+            row = watch(f"kill {who}, {client_kind} clients", [action] * count, asks, small)
+            _show(row)
     finally:
         if running is not None:
             running.server.stop()

@@ -152,12 +152,13 @@ class Changes:
             (now,) = self.management.describe(version.name, version.version)
             if sum(worker.ready for worker in now.workers) >= count:
                 return now
-            self._raise_if_dead(version, known)
-            for worker in now.workers:
+            new = [worker for worker in now.workers if worker.id not in known]
+            # Identifiers are never used twice; a name and a version may be.
+            self._raise_if_dead({worker.id for worker in new})
+            for worker in new:
                 # TorchServe starts a worker that died anew, under the same identifier.
-                first = processes.setdefault(worker.id, worker.pid) if worker.pid > 0 else 0
-                if worker.id not in known and first not in (0, worker.pid):
-                    self._wait_for_death(version, known)
+                if worker.pid > 0 and processes.setdefault(worker.id, worker.pid) != worker.pid:
+                    self._wait_for_death(version, worker.id)
             if time.monotonic() > deadline:
                 raise ServerError(
                     f"the workers of {version.name} {version.version} are not ready after "
@@ -165,16 +166,16 @@ class Changes:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _raise_if_dead(self, version: ModelVersion, known: Collection[str]) -> None:
+    def _raise_if_dead(self, workers: Collection[str]) -> None:
         for dead in [] if self.log is None else self.log.dead_workers():
-            if dead.model == f"{version.name}_{version.version}" and dead.worker not in known:
+            if dead.worker in workers:
                 raise dead.error()
 
-    def _wait_for_death(self, version: ModelVersion, known: Collection[str]) -> None:
+    def _wait_for_death(self, version: ModelVersion, worker: str) -> None:
         """A worker is gone; its last lines may still be on their way to the log."""
         deadline = time.monotonic() + _DEATH_SECONDS
         while self.log is not None and time.monotonic() < deadline:
-            self._raise_if_dead(version, known)
+            self._raise_if_dead({worker})
             time.sleep(_POLL_SECONDS)
         raise ServerError(
             f"a worker of {version.name} {version.version} died while it loaded; the server's log "

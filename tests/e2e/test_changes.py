@@ -56,7 +56,7 @@ class Slow(nn.Module):
     def forward(self, batch):
         text = self.file.read_text() if self.file.exists() else "0"
         if text == "die":
-            raise SystemExit("told to die")
+            raise RuntimeError("told to die")
         time.sleep(float(text))
         brightness = batch.mean(dim=(1, 2, 3))
         return torch.stack([1 - brightness, brightness], dim=1)
@@ -82,6 +82,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, pace: Path) -> Path:
             "task": "classification",
             "labels": ["dark", "bright"],
             "preprocessing": {"small": {"resize": [2, 2]}},
+            "serving": {"batch_size": 1},
+            "runtime": {"score_cache_mb": 0},
             "members": [
                 {
                     "name": "a",
@@ -124,6 +126,11 @@ def _start(store: Path, run_folder: Path) -> Server:
     return server
 
 
+def _alive(family: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that run; this process may still have to read the status of one that has ended."""
+    return [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
 def _verb(server: Server, *arguments: str) -> int:
     return main([*arguments, "--run-folder", str(server.run_folder)])
 
@@ -141,17 +148,21 @@ def _wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def _pending(server: Server) -> int:
+    with server.management() as management:
+        return management.describe("slow")[0].pending_requests
+
+
 @contextmanager
 def _in_flight(
     server: Server, pace: Path, count: int, seconds: str = "1.5"
 ) -> Iterator[list[Future[list[str]]]]:
     """Requests on their way, so many that every worker has one and others wait."""
     pace.write_text(seconds)
-    log = server_log(server.run_folder)
-    before = log.read_text().count("Flushing req.cmd PREDICT")
-    with ThreadPoolExecutor(count) as pool:
+    with server.management() as management, ThreadPoolExecutor(count) as pool:
+        (version,) = management.describe("slow")
         futures = [pool.submit(_ask, server) for _ in range(count)]
-        _wait_until(lambda: log.read_text().count("Flushing req.cmd PREDICT") > before)
+        _wait_until(lambda: _pending(server) == count - len(version.workers))
         yield futures
 
 
@@ -209,27 +220,18 @@ def test_the_wait_has_a_bound(
     server: Server, pace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _verb(server, "scale", "slow", "2") == 0
-    with _in_flight(server, pace, 4, "3") as futures:
-        _wait_until(lambda: _busy(server) == 2)
+    with _in_flight(server, pace, 4, "2") as futures:
         assert _verb(server, "scale", "slow", "1", "--drain-timeout", "0.3") == 1
     assert "still computes: worker pid" in capsys.readouterr().err
     assert [future.result() for future in futures] == [RIGHT] * 4, "refused: nothing was ended"
     with server.management() as management:
         assert len(management.describe("slow")[0].workers) == 2
-    with _in_flight(server, pace, 4, "3") as futures:
-        _wait_until(lambda: _busy(server) == 2)
+    with _in_flight(server, pace, 4, "2") as futures:
         command = ("scale", "slow", "1", "--drain-timeout", "0.3", "--force")
         assert _verb(server, *command) == 0
-    assert sum(future.exception() is not None for future in futures) >= 1, "as --force says"
-
-
-def _busy(server: Server) -> int:
-    """Workers that compute, as TorchServe's log has it."""
-    last: dict[str, str] = {}
-    for line in server_log(server.run_folder).read_text().splitlines():
-        if found := re.search(r"(W-\d+)-slow\S+ .*WorkerThread - (Flushing|Backend resp)", line):
-            last[found[1]] = found[2]
-    return list(last.values()).count("Flushing")
+        with server.management() as management:
+            assert len(management.describe("slow")[0].workers) == 1
+        pace.unlink()
 
 
 def test_a_version_that_is_asked_for_by_name_is_not_unregistered(
@@ -270,10 +272,10 @@ def test_the_default_of_several_versions_stays(server: Server) -> None:
 def test_new_workers_that_die_take_the_change_back(server: Server, pace: Path) -> None:
     pace.write_text("die")
     with server.management() as management:
-        for changes in (Changes(management, WorkerLog(server_log(server.run_folder))),):
-            with pytest.raises(WorkerDiedError, match="told to die") as caught:
-                changes.scale("slow", 2)
-            assert "slow.py" in caught.value.worker_traceback
+        changes = Changes(management, WorkerLog(server_log(server.run_folder)))
+        with pytest.raises(WorkerDiedError, match="told to die") as caught:
+            changes.scale("slow", 2)
+        assert "Traceback" in caught.value.worker_traceback
         with pytest.raises(ServerError, match="died while it loaded"):
             Changes(management).scale("slow", 2)
         with pytest.raises(WorkerDiedError, match="told to die"):
@@ -322,14 +324,14 @@ def test_clients_repeat_what_a_dying_worker_computed(
         pace.write_text("2")
         with (
             InferenceClient(address, transport=transport) as client,
-            ThreadPoolExecutor(1) as pool,
+            ThreadPoolExecutor(2) as pool,
         ):
-            future = pool.submit(client.predict, "slow", IMAGES)
-            _wait_until(lambda: _busy(server) == 1)
+            futures = [pool.submit(client.predict, "slow", IMAGES) for _ in range(2)]
+            _wait_until(lambda: _pending(server) == 1)
             pace.unlink()
             os.kill(pid, signal.SIGKILL)
-            labels = [each["label"] for each in future.result()["predictions"]]
-        assert labels == RIGHT
+            for future in futures:
+                assert [each["label"] for each in future.result()["predictions"]] == RIGHT
         _wait_until(lambda: management.describe("slow")[0].ready)
 
 
@@ -338,16 +340,10 @@ def test_stop_answers_what_has_arrived(store: Path, tmp_path: Path, pace: Path) 
     with _start(store, tmp_path / "run") as server:
         family = server._family()
         with _in_flight(server, pace, 6) as futures:
-            _wait_until(lambda: _pending(server) == 5)
             assert _verb(server, "stop") == 0
         assert [future.result() for future in futures] == [RIGHT] * 6
         pace.unlink()
-    assert not any(process.is_running() for process in family)
-
-
-def _pending(server: Server) -> int:
-    with server.management() as management:
-        return management.describe("slow")[0].pending_requests
+    assert not _alive(family)
 
 
 def test_stop_ends_what_a_lost_launcher_left(store: Path, tmp_path: Path) -> None:
@@ -360,4 +356,4 @@ def test_stop_ends_what_a_lost_launcher_left(store: Path, tmp_path: Path) -> Non
         assert _ask(server) == RIGHT, "Java and the worker run on"
     finally:
         server.stop()
-    assert not any(process.is_running() for process in family)
+    assert not _alive(family)
