@@ -315,9 +315,12 @@ class Server:
             # Java ends its workers itself, and its launcher ends with it.
             for each in [each for each in family if "java" in _name(each)] or family:
                 _terminate(each)
-            _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+            psutil.wait_procs(family, timeout=_STOP_SECONDS)
+        # With workers that Java started anew in the meantime.
+        alive = self._family()
         for each in alive:
-            each.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         psutil.wait_procs(alive, timeout=_STOP_SECONDS)
         self._clean()
 
