@@ -358,6 +358,32 @@ def questions_of(size: int, client: InferenceClient) -> list[tuple[Images, list[
     return found
 
 
+def plan_of(
+    running: Running,
+    address: str,
+    times: int,
+    kills: int,
+    small: list[tuple[Images, list[Any]]],
+    large: list[tuple[Images, list[Any]]],
+) -> Iterator[tuple[str, list[Callable[[], object]], list[Ask], list[tuple[Images, list[Any]]]]]:
+    """Every row of the table: its name, what is done, the clients and what they ask."""
+    plain = [plain_client(address) for _ in range(CLIENTS)]
+    repeating = [repeating_client(address) for _ in range(CLIENTS)]
+    up_and_down = [partial(running.scale, 2 - number % 2) for number in range(times)]
+    for size, questions in (("4 images", small), ("256 images", large)):
+        yield f"swap by verbs, {size} a request", [running.swap_by_verbs] * times, plain, questions
+        raw = [running.swap_by_raw_calls] * times
+        yield f"swap by raw calls, {size} a request", [*raw], plain, questions
+        yield f"scale 1, 2, 1, {size} a request", [*up_and_down], plain, questions
+    few = max(1, kills // 3)
+    many = [running.kill_worker] * (kills - 2 * few)
+    yield "kill a worker, clients that repeat nothing", [*many], plain, small
+    yield "kill a worker, InferenceClient", [*many], repeating, small
+    yield "kill Java and serve again, InferenceClient", [running.kill_java] * few, repeating, small
+    launchers = [running.kill_launcher] * few
+    yield "kill the launcher, stop, serve again, InferenceClient", [*launchers], repeating, small
+
+
 def _good(answer: requests.Response) -> Any:
     answer.raise_for_status()
     return answer.json()
@@ -368,8 +394,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swaps", description=__doc__)
     parser.add_argument("--times", type=int, default=20, help="swaps and scalings of each kind")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--only", default="", metavar="PATTERN", help="rows whose name matches")
     options = parser.parse_args(arguments)
-    times, kills = options.times, options.kills
     folder = Path(tempfile.mkdtemp(prefix="swaps-"))
     running: Running | None = None
     try:
@@ -378,32 +404,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         address = running.server.inference_address
         with running.server.client() as client:
             small, large = questions_of(4, client), questions_of(256, client)
-        plain = [plain_client(address) for _ in range(CLIENTS)]
-        watch = partial(observe, phases=running.phases)
+        plan = plan_of(running, address, options.times, options.kills, small, large)
         print(HEADER, flush=True)
-        for size, questions in (("4 images", small), ("256 images", large)):
-            for how, swap in (
-                ("verbs", running.swap_by_verbs),
-                ("raw calls", running.swap_by_raw_calls),
-            ):
-                row = watch(f"swap by {how}, {size} a request", [swap] * times, plain, questions)
-                _show(row)
-            up_and_down = [
-                lambda workers=2 - number % 2: running.scale(workers) for number in range(times)
-            ]
-            row = watch(f"scale 1, 2, 1, {size} a request", up_and_down, plain, questions)
-            _show(row)
-        repeating = [repeating_client(address) for _ in range(CLIENTS)]
-        few = max(1, kills // 3)
-        for who, action, count, asks in (
-            ("worker", running.kill_worker, kills - 2 * few, plain),
-            ("worker", running.kill_worker, kills - 2 * few, repeating),
-            ("Java", running.kill_java, few, repeating),
-            ("launcher", running.kill_launcher, few, repeating),
-        ):
-            client_kind = "plain" if asks is plain else "this project's"
-            row = watch(f"kill {who}, {client_kind} clients", [action] * count, asks, small)
-            _show(row)
+        for what, actions, asks, questions in plan:
+            if re.search(options.only, what):
+                _show(observe(what, actions, asks, questions, running.phases))
     finally:
         if running is not None:
             running.server.stop()

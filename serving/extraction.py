@@ -29,7 +29,7 @@ def why_not_extracted(archive: Path, folder: Path) -> str:
         return f"{archive} is damaged ({error}): copy it again, or build it again"
     if damaged is not None:
         return f"{archive} is damaged in {damaged}: copy it again, or build it again"
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free if folder.is_dir() else needed
     if free < needed:
         return (
             f"the disk is full: {archive.name} takes {needed / _MB:,.0f} MB in {folder}, which has "

@@ -28,6 +28,9 @@ REMEDIES = {
 NOT_EXTRACTED = "Failed to save model"
 """What TorchServe says, without a reason, of an archive that it could not extract."""
 
+DAMAGED_OR_FULL = "the archive is truncated or damaged, or the server's disk is or was full"
+"""The reasons for it."""
+
 
 @dataclass(frozen=True)
 class Worker:

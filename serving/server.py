@@ -24,7 +24,13 @@ from .client import InferenceClient
 from .draining import drained
 from .extraction import why_not_extracted
 from .java import find_java
-from .management import NOT_EXTRACTED, REMEDIES, ManagementClient, ModelVersion
+from .management import (
+    DAMAGED_OR_FULL,
+    NOT_EXTRACTED,
+    REMEDIES,
+    ManagementClient,
+    ModelVersion,
+)
 from .settings import ServerSettings, check_ports, is_on, read_properties
 from .tokens import read_token
 from .transports import NoConnectionError
@@ -270,8 +276,9 @@ class Server:
                     timeout=_EXTRACTION_SECONDS,
                 )
             except ServerError as error:
-                reason = NOT_EXTRACTED in error.message and self._why_not_extracted(archive)
-                remedy = reason or REMEDIES.get(error.status, "see the server's logs")
+                remedy = REMEDIES.get(error.status, "see the server's logs")
+                if NOT_EXTRACTED in error.message:
+                    remedy = self._why_not_extracted(archive) or DAMAGED_OR_FULL
                 explained = ServerError(f"{error.message}: {remedy}")
                 explained.status = error.status
                 raise explained from error
@@ -287,7 +294,8 @@ class Server:
     def _why_not_extracted(self, archive: str) -> str:
         properties = read_properties(self.run_folder / "config.properties")
         path = Path(properties["model_store"]) / archive
-        return why_not_extracted(path, Path(self._state.temporary))
+        # TorchServe's own folder within its temporary one.
+        return why_not_extracted(path, Path(self._state.temporary) / "models")
 
     def stop(self, *, drain_timeout: float = 10, force: bool = True) -> None:
         """Answer the requests that have arrived, end the server and its workers, and clean up.
