@@ -13,17 +13,29 @@ import time
 from pathlib import Path
 
 MAX_HOLD_SECONDS = 20.0
-"""A verb that was killed must not keep a worker for longer. It is also well below the
-``responseTimeout`` after which TorchServe no longer waits for an answer."""
+"""A verb that was killed must not keep a worker for longer."""
 
 _POLL_SECONDS = 0.01
 
 
-def hold_if_asked() -> None:
+def hold_seconds(response_timeout: float) -> float:
+    """How long a worker is held at most.
+
+    Args:
+        response_timeout: seconds after which TorchServe takes an answer of the worker for lost, and
+            confuses it with the next one if it comes after all.
+    """
+    return min(MAX_HOLD_SECONDS, response_timeout / 2)
+
+
+def hold_if_asked(response_timeout: float) -> None:
     """Wait while this worker is to be held; return at once otherwise.
 
     The request is the file ``ts-ensemble-hold-PID``. Renaming it to ``ts-ensemble-held-PID``
     acknowledges it; removing that file releases the worker.
+
+    Args:
+        response_timeout: of the model, in seconds.
     """
     folder = Path(tempfile.gettempdir())
     asked = folder / f"ts-ensemble-hold-{os.getpid()}"
@@ -35,7 +47,7 @@ def hold_if_asked() -> None:
         asked.rename(held)
     except OSError:
         return
-    deadline = time.monotonic() + MAX_HOLD_SECONDS
+    deadline = time.monotonic() + hold_seconds(response_timeout)
     while held.exists() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
     held.unlink(missing_ok=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ..handlers.errors import ServerError
-from .draining import DRAIN_SECONDS, drained
-from .management import ManagementClient, ModelVersion
+from .draining import DRAIN_SECONDS, Retirement, drained
+from .management import ManagementClient, ModelVersion, Worker
 from .worker_log import WorkerLog
 
 _POLL_SECONDS = 0.1
@@ -128,12 +128,11 @@ class Changes:
             return self.management.unregister(name, chosen.version)
 
     def _drained(
-        self, version: ModelVersion, workers: Collection[object]
+        self, version: ModelVersion, workers: Sequence[Worker]
     ) -> contextlib.AbstractContextManager[None]:
         return drained(
             self.management,
-            version,
-            [worker for worker in version.workers if worker in workers],
+            [Retirement(version, workers)],
             timeout=self.drain_timeout,
             force=self.force,
         )

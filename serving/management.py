@@ -58,6 +58,7 @@ class ModelVersion:
         workers: in the order in which they were started; scaling down ends the last ones.
         pending_requests: requests in the queue, without those that workers compute.
         queue_capacity: further requests that the queue would take.
+        response_timeout: seconds after which TorchServe gives up a worker that computes.
         startup_timeout: seconds after which TorchServe gives up a worker that loads.
     """
 
@@ -72,6 +73,7 @@ class ModelVersion:
     workers: tuple[Worker, ...]
     pending_requests: int = 0
     queue_capacity: int = 0
+    response_timeout: int = 120
     startup_timeout: int = 120
     customized: Mapping[str, Any] | None = None
 
@@ -251,6 +253,7 @@ def _version_from(entry: Mapping[str, Any], *, default: bool) -> ModelVersion:
         ),
         pending_requests=entry["jobQueueStatus"]["pendingRequests"],
         queue_capacity=entry["jobQueueStatus"]["remainingCapacity"],
+        response_timeout=entry["responseTimeout"],
         startup_timeout=entry["startupTimeout"],
         customized=entry.get("customizedMetadata"),
     )

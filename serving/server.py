@@ -21,7 +21,7 @@ import psutil
 from ..handlers.errors import ServerError
 from .changes import Changes
 from .client import InferenceClient
-from .draining import drained
+from .draining import Retirement, drained
 from .extraction import why_not_extracted
 from .java import find_java
 from .management import (
@@ -334,19 +334,16 @@ class Server:
 
     def _drain(self, stack: contextlib.ExitStack, timeout: float) -> None:
         """Hold all workers until the stack closes, each once it has answered what came before."""
-        deadline = time.monotonic() + timeout
         with self.management(timeout=timeout) as management:
-            for version in management.all_versions():
-                left = max(0.0, deadline - time.monotonic())
-                stack.enter_context(
-                    drained(
-                        management,
-                        version,
-                        version.workers,
-                        timeout=left,
-                        until_queue_is_empty=False,
-                    )
+            versions = management.all_versions()
+            stack.enter_context(
+                drained(
+                    management,
+                    [Retirement(version, version.workers) for version in versions],
+                    timeout=timeout,
+                    until_queues_are_empty=False,
                 )
+            )
 
     def _family(self) -> list[psutil.Process]:
         """The launcher, Java and the workers, whichever of them live.
