@@ -384,11 +384,12 @@ class Server:
             try:
                 with self.management(timeout=5) as management:
                     management.models()
-                # gRPC comes up after REST.
-                host, _, port = self._state.grpc_address.rpartition(":")
+                # gRPC comes up after REST, its inference service first.
+                address = self._grpc_management_address()
+                host, _, port = address.rpartition(":")
                 with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5):
                     return
-                problem = f"nothing listens on {self._state.grpc_address} (gRPC)"
+                problem = f"nothing listens on {address} (gRPC)"
             except ServerError as error:
                 problem = error.message
             if time.monotonic() > deadline:
