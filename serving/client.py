@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,6 +28,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8080"
 DEFAULT_GRPC_ADDRESS = "127.0.0.1:7070"
 """The same for gRPC."""
 
+# TorchServe's words for a model without workers, and for one whose queue is full.
+_NOT_TAKEN = "has no worker to serve inference request"
 _WORKER_ENDED = ("Worker died.", "Worker scaled down.")
 _FIRST_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 2.0
@@ -90,6 +92,8 @@ class InferenceClient:
         attempt_timeout: seconds after which an attempt without an answer is given up and counts as
             failed. TorchServe never answers a request that a worker took in the moment in which it
             died. None: an attempt may take all of `timeout`, and is not repeated after it.
+        diagnose: tells why a model (name, version) takes no request; TorchServe says "no worker"
+            of a full queue too.
     """
 
     def __init__(
@@ -101,7 +105,9 @@ class InferenceClient:
         timeout: float = 60,
         retries: int = 4,
         attempt_timeout: float | None = None,
+        diagnose: Callable[[str, str | None], str] | None = None,
     ) -> None:
+        self._diagnose = diagnose or _unknown_reason
         self._timeout = timeout
         self._retries = retries
         self._attempt_timeout = attempt_timeout or timeout
@@ -160,8 +166,8 @@ class InferenceClient:
             content = {"message": answer.body[:300].decode(errors="replace")}
         if answer.status != 200:
             message = str(content.get("message", f"status {answer.status}"))
-            if answer.status == 503:
-                message += " (no worker is ready, or the queue is full: `ts-ensemble status` tells)"
+            if _NOT_TAKEN in message:
+                message = self._diagnose(name, version)
             kind = RequestError if answer.status < 500 else ServerError
             refusal = kind(message)
             refusal.status = answer.status
@@ -243,6 +249,13 @@ class InferenceClient:
             finally:
                 for _, future in waiting:
                     future.cancel()
+
+
+def _unknown_reason(name: str, version: str | None) -> str:
+    return (
+        f"{name}{'' if version is None else f' {version}'} took no request: it has no worker, or "
+        "its queue is full; `ts-ensemble status` tells which"
+    )
 
 
 def _is_repeatable(answer: Answer) -> bool:

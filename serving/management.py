@@ -82,6 +82,15 @@ class ModelVersion:
         """Whether as many workers as were asked for have loaded."""
         return sum(worker.ready for worker in self.workers) >= self.min_workers
 
+    def why_not_taken(self) -> str:
+        """Why a request was just answered 503, of which TorchServe always says "no worker"."""
+        if not self.workers:
+            return f"{self.name} {self.version} has no worker: `ts-ensemble scale {self.name} 1`"
+        return (
+            f"the queue of {self.name} {self.version} was full; {self.pending_requests} requests "
+            "wait in it now: send fewer at once, add workers, or raise job_queue_size"
+        )
+
 
 class ManagementClient:
     """Typed calls of the management API. Every call has a timeout.

@@ -211,7 +211,14 @@ class Server:
         """A client of the inference API, with the token."""
         address = self._state.grpc_address if transport == "grpc" else self.inference_address
         token = self.token("inference")
-        return InferenceClient(address, transport=transport, token=token, timeout=timeout)
+
+        def diagnose(name: str, version: str | None) -> str:
+            with self.management() as management:
+                return management.describe(name, version)[0].why_not_taken()
+
+        return InferenceClient(
+            address, transport=transport, token=token, timeout=timeout, diagnose=diagnose
+        )
 
     def wait_ready(
         self, models: Sequence[tuple[str, str | None]] | None = None, *, timeout: float = 180

@@ -11,6 +11,7 @@ import pytest
 from torchserve_ensemble.handlers.errors import EnsembleError, RequestError, ServerError
 from torchserve_ensemble.serving import client as client_module
 from torchserve_ensemble.serving.client import InferenceClient
+from torchserve_ensemble.serving.management import ModelVersion, Worker
 from torchserve_ensemble.serving.transports import (
     Answer,
     Images,
@@ -106,8 +107,31 @@ def test_what_is_not_repeated(answer: Answer) -> None:
 def test_attempts_are_bounded() -> None:
     script = Script(*[BUSY] * 3)
     error = ask(script, retries=2)
-    assert "no worker is ready, or the queue is full" in str(error)
+    assert "it has no worker, or its queue is full" in str(error)
     assert script.answers == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "reason"), [(0, "a 1 has no worker"), (1, "the queue of a 1 was full; 99 requests")]
+)
+def test_a_full_queue_is_not_called_a_missing_worker(workers: int, reason: str) -> None:
+    version = ModelVersion(
+        name="a",
+        version="1",
+        archive="a.mar",
+        min_workers=workers,
+        max_workers=workers,
+        batch_size=1,
+        max_batch_delay_ms=1,
+        default=True,
+        workers=(Worker("9000", "READY", 1, False, 0),) * workers,
+        pending_requests=99,
+    )
+    client = InferenceClient(retries=0, diagnose=lambda name, _: version.why_not_taken())
+    client._transport = Script(BUSY)
+    with pytest.raises(ServerError, match=reason) as caught:
+        client.predict("a", [("x", b"")])
+    assert caught.value.status == 503
 
 
 def test_all_attempts_share_one_deadline() -> None:

@@ -296,6 +296,14 @@ def test_why_an_archive_is_not_registered(server: Server, store: Path) -> None:
         management.register("half.mar")
 
 
+def test_a_model_without_workers_says_so(server: Server) -> None:
+    assert _verb(server, "scale", "slow", "0") == 0
+    with server.client() as client, pytest.raises(ServerError, match=r"slow 1\.0 has no worker"):
+        client.predict("slow", IMAGES)
+    assert _verb(server, "scale", "slow", "1") == 0
+    assert _ask(server) == RIGHT
+
+
 def test_a_worker_that_is_stopped_is_shown(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
