@@ -82,6 +82,10 @@ class EnsembleHandler:
         asked = [
             index for index, request in enumerate(raw) if request.headers.get("describe") == "True"
         ]
+        if asked:
+            # TorchServe sends a description alone, so no prediction waits while it is held.
+            timeout = float((context.model_yaml_config or {}).get("responseTimeout", 60))
+            importlib.import_module("handlers.holding").hold_if_asked(timeout)
         predictions = [request for index, request in enumerate(raw) if index not in asked]
         answers = iter(self._service.answer(predictions, arrived=arrived) if predictions else [])
         self._count(context)

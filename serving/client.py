@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..handlers.errors import RequestError, ServerError
-from .grpc_transport import GrpcTransport
-from .transports import RestTransport, Transport
+from .transports import (
+    Answer,
+    Images,
+    NoAnswerError,
+    NoConnectionError,
+    RestTransport,
+    Transport,
+)
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8080"
 """Where TorchServe listens if nothing else is configured."""
 
 DEFAULT_GRPC_ADDRESS = "127.0.0.1:7070"
 """The same for gRPC."""
+
+# TorchServe's words for a model without workers, and for one whose queue is full.
+_NOT_TAKEN = "has no worker to serve inference request"
+_WORKER_ENDED = ("Worker died.", "Worker scaled down.")
+_FIRST_PAUSE_SECONDS = 0.1
+_MAX_PAUSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -64,15 +78,22 @@ class Prediction:
 class InferenceClient:
     """Sends images and options, keeps its connections, and never waits without a limit.
 
+    A prediction changes nothing in the server, so it is safe to repeat. It is sent again, after
+    pauses of 0.1 s that double up to 2 s, where the server could not be reached or closed the
+    connection, where no worker took it (503: the queue is full or no worker is ready; 507), and
+    where the worker ended while it computed it (TorchServe's "Worker died.").
+
     Args:
         address: e.g. ``http://127.0.0.1:8080``; for gRPC ``127.0.0.1:7070``.
-        transport: ``rest`` or ``grpc`` (the extra ``[grpc]``); the answers are the same.
+        transport: ``rest`` or ``grpc``; the answers are the same.
         token: the inference key, where token authorization is on.
-        timeout: seconds for each request.
-        retries: how often a request that the server never took is sent again (REST).
-
-    Raises:
-        ServerError: gRPC is asked for and not installed.
+        timeout: seconds for each request, with all that is sent again.
+        retries: how often a request is sent again at most.
+        attempt_timeout: seconds after which an attempt without an answer is given up and counts as
+            failed. TorchServe never answers a request that a worker took in the moment in which it
+            died. None: an attempt may take all of `timeout`, and is not repeated after it.
+        diagnose: tells why a model (name, version) takes no request; TorchServe says "no worker"
+            of a full queue too.
     """
 
     def __init__(
@@ -82,17 +103,22 @@ class InferenceClient:
         transport: Literal["rest", "grpc"] = "rest",
         token: str | None = None,
         timeout: float = 60,
-        retries: int = 3,
+        retries: int = 4,
+        attempt_timeout: float | None = None,
+        diagnose: Callable[[str, str | None], str] | None = None,
     ) -> None:
+        self._diagnose = diagnose or _unknown_reason
+        self._timeout = timeout
+        self._retries = retries
+        self._attempt_timeout = attempt_timeout or timeout
         self._transport: Transport
         if transport == "grpc":
-            self._transport = GrpcTransport(
-                address or DEFAULT_GRPC_ADDRESS, token=token, timeout=timeout
-            )
+            # Importing grpc takes a tenth of a second.
+            from .grpc_transport import GrpcTransport
+
+            self._transport = GrpcTransport(address or DEFAULT_GRPC_ADDRESS, token=token)
         else:
-            self._transport = RestTransport(
-                address or DEFAULT_ADDRESS, token=token, timeout=timeout, retries=retries
-            )
+            self._transport = RestTransport(address or DEFAULT_ADDRESS, token=token)
 
     @property
     def address(self) -> str:
@@ -128,7 +154,7 @@ class InferenceClient:
             RequestError: the server refuses the request (4xx), in its own words.
             ServerError: no answer, or a failure of the server (5xx).
         """
-        answer = self._transport.send(name, version, images, options or {})
+        answer = self._send(name, version, images, options or {})
         try:
             content: dict[str, Any] = json.loads(answer.body)
         except ValueError as error:
@@ -139,11 +165,42 @@ class InferenceClient:
                 ) from error
             content = {"message": answer.body[:300].decode(errors="replace")}
         if answer.status != 200:
+            message = str(content.get("message", f"status {answer.status}"))
+            if _NOT_TAKEN in message:
+                message = self._diagnose(name, version)
             kind = RequestError if answer.status < 500 else ServerError
-            refusal = kind(str(content.get("message", f"status {answer.status}")))
+            refusal = kind(message)
             refusal.status = answer.status
             raise refusal
         return content
+
+    def _send(
+        self, name: str, version: str | None, images: Images, options: Mapping[str, str]
+    ) -> Answer:
+        """Send a request until it is answered, may not be repeated, or the time is over."""
+        deadline = time.monotonic() + self._timeout
+        pause = _FIRST_PAUSE_SECONDS
+        for attempt in itertools.count():
+            left = max(0.001, deadline - time.monotonic())
+            failure: ServerError | None = None
+            try:
+                answer = self._transport.send(
+                    name, version, images, options, min(left, self._attempt_timeout)
+                )
+            except (NoConnectionError, NoAnswerError) as error:
+                failure = error
+            else:
+                if not _is_repeatable(answer):
+                    return answer
+            # Clients that failed together must not come back together.
+            wait = pause * random.uniform(0.5, 1)
+            if attempt == self._retries or time.monotonic() + wait >= deadline:
+                break
+            time.sleep(wait)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+        if failure is not None:
+            raise failure
+        return answer
 
     def predict_all(
         self,
@@ -192,6 +249,21 @@ class InferenceClient:
             finally:
                 for _, future in waiting:
                     future.cancel()
+
+
+def _unknown_reason(name: str, version: str | None) -> str:
+    return (
+        f"{name}{'' if version is None else f' {version}'} took no request: it has no worker, or "
+        "its queue is full; `ts-ensemble status` tells which"
+    )
+
+
+def _is_repeatable(answer: Answer) -> bool:
+    """Whether a request was refused for a reason that passes, and was not computed."""
+    if answer.status in (503, 507):
+        return True
+    # TorchServe says so with 500, and with 413 or 507 where the worker was ended by kill -9.
+    return answer.status >= 400 and any(text.encode() in answer.body for text in _WORKER_ENDED)
 
 
 def with_names(predictions: list[dict[str, Any]], files: Sequence[str]) -> list[dict[str, Any]]:

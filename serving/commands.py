@@ -6,15 +6,28 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..handlers.errors import ServerError
+from .changes import Changes
+from .draining import DRAIN_SECONDS, process_state
 from .finding import management_client, plain_token, running_server
-from .management import ManagementClient, ModelVersion
+from .management import ManagementClient, ModelVersion, Worker
 from .server import DEFAULT_RUN_FOLDER, Server, server_log
-from .settings import ServerSettings, differences, effective, is_on, may_enable_model_api
+from .settings import (
+    ServerSettings,
+    differences,
+    effective,
+    is_loopback,
+    is_on,
+    may_enable_model_api,
+)
 from .tokens import TOKEN_VARIABLE
+from .worker_log import WorkerLog
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -27,23 +40,27 @@ def add_commands(subparsers: Subparsers) -> None:
     stop = subparsers.add_parser(
         "stop",
         help="stop the server that `serve` started",
-        description="End TorchServe and its workers (as torchserve --stop, but waiting for them).",
-        parents=[run],
+        description="End TorchServe and its workers (as torchserve --stop, but waiting for them), "
+        "once they have answered the requests that have arrived.",
+        parents=[run, _draining()],
     )
     stop.set_defaults(run=_stop)
     status = subparsers.add_parser(
         "status",
-        help="models, versions and workers",
-        description="GET /models and GET /models/NAME/all.",
+        help="models, versions, workers and queues",
+        description="GET /models and GET /models/NAME/all. TorchServe calls a worker READY for as "
+        "long as it waits for it; of workers on this machine one that is stopped is shown.",
         parents=[run, _connection()],
     )
     status.set_defaults(run=_status)
     register = subparsers.add_parser(
         "register",
         help="register an archive and wait for its workers",
-        description="POST /models?url=ARCHIVE&synchronous=true. Workers that die while loading "
-        "end it with their own traceback, and the version is unregistered again. The archive is "
-        "checked first, as `verify` does, where the server was started by `serve`.",
+        description="RegisterModel of the gRPC management service (with --management: POST "
+        "/models?url=ARCHIVE&synchronous=false), then GET /models/NAME/VERSION until its workers "
+        "are READY. Workers that die while loading end it with their own traceback, and the "
+        "version is unregistered again. The archive is checked first, as `verify` does, where the "
+        "server was started by `serve`.",
         parents=[run, _connection()],
     )
     register.add_argument("archive", help="file name in the server's model store, or an URL")
@@ -53,7 +70,10 @@ def add_commands(subparsers: Subparsers) -> None:
         subparsers,
         "scale",
         "change the number of workers",
-        "PUT /models/NAME[/VERSION]?min_worker=N&max_worker=N&synchronous=true.",
+        "PUT /models/NAME[/VERSION]?min_worker=N&max_worker=N, then GET until they are READY. "
+        "Workers that are to end answer first what they compute; a new one that dies takes the "
+        "change back.",
+        _draining(),
     )
     scale.add_argument("workers", type=int, help="each holds a full copy of the ensemble")
     scale.add_argument("--model-version", help="default: the default version")
@@ -73,15 +93,17 @@ def add_commands(subparsers: Subparsers) -> None:
         subparsers,
         "set-default",
         "choose the version that answers when a request names none",
-        "PUT /models/NAME/VERSION/set-default.",
+        "PUT /models/NAME/VERSION/set-default, if one of its workers is READY.",
     )
+    default.add_argument("--force", action="store_true", help="also without a worker")
     default.add_argument("model_version", metavar="VERSION")
     default.set_defaults(run=_set_default)
     unregister = _model_verb(
         subparsers,
         "unregister",
         "remove a version and its workers",
-        "DELETE /models/NAME[/VERSION].",
+        "DELETE /models/NAME[/VERSION], once it has answered the requests that have arrived.",
+        _draining(),
     )
     unregister.add_argument("model_version", metavar="VERSION", nargs="?")
     unregister.set_defaults(run=_unregister)
@@ -173,11 +195,30 @@ def add_token_options(parser: argparse.ArgumentParser, kind: str) -> None:
     )
 
 
+def _draining() -> argparse.ArgumentParser:
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=DRAIN_SECONDS,
+        metavar="SECONDS",
+        help="to wait for requests that workers compute (default: %(default)g)",
+    )
+    parent.add_argument(
+        "--force", action="store_true", help="then end them all the same, losing these requests"
+    )
+    return parent
+
+
 def _model_verb(
-    subparsers: Subparsers, name: str, summary: str, call: str
+    subparsers: Subparsers,
+    name: str,
+    summary: str,
+    call: str,
+    *parents: argparse.ArgumentParser,
 ) -> argparse.ArgumentParser:
     command = subparsers.add_parser(
-        name, help=summary, description=call, parents=[_parents(), _connection()]
+        name, help=summary, description=call, parents=[_parents(), _connection(), *parents]
     )
     command.add_argument("name", metavar="NAME")
     return command
@@ -246,7 +287,7 @@ def _stop(arguments: argparse.Namespace) -> int:
         Server.remove_remains(arguments.run_folder)
         print(f"no server runs in {arguments.run_folder}")
         return 0
-    server.stop()
+    server.stop(drain_timeout=arguments.drain_timeout, force=arguments.force)
     print(f"stopped {server.inference_address}")
     return 0
 
@@ -254,7 +295,7 @@ def _stop(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     with _management(arguments) as management:
         print(f"management  {management.address}")
-        _print_versions([v for n in management.models() for v in management.versions(n)])
+        _print_versions(management.all_versions(), here=is_loopback(management.address))
     return 0
 
 
@@ -269,16 +310,28 @@ def _register(arguments: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     with _management(arguments) as management:
-        print(management.register(arguments.archive, workers=arguments.workers))
+        submit = partial(management.register, arguments.archive, workers=arguments.workers)
+        _print_versions([Changes(management).register(arguments.archive, submit)])
     return 0
 
 
-def _scale(arguments: argparse.Namespace) -> int:
+@contextmanager
+def _changes(arguments: argparse.Namespace) -> Iterator[Changes]:
+    """What scales, switches and unregisters, with the server's log where it is at hand."""
+    server = Server.attach(arguments.run_folder) if arguments.management is None else None
     with _management(arguments) as management:
-        version = arguments.model_version
-        print(
-            management.scale(arguments.name, arguments.workers, version=version, synchronous=True)
+        yield Changes(
+            management,
+            None if server is None else WorkerLog(server_log(arguments.run_folder)),
+            getattr(arguments, "drain_timeout", DRAIN_SECONDS),
+            arguments.force,
         )
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    with _changes(arguments) as changes:
+        version = changes.scale(arguments.name, arguments.workers, arguments.model_version)
+    _print_versions([version])
     return 0
 
 
@@ -296,14 +349,14 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _set_default(arguments: argparse.Namespace) -> int:
-    with _management(arguments) as management:
-        print(management.set_default(arguments.name, arguments.model_version))
+    with _changes(arguments) as changes:
+        print(changes.set_default(arguments.name, arguments.model_version))
     return 0
 
 
 def _unregister(arguments: argparse.Namespace) -> int:
-    with _management(arguments) as management:
-        print(management.unregister(arguments.name, arguments.model_version))
+    with _changes(arguments) as changes:
+        print(changes.unregister(arguments.name, arguments.model_version))
     return 0
 
 
@@ -327,16 +380,21 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return int(any(finding.level is Level.PROBLEM for finding in findings))
 
 
-def _print_versions(versions: list[ModelVersion]) -> None:
+def _worker_state(worker: Worker, here: bool) -> str:
+    hindrance = process_state(worker.pid) if here else ""
+    return f"{worker.status} but {hindrance} (pid {worker.pid})" if hindrance else worker.status
+
+
+def _print_versions(versions: list[ModelVersion], *, here: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
-    for column in ("model", "version", "default", "archive", "batch", "workers"):
+    for column in ("model", "version", "default", "archive", "batch", "queue", "workers"):
         table.add_column(column)
     for version in versions:
-        statuses = [worker.status for worker in version.workers]
+        statuses = [_worker_state(worker, here) for worker in version.workers]
         workers = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "none"
         table.add_row(
             Text(version.name),
@@ -344,6 +402,7 @@ def _print_versions(versions: list[ModelVersion]) -> None:
             "yes" if version.default else "",
             Text(version.archive),
             f"{version.batch_size} in {version.max_batch_delay_ms} ms",
+            f"{version.pending_requests}" + ("" if version.queue_capacity else " (full)"),
             Text(workers),
         )
     Console().print(table)

@@ -10,8 +10,9 @@ import requests
 
 from ..handlers.errors import ServerError
 from .sessions import open_session
+from .transports import NoAnswerError, no_server
 
-_REMEDIES = {
+REMEDIES = {
     400: "check the parameter, the archive's path and the token",
     401: "pass the management token (key_file.json in the server's working folder)",
     403: "make another version the default first (set-default)",
@@ -20,9 +21,16 @@ _REMEDIES = {
     408: "the workers did not stop in time; try again",
     409: "this version is registered already: raise the version in the spec, or unregister it",
     500: "the workers failed and the registration was rolled back; see the server's model log",
-    503: "the server has no room or no worker; see `ts-ensemble status`",
-    507: "out of memory: fewer workers or smaller members",
+    503: "the queue is full, or no worker is ready; `ts-ensemble status` shows which",
+    507: "a worker was ended: out of memory (fewer workers, smaller members), or killed by hand",
 }
+"""What to do about each status that the management API answers."""
+
+NOT_EXTRACTED = "Failed to save model"
+"""What TorchServe says, without a reason, of an archive that it could not extract."""
+
+DAMAGED_OR_FULL = "the archive is truncated or damaged, or the server's disk is or was full"
+"""The reasons for it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,13 @@ class ModelVersion:
     """One registered version of a model.
 
     `default` is known from `ManagementClient.versions` and from `describe` without a version.
+
+    Attributes:
+        workers: in the order in which they were started; scaling down ends the last ones.
+        pending_requests: requests in the queue, without those that workers compute.
+        queue_capacity: further requests that the queue would take.
+        response_timeout: seconds after which TorchServe gives up a worker that computes.
+        startup_timeout: seconds after which TorchServe gives up a worker that loads.
     """
 
     name: str
@@ -57,12 +72,25 @@ class ModelVersion:
     max_batch_delay_ms: int
     default: bool
     workers: tuple[Worker, ...]
+    pending_requests: int = 0
+    queue_capacity: int = 0
+    response_timeout: int = 120
+    startup_timeout: int = 120
     customized: Mapping[str, Any] | None = None
 
     @property
     def ready(self) -> bool:
         """Whether as many workers as were asked for have loaded."""
         return sum(worker.ready for worker in self.workers) >= self.min_workers
+
+    def why_not_taken(self) -> str:
+        """Why a request was just answered 503, of which TorchServe always says "no worker"."""
+        if not self.workers:
+            return f"{self.name} {self.version} has no worker: `ts-ensemble scale {self.name} 1`"
+        return (
+            f"the queue of {self.name} {self.version} was full; {self.pending_requests} requests "
+            "wait in it now: send fewer at once, add workers, or raise job_queue_size"
+        )
 
 
 class ManagementClient:
@@ -76,6 +104,7 @@ class ManagementClient:
 
     def __init__(self, address: str, *, token: str | None = None, timeout: float = 60) -> None:
         self.address = address.rstrip("/")
+        self._token = token
         self._timeout = timeout
         self._session = open_session(address, token)
 
@@ -84,6 +113,10 @@ class ManagementClient:
 
     def __exit__(self, *_: object) -> None:
         self._session.close()
+
+    def another(self) -> ManagementClient:
+        """A client of the same server with a connection of its own, for another thread."""
+        return ManagementClient(self.address, token=self._token, timeout=self._timeout)
 
     def models(self) -> list[str]:
         """Names of all registered models."""
@@ -101,7 +134,7 @@ class ManagementClient:
         archive: str,
         *,
         workers: int = 0,
-        synchronous: bool = True,
+        synchronous: bool = False,
         batch_size: int | None = None,
         max_batch_delay_ms: int | None = None,
     ) -> str:
@@ -110,7 +143,8 @@ class ManagementClient:
         Args:
             archive: file name in the server's model store, or an URL that it may load.
             workers: workers to start at once; 0 registers only.
-            synchronous: wait until they are up.
+            synchronous: wait until they are up. TorchServe waits in an event loop which other
+                clients' connections share, so that these wait too.
             batch_size: instead of the archive's own.
             max_batch_delay_ms: instead of the archive's own.
 
@@ -155,6 +189,10 @@ class ManagementClient:
             for each in self.describe(name, "all")
         ]
 
+    def all_versions(self) -> list[ModelVersion]:
+        """Every version of every model."""
+        return [version for name in self.models() for version in self.versions(name)]
+
     def set_default(self, name: str, version: str) -> str:
         """``PUT /models/NAME/VERSION/set-default``."""
         return str(self._call("PUT", f"{_path(name, version)}/set-default")["status"])
@@ -168,13 +206,11 @@ class ManagementClient:
         try:
             answer = self._session.request(method, url, params=query, timeout=self._timeout)
         except requests.Timeout as error:
-            raise ServerError(
+            raise NoAnswerError(
                 f"{method} {url}: no answer within {self._timeout:g} s; see the server's logs"
             ) from error
         except requests.RequestException as error:
-            raise ServerError(
-                f"{method} {url}: no server answers; start one with `ts-ensemble serve` ({error})"
-            ) from error
+            raise no_server(f"{method} {url}", error) from error
         if answer.status_code >= 400:
             raise _refusal(method, path, answer)
         return answer.json()
@@ -185,7 +221,11 @@ def _refusal(method: str, path: str, answer: requests.Response) -> ServerError:
         message = str(answer.json()["message"])
     except (ValueError, KeyError, TypeError):
         message = answer.text.strip()[:300]
-    remedy = _REMEDIES.get(answer.status_code, "see the server's logs")
+    remedy = REMEDIES.get(answer.status_code, "see the server's logs")
+    if NOT_EXTRACTED in message:
+        remedy = (
+            "it could not be extracted: the archive is truncated or damaged, or the disk is full"
+        )
     error = ServerError(f"{method} {path}: {answer.status_code}: {message} ({remedy})")
     error.status = answer.status_code
     return error
@@ -219,5 +259,9 @@ def _version_from(entry: Mapping[str, Any], *, default: bool) -> ModelVersion:
             )
             for worker in entry["workers"]
         ),
+        pending_requests=entry["jobQueueStatus"]["pendingRequests"],
+        queue_capacity=entry["jobQueueStatus"]["remainingCapacity"],
+        response_timeout=entry["responseTimeout"],
+        startup_timeout=entry["startupTimeout"],
         customized=entry.get("customizedMetadata"),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import socket
 import stat
@@ -23,11 +22,20 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from ..handlers.errors import ServerError, WorkerDiedError
+from ..handlers.errors import ServerError
 from . import archive_check
+from .changes import Changes
 from .client import InferenceClient
+from .draining import Retirement, drained
+from .extraction import why_not_extracted
 from .java import JavaRuntime, find_java
-from .management import ManagementClient, ModelVersion
+from .management import (
+    DAMAGED_OR_FULL,
+    NOT_EXTRACTED,
+    REMEDIES,
+    ManagementClient,
+    ModelVersion,
+)
 from .settings import (
     ServerSettings,
     check_ports,
@@ -37,7 +45,8 @@ from .settings import (
     write_properties,
 )
 from .tokens import TOKEN_VARIABLE, read_token
-from .worker_log import DeadWorker, WorkerLog, trouble
+from .transports import NoConnectionError
+from .worker_log import WorkerLog, trouble
 
 DEFAULT_RUN_FOLDER = Path(".ts-ensemble")
 _STATE = "server.json"
@@ -50,12 +59,11 @@ _TEMPORARY_OWNER = "run-folder"
 """In a temporary folder: the run folder whose server extracts its archives there."""
 _LAUNCHER = "ts.model_server"
 _JAVA = "org.pytorch.serve.ModelServer"
+_WORKER = "model_service_worker.py"
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 30
-_DEATH_SECONDS = 5
+_EXTRACTION_SECONDS = 600
 _LOGGING = Path(__file__).parent / "log4j2.xml"
-_REGISTERED = re.compile(r'Model "(.+?)" Version: (\S+) registered')
-_FAILED = re.compile(r"Failed to start workers for model (\S+) version: (\S+)")
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True))
@@ -120,7 +128,7 @@ class Server:
         try:
             server._wait_for_api(timeout)
         except BaseException:
-            server.stop()
+            server.stop(drain_timeout=0)
             raise
         return server
 
@@ -204,8 +212,8 @@ class Server:
     def __enter__(self) -> Server:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.stop(drain_timeout=10 if kind is None else 0)
 
     @property
     def pid(self) -> int:
@@ -249,7 +257,14 @@ class Server:
         """A client of the inference API, with the token."""
         address = self._state.grpc_address if transport == "grpc" else self.inference_address
         token = self.token("inference")
-        return InferenceClient(address, transport=transport, token=token, timeout=timeout)
+
+        def diagnose(name: str, version: str | None) -> str:
+            with self.management() as management:
+                return management.describe(name, version)[0].why_not_taken()
+
+        return InferenceClient(
+            address, transport=transport, token=token, timeout=timeout, diagnose=diagnose
+        )
 
     def wait_ready(
         self, models: Sequence[tuple[str, str | None]] | None = None, *, timeout: float = 180
@@ -268,7 +283,8 @@ class Server:
             ServerError: an archive could not be read, the server ended, or the time ran out.
         """
         for archive, reason in self._log.not_loaded().items():
-            raise ServerError(f"TorchServe cannot load {archive}: {reason}; build it again")
+            remedy = self._why_not_extracted(archive) or "build it again"
+            raise ServerError(f"TorchServe cannot load {archive}: {reason}; {remedy}")
         deadline = time.monotonic() + timeout
         with self.management() as management:
             while True:
@@ -292,8 +308,8 @@ class Server:
     ) -> ModelVersion:
         """Register an archive and wait until its workers are ready.
 
-        TorchServe's own register call answers 500 when workers die, says no reason, and may leave
-        the version registered without workers; this gives the reason and takes the version back.
+        The clients of other versions do not wait: the archive is extracted by a gRPC call, off
+        the event loops that serve them, and the workers are polled for.
 
         Args:
             archive: file name in the model store, or an URL that the server may load.
@@ -302,56 +318,103 @@ class Server:
 
         Raises:
             ArchiveError: it was altered, or `ts-ensemble build` did not write it.
-            WorkerDiedError: with the worker's own traceback.
-            ServerError: what TorchServe answers, with a remedy.
+            WorkerDiedError: with the worker's own traceback; the version is taken back.
+            ServerError: what TorchServe answers, with the reason and a remedy.
         """
+        from .grpc_management import register_model
+
         if check_archive:
-            properties = read_properties(self.run_folder / "config.properties")
-            archive_check.check_archive(archive, Path(properties["model_store"]))
-        self._log.dead_workers()
-        with self.management(timeout=600) as management:
+            archive_check.check_archive(archive, Path(self._settings()["model_store"]))
+
+        def submit() -> None:
             try:
-                status = management.register(archive, workers=workers)
+                register_model(
+                    self._grpc_management_address(),
+                    archive,
+                    workers=workers,
+                    token=self.token("management"),
+                    timeout=_EXTRACTION_SECONDS,
+                )
             except ServerError as error:
-                failed = _FAILED.search(error.message)
-                if failed is None:
-                    raise
-                name, version = failed.groups()
-                with contextlib.suppress(ServerError):
-                    management.unregister(name, version)
-                dead = self._wait_for_death(f"{name}_{version}")
-                if dead is not None:
-                    raise _died(dead) from error
-                raise
-            registered = _REGISTERED.search(status)
-            if registered is None:
-                raise ServerError(f"TorchServe's answer is not understood: {status}")
-            name, version = registered.groups()
-            return management.describe(name, version)[0]
+                remedy = REMEDIES.get(error.status, "see the server's logs")
+                if NOT_EXTRACTED in error.message:
+                    remedy = self._why_not_extracted(archive) or DAMAGED_OR_FULL
+                explained = ServerError(f"{error.message}: {remedy}")
+                explained.status = error.status
+                raise explained from error
 
-    def _wait_for_death(self, model: str) -> DeadWorker | None:
-        """The death that a refusal has just told of; its last lines may still be on their way."""
-        deadline = time.monotonic() + _DEATH_SECONDS
-        while time.monotonic() < deadline:
-            for dead in self._log.dead_workers():
-                if dead.model == model:
-                    return dead
-            time.sleep(_POLL_SECONDS)
-        return None
+        with self.management() as management:
+            return Changes(management, self._log).register(archive, submit)
 
-    def stop(self) -> None:
-        """End the server and its workers, wait until they are gone, and clean up."""
-        process = self._process()
-        if process is not None:
-            family = [*process.children(recursive=True), process]
+    def _settings(self) -> dict[str, str]:
+        """What the server runs with."""
+        return effective(read_properties(self.run_folder / _CONFIG))
+
+    def _grpc_management_address(self) -> str:
+        settings = self._settings()
+        return f"{settings['grpc_management_address']}:{settings['grpc_management_port']}"
+
+    def _why_not_extracted(self, archive: str) -> str:
+        path = Path(self._settings()["model_store"]) / archive
+        # TorchServe's own folder within its temporary one.
+        return why_not_extracted(path, Path(self._state.temporary) / "models")
+
+    def stop(self, *, drain_timeout: float = 10, force: bool = True) -> None:
+        """Answer the requests that have arrived, end the server and its workers, and clean up.
+
+        Requests that arrive while it stops find their connection closed.
+
+        Args:
+            drain_timeout: seconds to wait for requests that workers compute; 0 does not wait.
+            force: stop when that time is over, instead of refusing.
+
+        Raises:
+            ServerError: workers still compute, and `force` is not set.
+        """
+        session = self._session()
+        family = _family(session)
+        with contextlib.ExitStack() as stack:
+            if drain_timeout > 0 and any("java" in _name(each) for each in family):
+                try:
+                    self._drain(stack, drain_timeout)
+                except NoConnectionError:
+                    # It still starts, or ends already: it has taken no request.
+                    pass
+                except ServerError:
+                    if not force:
+                        raise
             # Java ends its workers itself, and its launcher ends with it.
             for each in [each for each in family if "java" in _name(each)] or family:
                 _terminate(each)
-            _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
-            for each in alive:
+            psutil.wait_procs(family, timeout=_STOP_SECONDS)
+        # With workers that Java started anew in the meantime.
+        alive = _family(session)
+        for each in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
-            psutil.wait_procs(alive, timeout=_STOP_SECONDS)
+        psutil.wait_procs(alive, timeout=_STOP_SECONDS)
         self._clean()
+
+    def _drain(self, stack: contextlib.ExitStack, timeout: float) -> None:
+        """Hold all workers until the stack closes, each once it has answered what came before."""
+        with self.management(timeout=timeout) as management:
+            versions = management.all_versions()
+            stack.enter_context(
+                drained(
+                    management,
+                    [Retirement(version, version.workers) for version in versions],
+                    timeout=timeout,
+                    until_queues_are_empty=False,
+                )
+            )
+
+    def _session(self) -> int | None:
+        """The session that the launcher began; Java and the workers belong to it even without it.
+
+        It is that of a process that was checked, not what the state file says.
+        """
+        known = self._process()
+        return None if known is None else os.getsid(known.pid)
 
     def _process(self) -> psutil.Process | None:
         """The launcher, or Java where only that is left (it and its workers outlive a launcher).
@@ -385,11 +448,12 @@ class Server:
             try:
                 with self.management(timeout=5) as management:
                     management.models()
-                # gRPC comes up after REST.
-                host, _, port = self._state.grpc_address.rpartition(":")
+                # gRPC comes up after REST, its inference service first.
+                address = self._grpc_management_address()
+                host, _, port = address.rpartition(":")
                 with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5):
                     return
-                problem = f"nothing listens on {self._state.grpc_address} (gRPC)"
+                problem = f"nothing listens on {address} (gRPC)"
             except ServerError as error:
                 problem = error.message
             if time.monotonic() > deadline:
@@ -399,7 +463,7 @@ class Server:
     def _raise_if_dead(self, models: set[str]) -> None:
         for dead in self._log.dead_workers():
             if dead.model in models:
-                raise _died(dead)
+                raise dead.error()
         if not self.running:
             raise ServerError(f"TorchServe ended; it said:\n{self._last_words()}")
 
@@ -462,6 +526,24 @@ def _find_java_in(run_folder: Path, *words: str) -> psutil.Process | None:
         if _works_in(run_folder, process, _JAVA, *words):
             return process
     return None
+
+
+def _family(session: int | None) -> list[psutil.Process]:
+    """The launcher, Java and the workers of a session, whichever of them live."""
+    family = []
+    for process in psutil.process_iter() if session is not None else ():
+        with contextlib.suppress(psutil.Error, OSError):
+            if (
+                os.getsid(process.pid) == session
+                and process.uids().real == os.getuid()
+                and process.status() != psutil.STATUS_ZOMBIE
+                and any(
+                    word in (_LAUNCHER, _JAVA) or word.endswith(_WORKER)
+                    for word in process.cmdline()
+                )
+            ):
+                family.append(process)
+    return family
 
 
 def _works_in(run_folder: Path, process: psutil.Process, *words: str) -> bool:
@@ -600,12 +682,6 @@ def server_log(run_folder: Path) -> Path:
 def _console(run_folder: Path) -> Path:
     """What Java prints before its log is set up."""
     return run_folder / "logs" / "console.log"
-
-
-def _died(dead: DeadWorker) -> WorkerDiedError:
-    return WorkerDiedError(
-        f"the worker of {dead.model} died while it loaded: {dead.reason}", dead.traceback
-    )
 
 
 def _name(process: psutil.Process) -> str:

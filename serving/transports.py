@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import requests
-from requests.adapters import HTTPAdapter
-from urllib3.util import Retry
 
 from ..handlers.errors import ServerError
 from .sessions import open_session
@@ -26,18 +24,32 @@ class Answer:
     body: bytes
 
 
+class NoConnectionError(ServerError):
+    """No server was reached, or it closed the connection before it answered."""
+
+
+class NoAnswerError(ServerError):
+    """A server did not answer in time; it may still do what it was asked."""
+
+
 class Transport(Protocol):
-    """Sends one request; used by several threads at once."""
+    """Sends one request, once; used by several threads at once."""
 
     address: str
 
     def send(
-        self, name: str, version: str | None, images: Images, options: Mapping[str, str]
+        self,
+        name: str,
+        version: str | None,
+        images: Images,
+        options: Mapping[str, str],
+        timeout: float,
     ) -> Answer:
         """Send one request and wait for its answer.
 
         Raises:
-            ServerError: no answer.
+            NoConnectionError: no connection, or it was lost.
+            NoAnswerError: no answer within `timeout` seconds.
         """
 
     def close(self) -> None:
@@ -47,48 +59,33 @@ class Transport(Protocol):
 class RestTransport:
     """``POST /predictions/NAME[/VERSION]`` as one form, every image under the name ``file``.
 
-    A prediction changes nothing in the server, so it may be sent again where the server never took
-    it: after a failed connection, and after a 503 (no room in the queue, or no worker). After a
-    timeout it is not: the first attempt may still be running.
-
     Args:
         address: e.g. ``http://127.0.0.1:8080``.
         token: the inference key, where token authorization is on.
-        timeout: seconds for each request.
-        retries: how often a request may be sent again.
     """
 
-    def __init__(self, address: str, *, token: str | None, timeout: float, retries: int) -> None:
+    def __init__(self, address: str, *, token: str | None) -> None:
         self.address = address.rstrip("/")
-        self._timeout = timeout
         self._token = token
-        self._retry = Retry(
-            total=retries,
-            connect=retries,
-            read=0,
-            redirect=0,
-            status=retries,
-            status_forcelist=[503],
-            allowed_methods=None,
-            backoff_factor=0.1,
-            raise_on_status=False,
-        )
         self._sessions: list[requests.Session] = []
         self._own = threading.local()
 
     def send(
-        self, name: str, version: str | None, images: Images, options: Mapping[str, str]
+        self,
+        name: str,
+        version: str | None,
+        images: Images,
+        options: Mapping[str, str],
+        timeout: float,
     ) -> Answer:
         """See `Transport.send`."""
         path = f"/predictions/{name}" if version is None else f"/predictions/{name}/{version}"
         fields = [("file", (file, data, "application/octet-stream")) for file, data in images]
         url = self.address + path
         try:
-            answer = self._session().post(
-                url, files=fields, data=dict(options), timeout=self._timeout
-            )
+            answer = self._session().post(url, files=fields, data=dict(options), timeout=timeout)
         except requests.Timeout as error:
-            raise no_answer(url, self._timeout) from error
+            raise no_answer(url, timeout) from error
         except requests.RequestException as error:
             raise no_server(url, error) from error
         return Answer(answer.status_code, answer.content)
@@ -102,21 +99,21 @@ class RestTransport:
         """One for each thread: sessions are not made to be shared."""
         if not hasattr(self._own, "session"):
             session = open_session(self.address, self._token)
-            session.mount("http://", HTTPAdapter(max_retries=self._retry))
-            session.mount("https://", HTTPAdapter(max_retries=self._retry))
             self._own.session = session
             self._sessions.append(session)
         session_of_thread: requests.Session = self._own.session
         return session_of_thread
 
 
-def no_answer(url: str, timeout: float) -> ServerError:
+def no_answer(url: str, timeout: float) -> NoAnswerError:
     """The error for a server that takes too long."""
-    return ServerError(
+    return NoAnswerError(
         f"{url}: no answer within {timeout:g} s; see `ts-ensemble status`, or raise the timeout"
     )
 
 
-def no_server(url: str, error: Exception) -> ServerError:
+def no_server(url: str, error: Exception) -> NoConnectionError:
     """The error for a server that cannot be reached."""
-    return ServerError(f"{url}: no server answers; start one with `ts-ensemble serve` ({error})")
+    return NoConnectionError(
+        f"{url}: no server answers; start one with `ts-ensemble serve` ({error})"
+    )

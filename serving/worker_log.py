@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..handlers.errors import WorkerDiedError
+
 _LINE = re.compile(
     r"^\S+ \[\w+ ?\] (?P<thread>W-\d+-\S+?)(?P<stream>-stdout|-stderr)? (?P<rest>.*)$"
 )
@@ -27,11 +29,19 @@ class DeadWorker:
         model: ``NAME_VERSION``, as TorchServe names it in its log.
         traceback: the worker's own traceback, or the last lines that it printed.
         reason: the line that says what went wrong.
+        worker: its identifier in the management API.
     """
 
     model: str
     traceback: str
     reason: str
+    worker: str = ""
+
+    def error(self) -> WorkerDiedError:
+        """The error for whoever waits until it has loaded its model."""
+        return WorkerDiedError(
+            f"the worker of {self.model} died while it loaded: {self.reason}", self.traceback
+        )
 
 
 @dataclass
@@ -95,7 +105,8 @@ class WorkerLog:
     def _take(self, thread: str) -> DeadWorker:
         del self._died[thread]
         self._silent.discard(thread)
-        return _dead(thread.split("-", 2)[2], self._printed.pop(thread, []))
+        _, worker, model = thread.split("-", 2)
+        return _dead(worker, model, self._printed.pop(thread, []))
 
     def not_loaded(self) -> dict[str, str]:
         """Archives that TorchServe was told to load at the start and could not -> its reason."""
@@ -121,13 +132,13 @@ def trouble(text: str, lines: int = 15) -> str:
     return "\n".join(all_lines[start : start + lines])
 
 
-def _dead(model: str, printed: list[str]) -> DeadWorker:
+def _dead(worker: str, model: str, printed: list[str]) -> DeadWorker:
     first = next((i for i, line in enumerate(printed) if line.startswith("Traceback")), None)
     if first is None:
         shown = printed[-10:]
         last_words = f"its last line was: {shown[-1]}" if shown else "it printed nothing"
         reason = f"it ended without a traceback (killed, or out of memory?); {last_words}"
-        return DeadWorker(model, "\n".join(shown), reason)
+        return DeadWorker(model, "\n".join(shown), reason, worker)
     # The worker prints its traceback, then one more of TorchServe's own loop around it.
     last = next(
         (i for i in range(first, len(printed)) if printed[i].startswith("Backend worker process")),
@@ -135,4 +146,5 @@ def _dead(model: str, printed: list[str]) -> DeadWorker:
     )
     shown = printed[first:last] if last > first else printed[first:]
     reasons = [line for line in shown if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
-    return DeadWorker(model, "\n".join(shown), reasons[-1] if reasons else shown[-1])
+    reason = reasons[-1] if reasons else shown[-1]
+    return DeadWorker(model, "\n".join(shown), reason, worker)
