@@ -88,7 +88,7 @@ def _all() -> Iterator[Bomb]:
     )
     for group, answerable in groups:
         for name, build in group.items():
-            yield Bomb(name, build, name in answerable, name in transport.CUT)
+            yield Bomb(name, build, name in answerable, name in transport.REFUSED_BY_FRONTEND)
 
 
 def _many(bundle: bytes) -> Request:

@@ -174,9 +174,25 @@ TRANSPORT: Mapping[str, Callable[[], Request]] = {
 ANSWERABLE = frozenset(
     name
     for name in TRANSPORT
-    if name.startswith(("type-", "accept-", "header", "path-", "query-", "form-", "gzip-", "no-"))
-    or name in {"identity-encoding", "deflate-encoding", "data-uri", "data-uri-form"}
+    if name.startswith(
+        (
+            "type-",
+            "accept-",
+            "header",
+            "path-",
+            "query-",
+            "form-",
+            "gzip-",
+            "no-",
+            "data-uri",
+            "br-",
+            "identity-",
+            "deflate-",
+            "unknown-",
+        )
+    )
 ) - {
+    "data-uri-of-25-mb",
     "no-host-bad",
     "no-content-type-bad",
     "no-content-type-json",
@@ -200,7 +216,17 @@ ANSWERABLE = frozenset(
 }
 """Those that a server may as well answer."""
 
-CUT = frozenset(
-    {"header-long", "form-boundary-long", "type-long", "path-odd", "form-part-type-long"}
+REFUSED_BY_FRONTEND = frozenset(
+    {
+        "header-long",
+        "type-long",
+        "path-odd",
+        "form-boundary-long",
+        "form-name-empty",
+        "form-part-charset",
+        "form-part-charset-unknown",
+        "form-part-encoding",
+        "form-part-type-long",
+    }
 )
-"""Those that the frontend itself may refuse by closing the connection."""
+"""Those that TorchServe's Java does not take for HTTP, or for a form."""
