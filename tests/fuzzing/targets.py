@@ -262,8 +262,13 @@ def _raw(attack: bombs.Request) -> RawRequest:
     return RawRequest([Part(*part) for part in attack.parts], lower_case(attack.headers))
 
 
-def _requests() -> Iterator[bytes]:
-    """Good requests of every form, and the bombs that are small."""
+@cache
+def _requests() -> tuple[bytes, ...]:
+    """Good requests of every form, and the bombs that are small; making them takes a while."""
+    return tuple(_every_request())
+
+
+def _every_request() -> Iterator[bytes]:
     good = images.png(4, 4)
     for make in bombs.FORMS.values():
         yield encode_request(_raw(make(good)))
