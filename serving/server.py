@@ -408,6 +408,10 @@ class Server:
                 )
             )
 
+    def processes(self) -> list[psutil.Process]:
+        """The launcher, Java and the workers, whichever of them live."""
+        return _family(self._session())
+
     def _session(self) -> int | None:
         """The session that the launcher began; Java and the workers belong to it even without it.
 

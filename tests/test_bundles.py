@@ -121,6 +121,22 @@ class TestArchives:
         with pytest.raises(RequestError, match="damaged"):
             take(whole[: len(whole) // 2])
 
+    @pytest.mark.parametrize("size", [10**9, 8**11 - 1, 2**60])
+    @pytest.mark.parametrize("extended", [False, True])
+    def test_an_entry_longer_than_its_file_ends_at_once(self, size: int, extended: bool) -> None:
+        info = tarfile.TarInfo(".a")
+        info.size = 0 if extended else size
+        info.pax_headers = {"size": str(size)} if extended else {}
+        form = tarfile.PAX_FORMAT if extended else tarfile.GNU_FORMAT
+        data = info.tobuf(form) + bytes(2048)
+        began = time.process_time()
+        with pytest.raises(RequestError, match="damaged"):
+            take(data)
+        for pack in (gzip.compress, bz2.compress, lzma.compress):
+            with pytest.raises(RequestError):
+                take(pack(data))
+        assert time.process_time() - began < 1
+
     def test_links_fail_alone(self) -> None:
         target = io.BytesIO()
         with tarfile.open(fileobj=target, mode="w") as archive:

@@ -17,6 +17,7 @@ from typing import IO, Self, cast
 from ..budget import RequestBudget
 from ..compression import SIGNATURES, Unpacked, unpacked_start
 from ..errors import EnsembleError, RequestError, reason
+from ..quoting import shown
 from .items import Item, Unreadable
 
 _CHUNK = 1 << 20
@@ -100,13 +101,14 @@ def untar(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
     items: list[Item] = []
     try:
         compressed = data.startswith(SIGNATURES)
+        size = None if compressed else len(data)
         if not compressed:
             budget.take_unpacked_bytes(len(data), name)
         stream: IO[bytes] = (
             cast("IO[bytes]", Unpacked(data, name, budget)) if compressed else io.BytesIO(data)
         )
         with tarfile.open(
-            fileobj=stream, mode="r|", tarinfo=_header_reader(name, budget, compressed)
+            fileobj=stream, mode="r|", tarinfo=_header_reader(name, budget, size)
         ) as tar:
             for info in tar:
                 if info.isdir() or not _is_sample(info.name):
@@ -141,21 +143,39 @@ class _BoundedFile(io.BytesIO):
         return super().read(size)
 
 
-def _header_reader(name: str, budget: RequestBudget, compressed: bool) -> type[tarfile.TarInfo]:
-    """What tarfile reads headers with: each counts, and none may ask for more than there is."""
+def _header_reader(
+    name: str, budget: RequestBudget, file_bytes: int | None
+) -> type[tarfile.TarInfo]:
+    """What tarfile reads headers with: each counts, and none may ask for more than there is.
+
+    tarfile passes over an entry by reading, also beyond the end of the file.
+
+    Args:
+        name: of the tar file, for messages.
+        budget: of the request.
+        file_bytes: of a file that is not compressed; None where the budget bounds it.
+    """
     long_headers_bytes = 0
 
+    def check_size(info: tarfile.TarInfo) -> None:
+        if info.size < 0 or (file_bytes is not None and info.size > file_bytes):
+            raise _ReadError(f"an entry has {shown(info.size)} bytes, by its header")
+        if file_bytes is None and info.size > budget.unpacked_bytes_left:
+            budget.take_unpacked_bytes(info.size, name)
+
     class BoundedInfo(_StrictInfo):
+        @classmethod
+        def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+            info = super().fromtarfile(tarfile)
+            check_size(info)  # Which an extended header may have changed.
+            return info
+
         @classmethod
         def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
             nonlocal long_headers_bytes
             info = super().frombuf(buf, encoding, errors)
             budget.take_entries(1, name)
-            if info.size < 0:
-                raise _ReadError(f"an entry has {info.size} bytes")
-            if compressed and info.size > budget.unpacked_bytes_left:
-                # At once: to pass over it would be to unpack it.
-                budget.take_unpacked_bytes(info.size, name)
+            check_size(info)
             if info.type in _LONG_HEADERS:
                 long_headers_bytes += info.size
                 if (

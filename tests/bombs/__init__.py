@@ -88,13 +88,7 @@ def _all() -> Iterator[Bomb]:
     )
     for group, answerable in groups:
         for name, build in group.items():
-            yield Bomb(
-                name,
-                build,
-                answerable=name in answerable,
-                cut=name in transport.CUT,
-                refused_with_500=name in transport.REFUSED_WITH_500,
-            )
+            yield Bomb(name, build, name in answerable, name in transport.REFUSED_BY_FRONTEND)
 
 
 def _many(bundle: bytes) -> Request:

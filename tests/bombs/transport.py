@@ -171,12 +171,13 @@ TRANSPORT: Mapping[str, Callable[[], Request]] = {
 }
 """Requests that are odd on their way."""
 
-ANSWERABLE = frozenset(
-    name
-    for name in TRANSPORT
-    if name.startswith(("type-", "accept-", "header", "path-", "query-", "form-", "gzip-", "no-"))
-    or name in {"identity-encoding", "deflate-encoding", "data-uri", "data-uri-form"}
-) - {
+_HARMLESS = (
+    *("accept-", "br-", "data-uri", "deflate-", "form-", "gzip-", "header", "identity-"),
+    *("no-", "path-", "query-", "type-", "unknown-"),
+)
+
+ANSWERABLE = frozenset(name for name in TRANSPORT if name.startswith(_HARMLESS)) - {
+    "data-uri-of-25-mb",
     "no-host-bad",
     "no-content-type-bad",
     "no-content-type-json",
@@ -200,12 +201,17 @@ ANSWERABLE = frozenset(
 }
 """Those that a server may as well answer."""
 
-CUT = frozenset(
-    {"header-long", "form-boundary-long", "type-long", "path-odd", "form-part-type-long"}
+REFUSED_BY_FRONTEND = frozenset(
+    {
+        "header-long",
+        "type-long",
+        "path-odd",
+        "form-boundary-long",
+        "form-name-empty",
+        "form-part-charset",
+        "form-part-charset-unknown",
+        "form-part-encoding",
+        "form-part-type-long",
+    }
 )
-"""Those that the frontend itself may refuse by closing the connection."""
-
-REFUSED_WITH_500 = frozenset(
-    {"form-name-empty", "form-part-encoding", "form-part-charset", "form-part-charset-unknown"}
-)
-"""Those that the frontend cannot take apart: it answers 500 itself, and no worker sees them."""
+"""Those that TorchServe's Java does not take for HTTP, or for a form."""

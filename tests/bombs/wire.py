@@ -58,16 +58,14 @@ class Bomb:
         name: for the test's id.
         make: builds the request; called once.
         answerable: whether a quick correct answer is as good as a refusal.
-        cut: whether the frontend may close the connection without an answer, since the request is
-            no HTTP that it understands.
-        refused_with_500: whether the frontend itself answers 500, and no worker sees the request.
+        refused_by_frontend: whether TorchServe's Java may refuse it in its own way: with a closed
+            connection or a 500 of its own, before any worker sees it.
     """
 
     name: str
     make: Callable[[], Request] = field(repr=False)
     answerable: bool = False
-    cut: bool = False
-    refused_with_500: bool = False
+    refused_by_frontend: bool = False
 
 
 def raw(

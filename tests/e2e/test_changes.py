@@ -346,7 +346,7 @@ def test_clients_repeat_what_a_dying_worker_computed(
 def test_stop_answers_what_has_arrived(store: Path, tmp_path: Path, pace: Path) -> None:
     pace.unlink(missing_ok=True)
     with _start(store, tmp_path / "run") as server:
-        family = server._family()
+        family = server.processes()
         with _in_flight(server, pace, 6) as futures:
             assert _verb(server, "stop", "--drain-timeout", "0.2") == 1, "and nothing is ended"
             assert _verb(server, "stop") == 0
@@ -357,11 +357,11 @@ def test_stop_answers_what_has_arrived(store: Path, tmp_path: Path, pace: Path) 
 
 def test_stop_ends_what_a_lost_launcher_left(store: Path, tmp_path: Path) -> None:
     server = _start(store, tmp_path / "run")
-    family = server._family()
+    family = server.processes()
     assert len(family) == 3
     try:
         os.kill(server.pid, signal.SIGKILL)
-        _wait_until(lambda: not server.running)
+        _wait_until(lambda: len(server.processes()) == 2)
         assert _ask(server) == RIGHT, "Java and the worker run on"
     finally:
         server.stop()

@@ -7,6 +7,7 @@ default limits hold is shown by the bombs on a real server.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import tempfile
 import time
@@ -228,12 +229,23 @@ def _alone() -> bytes:
 
 
 def _answers(data: bytes) -> None:
-    """A request between two good ones, whose answers must not change by a byte."""
+    """A request between two good ones, whose answers must not change."""
     before, answer, after = _service().answer([_GOOD, decode_request(data), _GOOD])
     for neighbour in (before, after):
-        if neighbour.body != _alone():
+        if neighbour.status != 200 or not _alike(json.loads(neighbour.body), json.loads(_alone())):
             raise Finding(f"a neighbour was answered {neighbour.body[:500]!r}")
     _check_answer(answer)
+
+
+def _alike(one: object, other: object) -> bool:
+    """Equal JSON, but that float32 kernels add in another order in batches of another size."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, abs_tol=1e-5)
+    return one == other
 
 
 def _check_answer(answer: Response) -> None:
@@ -251,8 +263,13 @@ def _raw(attack: bombs.Request) -> RawRequest:
     return RawRequest([Part(*part) for part in attack.parts], lower_case(attack.headers))
 
 
-def _requests() -> Iterator[bytes]:
-    """Good requests of every form, and the bombs that are small."""
+@cache
+def _requests() -> tuple[bytes, ...]:
+    """Good requests of every form, and the bombs that are small; making them takes a while."""
+    return tuple(_every_request())
+
+
+def _every_request() -> Iterator[bytes]:
     good = images.png(4, 4)
     for make in bombs.FORMS.values():
         yield encode_request(_raw(make(good)))
