@@ -159,9 +159,11 @@ class Target:
         if request.inputs is None:
             self._post(request, into)
             return
-        transport = GrpcTransport(self._grpc_address, token=None, timeout=_GIVE_UP_SECONDS)
+        transport = GrpcTransport(self._grpc_address, token=None)
         try:
-            answer = transport.send("probes", None, list(request.inputs.items()), {})
+            answer = transport.send(
+                "probes", None, list(request.inputs.items()), {}, _GIVE_UP_SECONDS
+            )
             into.status, into.body = answer.status, answer.body
         except Exception as error:
             into.problem = repr(error)
