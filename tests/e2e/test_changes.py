@@ -122,7 +122,11 @@ def server(shared: Server, pace: Path) -> Iterator[Server]:
 def _start(store: Path, run_folder: Path) -> Server:
     settings = ServerSettings(store, ("slow-1.0.mar",), overrides=throw_away())
     server = Server.start(settings, run_folder)
-    server.wait_ready()
+    try:
+        server.wait_ready()
+    except BaseException:
+        server.stop()
+        raise
     return server
 
 
@@ -356,13 +360,10 @@ def test_stop_answers_what_has_arrived(store: Path, tmp_path: Path, pace: Path) 
 
 
 def test_stop_ends_what_a_lost_launcher_left(store: Path, tmp_path: Path) -> None:
-    server = _start(store, tmp_path / "run")
-    family = server.processes()
-    assert len(family) == 3
-    try:
+    with _start(store, tmp_path / "run") as server:
+        family = server.processes()
+        assert len(family) == 3
         os.kill(server.pid, signal.SIGKILL)
         _wait_until(lambda: len(server.processes()) == 2)
         assert _ask(server) == RIGHT, "Java and the worker run on"
-    finally:
-        server.stop()
     assert not _alive(family)
