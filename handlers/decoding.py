@@ -21,6 +21,7 @@ from .errors import (
 )
 from .image_header import too_large
 from .images import open_image
+from .memory import give_back
 from .parallel import ThreadPool
 from .requests import Sample
 from .runtime import Input, Runtime
@@ -33,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 _MAX_PIXELS_AT_ONCE = 37_000_000
 """Pixels of the images that are decoded side by side, each of which takes up to 7 bytes."""
+
+
+_LARGE_PIXELS = 8_000_000
+"""Pixels of an image whose memory goes back to the system: members take a hundredth of them."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class Decoder:
                 continue
             for results in self._pool.map(self._decode_unit, turn):
                 decoded += results
+            if any(opened.pixels > _LARGE_PIXELS for unit in turn for opened, _ in unit):
+                give_back()
         return decoded
 
     def _decode_unit(
@@ -107,7 +114,7 @@ class Decoder:
             image = open_image(
                 data, max_pixels=self._limits.max_pixels, name=sample.name, index=sample.index
             )
-            return Opened(sample, image.header.pixels, image.header.cost, image.decode)
+            return Opened(sample, image.pixels, image.cost, image.decode)
         return Opened(sample, data.pixels, data.cost, lambda: _decode_frame(sample, data))
 
     def _decode(self, job: tuple[Opened, Sequence[int]]) -> Input:

@@ -33,10 +33,10 @@ Ordinary files take one read for some thousand bytes; without a bound, a megabyt
 chunks or of bytes between JPEG markers takes seconds.
 """
 
-_MEMORY_OF_PIXEL = {"JPEG2000": 3, "WEBP": 2}
+_MEMORY_OF_PIXEL = {"JPEG2000": 3, "WEBP": 3, "AVIF": 2}
 """Memory to decode a pixel, in that of other formats (7 bytes), measured in the same way.
 
-OpenJPEG keeps four bytes for each component, and WebP's decoder two canvases.
+OpenJPEG keeps four bytes for each component, WebP's decoder two canvases, libavif one.
 """
 
 _COST_OF_PIXEL = {"JPEG2000": 6, "WEBP": 2, "AVIF": 2, "TIFF": 2}
@@ -51,6 +51,8 @@ _USUAL_COST_OF_BYTE = 2
 _COST_OF_SCAN = 0.3
 _COST_OF_ARITHMETIC_CODING = 4
 _COST_OF_INTERLACING = 2
+_COST_OF_TRANSPARENCY = 2
+_TRANSPARENT = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _COST_OF_LZMA = 8
 _COST_OF_DEEP_PIXEL = 3
 _COST_OF_PLAIN_TEXT_BYTE = 40
@@ -202,6 +204,8 @@ def measure(image: Image.Image, data: bytes) -> ImageHeader:
         cost *= _COST_OF_LZMA
     if image.mode.startswith(("I", "F")):
         cost *= _COST_OF_DEEP_PIXEL
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        cost *= _COST_OF_TRANSPARENCY
     if image.info.get("icc_profile"):
         cost += pixels
     held = pixels * _MEMORY_OF_PIXEL.get(file_format, 1)

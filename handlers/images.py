@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .colors import ORIENTATION, rgb_pixels
 from .errors import RequestError, SampleError, TooLargeError, reason
-from .image_header import ImageHeader, TooManyPiecesError, read_header
+from .image_header import TooManyPiecesError, read_header
 from .vision import ImageReadMode, decode_jpeg
 
 _REMEDY = "send JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF"
@@ -41,31 +41,37 @@ _HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
 class EncodedImage:
     """An image file whose header was read and lies within the limits; its pixels come later.
 
+    Pillow's image is opened anew for them: some decoders take memory for the pixels at once, which
+    would lie idle while the other images of a request are looked at.
+
     Attributes:
         sample: whose file it is, for messages.
-        header: what the file claims to hold.
+        data: the file.
+        pixels: that decoding has to hold, as `ImageHeader.pixels`.
+        cost: of decoding, as `ImageHeader.cost`.
+        plain: whether it is a JPEG file that is RGB and upright, without a colour profile.
     """
 
     sample: _Sample
-    header: ImageHeader
+    data: bytes
+    pixels: int
+    cost: int
+    plain: bool
 
     def decode(self) -> Tensor:
-        """The pixels, uint8 (3, height, width), as `decode_image` describes them. Only once.
+        """The pixels, uint8 (3, height, width), as `decode_image` describes them.
 
         Raises:
             SampleError: the file is damaged.
             TooLargeError: there is not enough memory for it.
         """
-        image, data = self.header.image, self.header.data
         with self.sample.errors():
-            pixels = _plain_jpeg(image, data)
+            pixels = _decode_jpeg(self.data) if self.plain else None
             if pixels is not None:
                 return pixels
+            image = read_header(self.data).image
             image.load()
-            pixels = torch.from_numpy(rgb_pixels(image, data)).permute(2, 0, 1)
-        # Its memory goes now, not with the request.
-        image.close()
-        return pixels
+            return torch.from_numpy(rgb_pixels(image, self.data)).permute(2, 0, 1)
 
 
 def open_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) -> EncodedImage:
@@ -85,7 +91,7 @@ def open_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) 
         excess = header.excess(max_pixels)
         if excess is not None:
             raise TooLargeError(f"{sample.where}: {excess}")
-        return EncodedImage(sample, header)
+        return EncodedImage(sample, data, header.pixels, header.cost, _is_plain(header.image))
 
 
 def decode_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) -> Tensor:
@@ -159,21 +165,26 @@ class _Sample:
             ) from None
 
 
-def _plain_jpeg(image: Image.Image, data: bytes) -> Tensor | None:
-    """A JPEG file that is RGB and upright already, decoded by torchvision.
+def _is_plain(image: Image.Image) -> bool:
+    """Whether a file is a JPEG whose pixels need no more than decoding.
 
-    Both call libjpeg, and their pixels are equal; torchvision's way from there to a tensor takes
-    half the time. Whatever else there is to do or to say is left to Pillow.
+    torchvision decodes those: both call libjpeg, and their pixels are equal, but torchvision's way
+    from there to a tensor takes half the time. Whatever else there is to do is left to Pillow.
     """
     if image.format != "JPEG" or image.mode != "RGB" or "icc_profile" in image.info:
-        return None
+        return False
     try:
-        if image.getexif().get(ORIENTATION, 1) != 1:
-            return None
+        return bool(image.getexif().get(ORIENTATION, 1) == 1)
+    except Exception:  # Damaged metadata; Pillow's pixels are the same.
+        return False
+
+
+def _decode_jpeg(data: bytes) -> Tensor | None:
+    """None for damage, of which Pillow's message tells more, and without torchvision's libjpeg."""
+    try:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         decoded: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
     except Exception:
-        # Damage, of which Pillow's message tells more; or a torchvision without libjpeg.
         return None
     return decoded
 

@@ -1,4 +1,4 @@
-"""The memory of activations stays with the worker from batch to batch."""
+"""The memory of activations stays with the worker from batch to batch; that of images does not."""
 
 from __future__ import annotations
 
@@ -33,3 +33,19 @@ def keep_activations() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _KEPT) and mallopt(_TRIM_THRESHOLD, _KEPT))
+
+
+def give_back() -> bool:
+    """Have malloc give free memory back to the system, which takes some milliseconds.
+
+    After images that were much larger than what the members take, their memory would lie idle in
+    the worker for good, since `keep_activations` has malloc keep it.
+
+    Returns:
+        Whether there was any; False with another C library.
+    """
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(trim(0))

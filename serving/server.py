@@ -629,6 +629,8 @@ def _check_replaceable(run_folder: Path) -> None:
 
 def _read_state(run_folder: Path) -> _State | None:
     path = run_folder / _STATE
+    if path.is_symlink():
+        raise ServerError(f"{path} is a link, which `serve` never makes: remove it")
     if not path.is_file():
         return None
     if path.stat().st_uid != os.getuid():
@@ -637,8 +639,7 @@ def _read_state(run_folder: Path) -> _State | None:
         return _STATES.validate_json(path.read_bytes())
     except ValueError as error:
         raise ServerError(
-            f"{path} is damaged or of another version: end that server by hand and remove the "
-            f"file ({error})"
+            f"{path} is damaged or of another version: end that server by hand and remove the file"
         ) from error
 
 

@@ -26,7 +26,7 @@ from torchserve_ensemble.handlers.responses import Response
 from torchserve_ensemble.handlers.service import EnsembleService
 
 BRIGHT = image(0.9)
-MAX_ANSWER_BYTES = 10_000
+MAX_ANSWER_BYTES = 12_000
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +257,27 @@ def test_a_batch_that_takes_too_long_refuses_what_is_left(service: EnsembleServi
     (response,) = service.answer([form(BRIGHT)], arrived=long_ago)
     assert response.status == 503
     assert "send it again" in read(response)["message"]
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_decoders_of_images_that_wait_take_no_memory(service: EnsembleService, kind: str) -> None:
+    """Pillow's objects for them hold the whole canvas from the moment that a file is opened."""
+    picture = encoded(Image.new("RGB", (1500, 1500), (9, 99, 9)), kind)
+    answered(service, files(picture, 1))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak_memory()
+    assert answered(service, files(picture, 20)).status == 200
+    assert _peak_memory() - before < 150 * 1024**2
+
+
+def _peak_memory() -> int:
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
+def test_bytes_of_slow_packers_count_several_times(service: EnsembleService) -> None:
+    packed = bz2.compress(tar("a.png", bytes(40_000_000)), 1)
+    response = answered(service, raw(packed))
+    assert response.status == 413
+    assert "limits.max_unpacked_bytes" in read(response)["message"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
+        sys.stdout.flush()
     except WorkerDiedError as error:
         if error.worker_traceback:
             print(error.worker_traceback, file=sys.stderr)
@@ -47,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EnsembleError as error:
         print(f"ts-ensemble: {error.message}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # `ts-ensemble describe NAME | head`: nobody reads on. Python would complain once more when
+        # it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
     return status

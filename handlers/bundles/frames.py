@@ -17,30 +17,56 @@ from .items import Item
 _ANIMATED = ["GIF", "PNG", "TIFF", "WEBP"]
 
 
+class Animation:
+    """A file of several frames, which is open only while they are decoded, one after the other."""
+
+    def __init__(self, data: bytes, count: int) -> None:
+        """Take a file as it is.
+
+        Args:
+            data: the file.
+            count: its frames.
+        """
+        self._data = data
+        self._count = count
+        self._image: Image.Image | None = None
+
+    def decode(self, number: int, max_pixels: int) -> Tensor:
+        """One frame, uint8 (3, height, width); colours and transparency as for single images.
+
+        Args:
+            number: the frame's, from 0; the last one closes the file.
+            max_pixels: that the frame was found to have.
+        """
+        if self._image is None:
+            self._image = read_header(self._data, _ANIMATED).image
+        image = self._image
+        if number == self._count - 1:
+            self._image = None
+        image.seek(number)
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"it has {image.width} x {image.height} pixels, more than it said")
+        image.load()
+        return torch.from_numpy(rgb_pixels(image, self._data)).permute(2, 0, 1)
+
+
 @dataclass(frozen=True)
 class AnimationFrame:
     """One frame, as a viewer shows it. See `items.Frame`.
 
     Attributes:
-        animation: Pillow's image of the whole file, which stands at one frame at a time.
-        data: the file.
+        animation: the file.
         number: the frame's, from 0.
     """
 
-    animation: Image.Image
-    data: bytes
+    animation: Animation
     number: int
     pixels: int
     cost: int
 
     def decode(self) -> Tensor:
-        """uint8 (3, height, width); colours and transparency as for single images."""
-        image = self.animation
-        image.seek(self.number)
-        if image.width * image.height > self.pixels:
-            raise ValueError(f"it has {image.width} x {image.height} pixels, more than it said")
-        image.load()
-        return torch.from_numpy(rgb_pixels(image, self.data)).permute(2, 0, 1)
+        """uint8 (3, height, width)."""
+        return self.animation.decode(self.number, self.pixels)
 
 
 def split(data: bytes, name: str, budget: RequestBudget) -> list[Item] | None:
@@ -71,11 +97,12 @@ def split(data: bytes, name: str, budget: RequestBudget) -> list[Item] | None:
         excess = frame.excess(limits.max_pixels)
         if excess is not None:
             raise TooLargeError(f"{name}: frame {number} has {excess}")
+    animation = Animation(data, len(headers))
     byte_cost = header.byte_cost // len(headers)
     return [
         Item(
             f"{name}[{number}]",
-            AnimationFrame(image, data, number, frame.pixels, frame.pixel_cost + byte_cost),
+            AnimationFrame(animation, number, frame.pixels, frame.pixel_cost + byte_cost),
         )
         for number, frame in enumerate(headers)
     ]

@@ -328,7 +328,8 @@ class Limits:
         Field(
             ge=1,
             description="What all archives and compressed bodies of one request unpack to, "
-            "together, their headers and padding included",
+            "together, their headers and padding included; bytes that bzip2 packed count four "
+            "times and those of xz twice, since they take so much longer",
         ),
     ] = 128 * 1024**2
     max_json_values: Annotated[
@@ -344,8 +345,8 @@ class Limits:
         Field(
             ge=1,
             description="Width times height of one image, before decoding; decoding takes up to 7 "
-            "bytes of memory for each pixel, WebP and JPEG 2000 twice and three times as much, "
-            "and so their pixels count",
+            "bytes of memory for each pixel; those of AVIF count twice, and those of WebP and "
+            "JPEG 2000 three times, for their decoders take so much more",
         ),
     ] = 37_000_000
     max_request_pixels: Annotated[
