@@ -82,8 +82,12 @@ class ArchiveRecord:
 
     @property
     def digest(self) -> str:
-        """``sha256:...`` over all files' paths and digests: equal contents, equal digest."""
+        """``sha256:...`` over the paths and digests of all files, and over what built them.
+
+        Archives of equal digest are equal byte for byte, this record included.
+        """
         listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(self.files.items()))
+        listing += json.dumps(dict(sorted(self.built_with.items())))
         return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
     def to_json(self) -> str:
@@ -105,10 +109,11 @@ class ArchiveRecord:
         try:
             content: Any = json.loads(text)
             record = cls(dict(content["files"]), dict(content["built_with"]))
-            if record.digest != content["digest"]:
+            if record.digest != content["digest"] or record.to_json() != text:
                 raise ArchiveError(
                     f"{source}: {RECORD} was changed after the build: its digest does not match "
-                    "its list of files; build the archive again"
+                    "what it says, or it is not written as a build writes it; build the archive "
+                    "again"
                 )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ArchiveError(

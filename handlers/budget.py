@@ -29,6 +29,11 @@ class RequestBudget:
         self._pixels = 0
 
     @property
+    def unpacked_bytes(self) -> int:
+        """How many bytes were unpacked."""
+        return self._unpacked_bytes
+
+    @property
     def unpacked_bytes_left(self) -> int:
         """How many bytes may still be unpacked."""
         return self.limits.max_unpacked_bytes - self._unpacked_bytes

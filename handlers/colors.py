@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from .image_header import orientation
+
 _SIXTEEN_BIT = {"I;16", "I;16L", "I;16B", "I;16N"}
 _DEEP = {"I", "F"} | _SIXTEEN_BIT
 # Tags of EXIF and TIFF.
-ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
@@ -61,10 +62,10 @@ def rgb_pixels(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
         uint8 (height, width, 3), in memory of its own.
     """
     width, height = image.size
-    orientation = _orientation(image)
-    shape = (width, height, 3) if orientation in _TURNED else (height, width, 3)
+    turned = orientation(image)
+    shape = (width, height, 3) if turned in _TURNED else (height, width, 3)
     pixels = np.empty(shape, dtype=np.uint8)
-    stored = _AS_STORED.get(orientation, _unchanged)(pixels)
+    stored = _AS_STORED.get(turned, _unchanged)(pixels)
     rows = max(1, _PIXELS_IN_BAND // max(width, 1))
     levels = _Levels.of(image, rows) if image.mode in _DEEP else None
     profile = _Profile.of(image.info.get("icc_profile"))
@@ -94,14 +95,6 @@ def _band_to_rgb(
     if alpha is None:
         return image
     return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
-
-
-def _orientation(image: Image.Image) -> int:
-    """As EXIF has it; 1, upright, where the metadata are damaged: the pixels are readable."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:
-        return 1
 
 
 def _split_alpha(image: Image.Image, data: bytes) -> tuple[Image.Image, Image.Image]:

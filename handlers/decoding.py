@@ -47,7 +47,7 @@ class Opened:
     Attributes:
         sample: the sample.
         pixels: that decoding has to hold; 0 where there is nothing to decode.
-        cost: time to decode them, in pixels of a PNG file.
+        cost: time to decode and resize them, in pixels of a PNG file.
         decode: gives the pixels, uint8 (3, H, W), or the input that a client preprocessed itself.
     """
 
@@ -114,7 +114,8 @@ class Decoder:
             image = open_image(
                 data, max_pixels=self._limits.max_pixels, name=sample.name, index=sample.index
             )
-            return Opened(sample, image.pixels, image.cost, image.decode)
+            cost = image.cost + self._runtime.resized_pixels(*image.size)
+            return Opened(sample, image.pixels, cost, image.decode)
         return Opened(sample, data.pixels, data.cost, lambda: _decode_frame(sample, data))
 
     def _decode(self, job: tuple[Opened, Sequence[int]]) -> Input:
@@ -131,7 +132,8 @@ class Decoder:
             excess = too_large(width, height, self._limits.max_pixels)
             if excess is not None:
                 raise TooLargeError(f"sample {sample.index} ({sample.name}): {excess}")
-            return Opened(sample, width * height, width * height, lambda: data)
+            cost = width * height + self._runtime.resized_pixels(width, height)
+            return Opened(sample, width * height, cost, lambda: data)
         if shape is None:
             problem = (
                 "the members have different preprocessings, so there is no one preprocessed "

@@ -54,7 +54,9 @@ _COST_OF_INTERLACING = 2
 _COST_OF_TRANSPARENCY = 2
 _TRANSPARENT = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _COST_OF_LZMA = 8
-_COST_OF_DEEP_PIXEL = 3
+_COST_OF_16_BITS = 2
+_COST_OF_DEEP_PIXEL = 2
+_PNG_DEPTH_AT = 24
 _COST_OF_PLAIN_TEXT_BYTE = 40
 
 _MAX_TILES = 1 << 14
@@ -63,14 +65,24 @@ _MAX_TILES = 1 << 14
 _MAX_TIFF_VALUES = 3 << 16
 """Numbers in one tag of a TIFF file; a palette of 16 bits has so many, and strips have fewer."""
 
-_MAX_TIFF_TAGS = 1 << 16
-"""Tags in all pages of a TIFF file together."""
+_MAX_TAGS = 1000
+"""Tags of a page of a TIFF file, or of EXIF metadata; cameras write less than a hundred."""
+
+_COST_OF_TAG = 1600
+"""Pillow takes 4 microseconds for a tag, and reads it twice."""
+
+_MAX_EXIF_SEGMENTS = 16
+"""Pieces of EXIF metadata in a JPEG, which Pillow joins in quadratic time; cameras write one."""
+
+ORIENTATION = 0x0112
+"""The tag of EXIF and TIFF that says how an image is turned."""
 
 _TIFF_TAGS_OF_BYTES = frozenset({1, 2, 6, 7})
 """Types of tags that hold bytes or text, which are not taken apart."""
 
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _TIFF_COMPRESSION, _TIFF_LZMA = 259, 34925
+_JPEG, _EXIF = b"\xff\xd8", b"Exif\0\0"
 _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
 
 # `warnings.catch_warnings` swaps state of the whole process.
@@ -167,6 +179,10 @@ def read_header(data: bytes, formats: list[str] = FORMATS, *, max_pages: int = 1
         TooManyPiecesError: reading it would take too long.
         Exception: whatever Pillow raises on damaged files.
     """
+    if data.startswith(_JPEG) and data.count(_EXIF) > _MAX_EXIF_SEGMENTS:
+        raise TooManyPiecesError(
+            f"it has more than {_MAX_EXIF_SEGMENTS} segments of EXIF metadata; save it anew"
+        )
     if "TIFF" in formats:
         _check_tiff(data, max_pages)
     # Pillow's warning of many pixels is void: the caller's limit comes right after.
@@ -194,8 +210,11 @@ def measure(image: Image.Image, data: bytes) -> ImageHeader:
         if b"\xff\xc9" in data or b"\xff\xca" in data:
             cost *= _COST_OF_ARITHMETIC_CODING
             bytes_cost *= _COST_OF_ARITHMETIC_CODING
-    elif file_format == "PNG" and image.info.get("interlace"):
-        cost *= _COST_OF_INTERLACING
+    elif file_format == "PNG":
+        if image.info.get("interlace"):
+            cost *= _COST_OF_INTERLACING
+        if data[_PNG_DEPTH_AT : _PNG_DEPTH_AT + 1] == b"\x10":
+            cost *= _COST_OF_16_BITS
     elif file_format == "JPEG2000":
         _check_tiles(_jpeg2000_tiles(data))
     elif file_format == "PPM" and data[:2] in (b"P1", b"P2", b"P3"):
@@ -208,6 +227,7 @@ def measure(image: Image.Image, data: bytes) -> ImageHeader:
         cost *= _COST_OF_TRANSPARENCY
     if image.info.get("icc_profile"):
         cost += pixels
+    bytes_cost += _COST_OF_TAG * _tag_count(image)
     held = pixels * _MEMORY_OF_PIXEL.get(file_format, 1)
     return ImageHeader(image, data, held, int(cost), int(bytes_cost))
 
@@ -233,16 +253,16 @@ def _check_tiff(data: bytes, max_pages: int) -> None:
         offset = struct.Struct(f"{order}Q")
     else:
         return
-    tags = 0
     seen: set[int] = set()
     (place,) = offset.unpack_from(data, start)
-    while place + number.size <= len(data) and place not in seen and len(seen) < max_pages:
+    while 0 < place <= len(data) - number.size and place not in seen and len(seen) < max_pages:
         seen.add(place)
         (count,) = number.unpack_from(data, place)
-        tags += count
         end = place + number.size + count * entry.size
-        if tags > _MAX_TIFF_TAGS:
-            raise TooManyPiecesError(f"it has more than {_MAX_TIFF_TAGS} tags; save it anew")
+        if count > _MAX_TAGS:
+            raise TooManyPiecesError(
+                f"it has {count} tags, and the limit is {_MAX_TAGS}; save it anew"
+            )
         if end + offset.size > len(data):
             return
         for tag, kind, values in entry.iter_unpack(data[place + number.size : end]):
@@ -252,6 +272,36 @@ def _check_tiff(data: bytes, max_pages: int) -> None:
                     "save it anew"
                 )
         (place,) = offset.unpack_from(data, end)
+
+
+def orientation(image: Image.Image) -> int:
+    """How an image is turned, as EXIF has it.
+
+    Returns:
+        1 to 8; 1, upright, where the metadata are damaged or have more tags than any camera writes.
+    """
+    if _tag_count(image) > _MAX_TAGS:
+        return 1
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Damaged metadata does not make the pixels unreadable.
+        return 1
+
+
+def _tag_count(image: Image.Image) -> int:
+    """Tags of a TIFF page, or of the metadata of another file by its own word."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        return len(tags)
+    exif = image.info.get("exif") or b""
+    start = len(_EXIF) if exif.startswith(_EXIF) else 0
+    order = {b"II": "<", b"MM": ">"}.get(exif[start : start + 2])
+    if order is None or len(exif) < start + 8:
+        return 0
+    (place,) = struct.unpack_from(f"{order}I", exif, start + 4)
+    if start + place + 2 > len(exif):
+        return 0
+    return int(struct.unpack_from(f"{order}H", exif, start + place)[0])
 
 
 def _with_padding(image: Image.Image) -> int:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .colors import ORIENTATION, rgb_pixels
+from .colors import rgb_pixels
 from .errors import RequestError, SampleError, TooLargeError, reason
-from .image_header import TooManyPiecesError, read_header
+from .image_header import TooManyPiecesError, orientation, read_header
 from .vision import ImageReadMode, decode_jpeg
 
 _REMEDY = "send JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF"
@@ -47,6 +47,7 @@ class EncodedImage:
     Attributes:
         sample: whose file it is, for messages.
         data: the file.
+        size: width and height.
         pixels: that decoding has to hold, as `ImageHeader.pixels`.
         cost: of decoding, as `ImageHeader.cost`.
         plain: whether it is a JPEG file that is RGB and upright, without a colour profile.
@@ -54,6 +55,7 @@ class EncodedImage:
 
     sample: _Sample
     data: bytes
+    size: tuple[int, int]
     pixels: int
     cost: int
     plain: bool
@@ -91,7 +93,14 @@ def open_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) 
         excess = header.excess(max_pixels)
         if excess is not None:
             raise TooLargeError(f"{sample.where}: {excess}")
-        return EncodedImage(sample, data, header.pixels, header.cost, _is_plain(header.image))
+        return EncodedImage(
+            sample,
+            data,
+            header.image.size,
+            header.pixels,
+            header.cost,
+            _is_plain(header.image),
+        )
 
 
 def decode_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) -> Tensor:
@@ -173,10 +182,7 @@ def _is_plain(image: Image.Image) -> bool:
     """
     if image.format != "JPEG" or image.mode != "RGB" or "icc_profile" in image.info:
         return False
-    try:
-        return bool(image.getexif().get(ORIENTATION, 1) == 1)
-    except Exception:  # Damaged metadata; Pillow's pixels are the same.
-        return False
+    return orientation(image) == 1
 
 
 def _decode_jpeg(data: bytes) -> Tensor | None:

@@ -183,6 +183,23 @@ class Preprocessor:
         self._pool.map(self._fill, zip(images, batch, strict=True))
         return batch
 
+    def resized_pixels(self, width: int, height: int) -> int:
+        """How many pixels resizing an image makes, before the crop.
+
+        Args:
+            width: of the image.
+            height: of the image.
+        """
+        size = self.settings.resize
+        if size is None:
+            return 0
+        if not isinstance(size, int):
+            return size[0] * size[1]
+        shorter, longer = min(width, height), max(width, height)
+        whole = size * size * longer // max(shorter, 1)
+        # Beyond this an image is cut to its middle.
+        return min(whole, max(_MAX_RESIZED_PIXELS, _MAX_ASPECT * size * size))
+
     def resize(self, image: Tensor) -> Resized:
         """Change colour and size of one image; the time and memory that it takes are bounded.
 

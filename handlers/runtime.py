@@ -176,6 +176,10 @@ class Runtime:
             return None
         return self._preprocessors[0].shape
 
+    def resized_pixels(self, width: int, height: int) -> int:
+        """How many pixels the preprocessings make of an image."""
+        return sum(each.resized_pixels(width, height) for each in self._preprocessors)
+
     def prepare(self, pixels: Tensor, members: Iterable[int]) -> PreparedImage:
         """Resize an image for some members.
 

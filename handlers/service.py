@@ -30,6 +30,7 @@ from .errors import (
     RequestError,
     SpecError,
     TooLargeError,
+    busy,
     unforeseen,
 )
 from .forms import check_size, form_of, too_long, write
@@ -203,7 +204,7 @@ class EnsembleService:
         """
         start = time.monotonic() if arrived is None else arrived
         end = start + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout_s
-        accepted = [self._accept(request) for request in requests]
+        accepted = self._accept_all(requests)
         self._decode_all([entry for entry in accepted if isinstance(entry, _Pending)], end)
         live = [
             entry
@@ -324,6 +325,24 @@ class EnsembleService:
             "device": str(self._runtime.device),
             "score_cache": None if self.cache is None else self.cache.describe(),
         }
+
+    def _accept_all(self, requests: Sequence[RawRequest]) -> list[_Pending | Response]:
+        """Requests on their way, or their refusals.
+
+        What archives unpack to lies in memory until the batch is answered, so the archives of a
+        batch unpack to no more than those of one request may; the others may be sent again.
+        """
+        accepted: list[_Pending | Response] = []
+        unpacked_bytes = 0
+        for request in requests:
+            entry = self._accept(request)
+            if isinstance(entry, _Pending) and (own := entry.request.budget.unpacked_bytes):
+                if unpacked_bytes and unpacked_bytes + own > self.spec.limits.max_unpacked_bytes:
+                    entry = _failure(entry, busy())
+                else:
+                    unpacked_bytes += own
+            accepted.append(entry)
+        return accepted
 
     def _accept(self, request: RawRequest) -> _Pending | Response:
         """The request on its way, or its refusal; no error of one reaches its neighbours."""

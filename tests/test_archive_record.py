@@ -18,11 +18,12 @@ FILES = st.dictionaries(st.text(min_size=1, max_size=8), st.text("0123456789abcd
 def test_the_digest_is_that_of_the_contents(files: dict[str, str], random: object) -> None:
     pairs = list(files.items())
     random.shuffle(pairs)  # type: ignore[attr-defined]
-    first, second = ArchiveRecord(files, {"torch": "1"}), ArchiveRecord(dict(pairs), {})
+    built_with = {"torch": "1"}
+    first, second = ArchiveRecord(files, built_with), ArchiveRecord(dict(pairs), built_with)
     assert first.digest == second.digest
     assert ArchiveRecord.from_json(first.to_json(), source="x") == first
-    changed = ArchiveRecord(files | {"one more": "00"}, {})
-    assert changed.digest != first.digest
+    assert ArchiveRecord(files | {"one more": "00"}, built_with).digest != first.digest
+    assert ArchiveRecord(files, {"torch": "2"}).digest != first.digest
 
 
 @pytest.mark.parametrize(
@@ -43,11 +44,22 @@ def test_damaged_records(text: str) -> None:
         ArchiveRecord.from_json(text, source="a.mar")
 
 
-def test_a_record_that_was_changed() -> None:
-    content = json.loads(ArchiveRecord({"a": "00"}, {}).to_json())
-    content["files"]["a"] = "11"
-    with pytest.raises(ArchiveError, match="does not match its list of files"):
-        ArchiveRecord.from_json(json.dumps(content), source="a.mar")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"00"', '"11"'),
+        ('"1"', '"2"'),
+        ("{", '{ "more": 1,'),
+        ('"files"', '"files": {}, "files"'),
+        ("\n}", "\n} "),
+        ("  ", "    "),
+    ],
+)
+def test_a_record_that_was_changed(before: str, after: str) -> None:
+    text = ArchiveRecord({"a": "00"}, {"torch": "1"}).to_json()
+    assert before in text
+    with pytest.raises(ArchiveError, match="was changed after the build"):
+        ArchiveRecord.from_json(text.replace(before, after, 1), source="a.mar")
 
 
 NAMES = st.text("abc/._", min_size=1, max_size=4)

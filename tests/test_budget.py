@@ -89,7 +89,15 @@ def answered(service: EnsembleService, request: RawRequest) -> Response:
     return response
 
 
+def _with_exif(content: bytes, segments: int = 1) -> bytes:
+    """A JPEG file with EXIF metadata, which Pillow joins where they are several."""
+    whole = encoded(Image.new("RGB", (8, 8)), "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", len(content) + 8) + b"Exif\0\0" + content
+    return whole[:2] + segment * segments + whole[2:]
+
+
 LARGE = large_png(6000, 6000)
+TAGS = struct.pack("<2sHIH", b"II", 42, 8, 900) + struct.pack("<HHII", 33000, 3, 1, 1) * 900
 TOO_LARGE: dict[str, tuple[Callable[[], RawRequest], str]] = {
     "pixels of many images": (lambda: files(LARGE, 256), "limits.max_request_pixels"),
     "a side": (lambda: raw(large_png(70_000, 1)), "a side may have 65535"),
@@ -117,6 +125,10 @@ TOO_LARGE: dict[str, tuple[Callable[[], RawRequest], str]] = {
         "limits.max_samples",
     ),
     "v2 inputs": (lambda: document({"inputs": [{}] * 1000}), '"inputs" has 1000 entries'),
+    "tags of many images": (
+        lambda: files(_with_exif(TAGS + bytes(4)), 256),
+        "limits.max_request_pixels",
+    ),
     "scans of a JPEG": (
         lambda: raw(encoded(Image.new("RGB", (900, 900)), "JPEG") + b"\xff\xda" * 2000),
         "limits.max_request_pixels",
@@ -177,6 +189,10 @@ BAD: dict[str, tuple[Callable[[], RawRequest], str]] = {
     "PNG chunks without number": (
         lambda: raw(LARGE[:33] + (bytes(4) + b"tEXt" + struct.pack(">I", crc(b"tEXt"))) * 300_000),
         "too many pieces",
+    ),
+    "EXIF segments without number": (
+        lambda: raw(_with_exif(b"\xff" * 20_000, segments=2000)),
+        "segments of EXIF",
     ),
     "JPEG 2000 tiles without number": (
         lambda: raw(encoded(Image.new("RGB", (800, 800)), "JPEG2000", tile_size=(4, 4))),
@@ -257,6 +273,12 @@ def test_a_batch_that_takes_too_long_refuses_what_is_left(service: EnsembleServi
     (response,) = service.answer([form(BRIGHT)], arrived=long_ago)
     assert response.status == 503
     assert "send it again" in read(response)["message"]
+
+
+def test_archives_of_one_batch_share_the_workers_memory(service: EnsembleService) -> None:
+    request = raw(zipped(bytes(100_000_000)))
+    statuses = [response.status for response in service.answer([request] * 4 + [form(BRIGHT)])]
+    assert statuses == [400, 503, 503, 503, 200]
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])

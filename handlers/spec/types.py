@@ -356,7 +356,7 @@ class Limits:
             description="Pixels of all images of one request together, before decoding; those of "
             "formats that take longer to decode count several times",
         ),
-    ] = 256_000_000
+    ] = 200_000_000
     max_response_bytes: Annotated[
         int,
         Field(
