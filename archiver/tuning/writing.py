@@ -86,7 +86,7 @@ def write_serving(spec_path: Path, serving: Mapping[str, int], threads: int | No
     Args:
         spec_path: ensemble.yaml; comments and order stay.
         serving: keys of ``serving``.
-        threads: ``runtime.threads``; None: as it was.
+        threads: ``runtime.threads``; None removes the key, which means cores divided by workers.
 
     Raises:
         SpecError: the result would be no good spec.
@@ -95,6 +95,8 @@ def write_serving(spec_path: Path, serving: Mapping[str, int], threads: int | No
     _section(content, "serving").update(serving)
     if threads is not None:
         _section(content, "runtime")["threads"] = threads
+    elif "threads" in (content.get("runtime") or {}):
+        del content["runtime"]["threads"]
     _replace(spec_path, yaml, content)
 
 
