@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from ...handlers.policies import FittedModel, save_fitted
 from ...handlers.service import catalogue
 from ...handlers.spec import EnsembleSpec, parse_spec
 from .fitting import Learned
+from .policy_text import has_limits, lacks_model, weighs_members, with_model
 
 _FITTED_FOLDER = "fitted"
 _LONG_LINE = 4096
-_NUMBERS = re.compile(r"threshold|confidence|[<>]")
 
 
 def write_operating_point(
@@ -58,18 +57,18 @@ def write_operating_point(
     for member, temperature in zip(content["members"], learned.temperatures, strict=True):
         if temperature != 1:
             member["temperature"] = round(float(member.get("temperature", 1.0)) * temperature, 6)
-    if "weighted" in policy:
+    if weighs_members(policy):
         for member, weight in zip(content["members"], learned.weights.tolist(), strict=True):
             member["voting_weight"] = round(weight, 6)
     policies = _section(content, "policies")
     named = _section(policies, "named")
     named[name] = policy
     for kind, model in learned.models.items():
-        if policy.startswith(kind):
+        if lacks_model(policy, kind):
             # Under the policy's own name, as other policies may have models of that kind.
             written = f"{name}-{kind}"
             _section(policies, "fitted")[written] = _write_model(spec_path.parent, written, model)
-            named[name] = _with_model(policy, written)
+            named[name] = with_model(policy, kind, written)
     provenance = _section(content, "provenance")
     metrics = _section(provenance, "metrics")
     metrics[f"{name} on {data_name}"] = _rounded(figures)
@@ -140,7 +139,7 @@ def side_effects(spec: EnsembleSpec, name: str, learned: Learned) -> list[str]:
         found.append(f"clients cannot choose '{name}' until policies.allowed lists it")
     texts = {key: text for key, text in policies.named.items() if key != name}
     texts["the default"] = policies.default
-    moved = [key for key, text in texts.items() if _NUMBERS.search(text)]
+    moved = [key for key, text in texts.items() if has_limits(text)]
     if any(threshold != 0.5 for m in (None, *spec.members) for threshold in spec.thresholds(m)):
         moved.append("every policy without a threshold of its own")
     if moved and any(temperature != 1 for temperature in learned.temperatures):
@@ -162,12 +161,6 @@ def _indents_lists(text: str) -> bool:
 
 def _depth(line: str) -> int:
     return len(line) - len(line.lstrip())
-
-
-def _with_model(policy: str, model: str) -> str:
-    """``stacking(threshold=0.3)`` -> ``stacking(model="...", threshold=0.3)``."""
-    name, parenthesis, parameters = policy.partition("(")
-    return f'{name}(model="{model}"{", " + parameters if parenthesis else ")"}'
 
 
 def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
