@@ -271,6 +271,81 @@ def test_a_policy_that_does_not_work_is_not_written(path: Path, policy: str) -> 
     assert not list(path.parent.glob("*.partial"))
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    """What every file holds; folders are there with nothing."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        ("stacking(threshold=7)", "tuned"),
+        ("stacking and meen", "tuned"),
+        ("stacking", "../tuned"),
+        ("stacking", "with space"),
+        # One name to file systems that do not tell capitals.
+        ("stacking", "Tuned"),
+    ],
+)
+def test_nothing_changes_where_the_spec_would_be_no_good(
+    path: Path, policy: str, name: str
+) -> None:
+    write(path, "stacking", learned(stacking=stacking(0.5)))
+    before = files_below(path.parent.parent)
+    with pytest.raises(SpecError):
+        write(path, policy, learned(stacking=stacking(2.0)), name=name)
+    assert files_below(path.parent.parent) == before
+
+
+def test_a_model_that_does_not_fit_leaves_no_folder_behind(path: Path) -> None:
+    before = files_below(path.parent)
+    foreign = StackingModel(("a", "z"), torch.zeros(1, 2), torch.zeros(1))
+    with pytest.raises(SpecError, match="was fitted with members a, z"):
+        write(path, "stacking", learned(stacking=foreign))
+    assert files_below(path.parent) == before
+
+
+@pytest.mark.parametrize("already", [True, False])
+def test_a_spec_that_cannot_be_replaced_keeps_its_models(
+    path: Path, already: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if already:
+        write(path, "stacking", learned(stacking=stacking(0.5)))
+    before = files_below(path.parent)
+    replace_file = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target == path:
+            raise OSError(28, "No space left on device")
+        return replace_file(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(SpecError, match=r"No space left on device.*nothing was changed"):
+        write(path, "stacking", learned(stacking=stacking(2.0)))
+    assert files_below(path.parent) == before
+
+
+def test_a_folder_of_models_that_leads_elsewhere_is_refused(path: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    elsewhere.mkdir()
+    (path.parent / "fitted").symlink_to(elsewhere)
+    with pytest.raises(SpecError):
+        write(path, "stacking", learned(stacking=stacking()))
+    assert not list(elsewhere.iterdir())
+    assert path.read_text() == INDENTED
+
+
+def test_nothing_is_left_beside_what_was_written(path: Path) -> None:
+    before = files_below(path.parent)
+    for value in (0.5, 2.0):
+        write(path, "stacking", learned(stacking=stacking(value)))
+    added = files_below(path.parent).keys() - before.keys()
+    assert added == {"fitted", "fitted/tuned-stacking.safetensors"}
+
+
 def test_a_link_and_the_file_mode_stay(path: Path, tmp_path: Path) -> None:
     path.chmod(0o640)
     link = tmp_path / "link.yaml"

@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import itertools
 import math
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from safetensors import SafetensorError
 
+from ...handlers.errors import SpecError
 from ...handlers.policies import FittedModel, save_fitted
 from ...handlers.service import catalogue
 from ...handlers.spec import EnsembleSpec, parse_spec
@@ -34,8 +39,8 @@ def write_operating_point(
 ) -> str:
     """Change the spec's file: a named policy, temperatures, weights, fitted models, provenance.
 
-    The temperatures multiply those of the spec, as they were fitted on top of them. The file is
-    replaced in one step, and only if what it would hold is a good spec.
+    The temperatures multiply those of the spec, as they were fitted on top of them. Files are
+    replaced only if the result is a good spec; a failure leaves all of them as they were.
 
     Args:
         spec_path: ensemble.yaml.
@@ -51,7 +56,8 @@ def write_operating_point(
         The policy's text as it stands there, with the name of its fitted model.
 
     Raises:
-        SpecError: the result would be no good spec, or its policies would not fit together.
+        SpecError: the result would be no good spec, its policies would not fit together, or a file
+            cannot be written.
     """
     yaml, content = _read(spec_path)
     for member, temperature in zip(content["members"], learned.temperatures, strict=True):
@@ -63,19 +69,21 @@ def write_operating_point(
     policies = _section(content, "policies")
     named = _section(policies, "named")
     named[name] = policy
+    models: dict[str, FittedModel] = {}
     for kind, model in learned.models.items():
         if lacks_model(policy, kind):
             # Under the policy's own name, as other policies may have models of that kind.
             written = f"{name}-{kind}"
-            _section(policies, "fitted")[written] = _write_model(spec_path.parent, written, model)
-            named[name] = with_model(policy, kind, written)
+            models[written] = model
+            _section(policies, "fitted")[written] = f"{_FITTED_FOLDER}/{written}.safetensors"
+            named[name] = with_model(named[name], kind, written)
     provenance = _section(content, "provenance")
     metrics = _section(provenance, "metrics")
     metrics[f"{name} on {data_name}"] = _rounded(figures)
     if expected is not None:
         metrics[f"{name}, expected on new images"] = _rounded(expected)
     provenance["tuning_data"] = data_digest
-    _replace(spec_path, yaml, content)
+    _replace(spec_path, yaml, content, models)
     return str(named[name])
 
 
@@ -88,7 +96,7 @@ def write_serving(spec_path: Path, serving: Mapping[str, int], threads: int | No
         threads: ``runtime.threads``; None removes the key, which means cores divided by workers.
 
     Raises:
-        SpecError: the result would be no good spec.
+        SpecError: the result would be no good spec, or the file cannot be written.
     """
     yaml, content = _read(spec_path)
     _section(content, "serving").update(serving)
@@ -111,18 +119,90 @@ def _read(spec_path: Path) -> tuple[YAML, Any]:
     return yaml, content
 
 
-def _replace(spec_path: Path, yaml: YAML, content: Any) -> None:
-    """Write in one step, if it is a good spec."""
+def _replace(
+    spec_path: Path, yaml: YAML, content: Any, models: Mapping[str, FittedModel] | None = None
+) -> None:
+    """Replace the spec and its fitted models together, if they are good and fit together.
+
+    Args:
+        spec_path: the file that is replaced.
+        yaml: what writes it.
+        content: of the spec; it names each model's file in `_FITTED_FOLDER`.
+        models: name in ``policies.fitted`` -> model.
+    """
+    text = _dumped(yaml, content)
+    # Before anything is written: names in the spec become names of files.
+    parse_spec(text, source=str(spec_path))
+    try:
+        with ExitStack() as stack:
+            staged = _staged(stack, spec_path.parent, content, models or {})
+            spec = parse_spec(
+                _dumped(yaml, content), source=str(spec_path), folder=spec_path.parent
+            )
+            catalogue(spec, spec_path.parent)
+            # Beside the file itself, also where the path is a link to it.
+            target = spec_path.resolve()
+            partial = _temporary_folder(stack, target.parent) / target.name
+            partial.write_text(text, encoding="utf-8")
+            _replace_all([*staged, (partial, target)])
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SpecError(f"{spec_path}: cannot be written: {reason}; nothing was changed") from error
+
+
+def _staged(
+    stack: ExitStack, folder: Path, content: Any, models: Mapping[str, FittedModel]
+) -> list[tuple[Path, Path]]:
+    """Write models to temporary files, which the content names from then on.
+
+    Returns:
+        Each temporary file, and the file that it is to become.
+    """
+    if not models:
+        return []
+    fitted = folder / _FITTED_FOLDER
+    if not fitted.exists():
+        fitted.mkdir()
+        stack.callback(_remove_if_empty, fitted)
+    temporary = _temporary_folder(stack, fitted)
+    staged = []
+    for number, (name, model) in enumerate(models.items()):
+        file = temporary / f"{number}.safetensors"
+        save_fitted(model, file)
+        content["policies"]["fitted"][name] = file.relative_to(folder).as_posix()
+        staged.append((file, fitted / f"{name}.safetensors"))
+    return staged
+
+
+def _replace_all(staged: Sequence[tuple[Path, Path]]) -> None:
+    """Put each new file in its place; a failure puts back those that were there."""
+    with ExitStack() as undo:
+        for new, target in staged:
+            if target.exists():
+                backup = new.with_name(f"{new.name}.before")
+                shutil.copy2(target, backup)
+                new.chmod(target.stat().st_mode)
+                undo.callback(backup.replace, target)
+            else:
+                undo.callback(target.unlink, missing_ok=True)
+            new.replace(target)
+        undo.pop_all()
+
+
+def _temporary_folder(stack: ExitStack, beside: Path) -> Path:
+    """On the same file system, so that its files can be moved in one step."""
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".tuning-", dir=beside)))
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _dumped(yaml: YAML, content: Any) -> str:
     text = io.StringIO()
     yaml.dump(content, text)
-    spec = parse_spec(text.getvalue(), source=str(spec_path), folder=spec_path.parent)
-    catalogue(spec, spec_path.parent)
-    # Beside the file itself, also where the path is a link to it.
-    target = spec_path.resolve()
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.chmod(target.stat().st_mode)
-    partial.replace(target)
+    return text.getvalue()
 
 
 def side_effects(spec: EnsembleSpec, name: str, learned: Learned) -> list[str]:
@@ -171,10 +251,3 @@ def _section(content: Any, key: str) -> Any:
     if content.get(key) is None:
         content[key] = {}
     return content[key]
-
-
-def _write_model(folder: Path, name: str, model: FittedModel) -> str:
-    (folder / _FITTED_FOLDER).mkdir(exist_ok=True)
-    file = f"{_FITTED_FOLDER}/{name}.safetensors"
-    save_fitted(model, folder / file)
-    return file
