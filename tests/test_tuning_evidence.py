@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from member_files import write_ensemble
-from probe_ensemble import image
+from probe_ensemble import image, probes
 from safetensors.torch import save_file
 from torch import Tensor
 
-from torchserve_ensemble.archiver.tuning.evidence import check_labels, labels_note
+from torchserve_ensemble.archiver.tuning.evidence import (
+    check_labels,
+    evidence,
+    images_needed,
+    labels_note,
+    proof_note,
+)
 from torchserve_ensemble.archiver.tuning.fitting import Outputs
 from torchserve_ensemble.archiver.tuning.selection import apply, measure
 from torchserve_ensemble.archiver.tuning.targets import parse_target
@@ -95,6 +101,87 @@ class TestLabels:
         ):
             check_labels(seen, LABELS, 5)
         check_labels(seen, LABELS, 2)
+
+
+@pytest.mark.parametrize(
+    ("share", "needed"), [(0.95, 59), (0.99, 299), (0.9, 29), (0.5, 5), (0.0, 0), (1.0, None)]
+)
+def test_how_many_right_answers_prove_a_share(share: float, needed: int | None) -> None:
+    assert images_needed(share) == needed
+    if needed:
+        assert share**needed <= 0.05 < share ** (needed - 1)
+
+
+YES, NO = torch.ones(10, 1).bool(), torch.zeros(30, 1).bool()
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "targets", "available", "needed"),
+    [
+        ("recall>=0.95", Task.PRESENCE, torch.cat([YES, NO]), 10, 59),
+        ("sensitivity>=0.99", Task.PRESENCE, torch.cat([YES, NO]), 10, 299),
+        ("specificity>=0.95", Task.PRESENCE, torch.cat([YES, NO]), 30, 59),
+        ("fpr<=0.01", Task.PRESENCE, torch.cat([YES, NO]), 30, 299),
+        ("accuracy>=0.9", Task.PRESENCE, torch.cat([YES, NO]), 40, 29),
+        ("precision>=0.9", Task.PRESENCE, torch.cat([YES, NO]), 10, 29),
+        ("recall>=1", Task.PRESENCE, torch.cat([YES, NO]), 10, None),
+        ("recall>=0.9", Task.MULTILABEL, torch.ones(7, 3).bool(), 21, 29),
+        ("accuracy>=0.9", Task.CLASSIFICATION, classes(30, 5, 5), 40, 29),
+        ("coverage>=0.9", Task.CLASSIFICATION, classes(30, 5, 5), 40, 29),
+        # A mean over the labels is no better known than its least known part.
+        ("recall>=0.9", Task.CLASSIFICATION, classes(30, 5, 9), 5, 29),
+        ("precision>=0.9", Task.CLASSIFICATION, classes(30, 5, 9), 5, 29),
+    ],
+)
+def test_what_counts_for_a_target(
+    text: str, task: Task, targets: Tensor, available: int, needed: int | None
+) -> None:
+    found = evidence(parse_target(text, task), targets, targets, task)
+    assert found is not None
+    assert (found.available, found.needed) == (available, needed)
+
+
+@pytest.mark.parametrize("text", ["maximise recall", "f1>=0.9"])
+def test_what_is_no_bound_of_a_share_needs_no_number(text: str) -> None:
+    target = parse_target(text, Task.PRESENCE)
+    assert evidence(target, YES, YES, Task.PRESENCE) is None
+    assert proof_note(target, None) is None
+
+
+def test_too_few_images_prove_nothing_and_enough_may() -> None:
+    target = parse_target("recall>=0.95", Task.PRESENCE)
+    for number, enough in ((10, False), (58, False), (59, True), (600, True)):
+        targets = torch.ones(number, 1).bool()
+        note = proof_note(target, evidence(target, targets, targets, Task.PRESENCE))
+        assert (note is None) == enough
+    never = parse_target("specificity>=1", Task.PRESENCE)
+    note = proof_note(never, evidence(never, NO, NO, Task.PRESENCE))
+    assert note is not None
+    assert "no number of images" in note
+
+
+@pytest.mark.parametrize(("images", "proves"), [(10, False), (60, True)])
+def test_the_command_says_how_many_images_are_needed(
+    images: int, proves: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probes(tmp_path, task="presence")
+    for label, start in (("dark", 0.05), ("bright", 0.8)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(images):
+            level = start + 0.15 * number / images
+            (tmp_path / "data" / label / f"{number}.png").write_bytes(image(level))
+    path = str(tmp_path / "ensemble.yaml")
+    command = ["tune", path, "--data", str(tmp_path / "data"), "--target", "recall>=0.95"]
+    report = tmp_path / "report"
+    assert main([*command, "--no-nested", "--report", str(report)]) == 0
+    told = capsys.readouterr().out
+    words = "that proves nothing about recall>=0.95: there are 10 images with the label, and at 95%"
+    assert (words in told) != proves
+    assert ("at least 59" in told) != proves
+    content = json.loads((report / "report.json").read_text())
+    assert content["evidence"]["available"] == images
+    assert content["evidence"]["needed"] == 59
+    assert ("proves nothing" in (report / "report.html").read_text()) != proves
 
 
 def test_the_command_names_a_label_that_is_missing(

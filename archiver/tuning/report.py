@@ -48,6 +48,7 @@ def report_json(tuning: Tuning) -> dict[str, Any]:
         },
         "target": str(tuning.target),
         "reached": tuning.reached,
+        "evidence": None if tuning.evidence is None else asdict(tuning.evidence),
         "notes": tuning.notes,
         "chosen": tuning.chosen.text,
         "temperatures": dict(

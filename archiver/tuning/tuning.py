@@ -10,7 +10,7 @@ from ...handlers.tasks import Task
 from .calibration import MemberCalibration, calibrations
 from .candidates import candidates
 from .endpoint import evaluate_endpoint, figures_of_predictions
-from .evidence import check_labels, labels_note
+from .evidence import Evidence, check_labels, evidence, labels_note, proof_note
 from .fitting import Learned, Outputs
 from .labelled_data import LabelledData
 from .nested import Expected, expected
@@ -46,9 +46,18 @@ class Tuning:
     expected: Expected | None = None
 
     @property
+    def evidence(self) -> Evidence | None:
+        """How much the data can prove about the target; None where it is no bound of a share."""
+        decisions, targets = self.chosen.decisions, self.outputs.targets
+        return evidence(self.target, decisions, targets, self.outputs.panel.task)
+
+    @property
     def notes(self) -> list[str]:
         """What people have to know about the figures, a sentence or two for each."""
-        notes = [labels_note(self.outputs, self.spec.score_labels)]
+        notes = [
+            proof_note(self.target, self.evidence) if self.reached else None,
+            labels_note(self.outputs, self.spec.score_labels),
+        ]
         return [note for note in notes if note is not None]
 
 
