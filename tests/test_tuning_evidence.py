@@ -102,6 +102,17 @@ class TestLabels:
             check_labels(seen, LABELS, 5)
         check_labels(seen, LABELS, 2)
 
+    def test_the_only_label_is_refused_by_name(self) -> None:
+        with pytest.raises(SpecError, match="all images show 'birch'; add images of another label"):
+            check_labels(outputs(Task.CLASSIFICATION, classes(0, 9, 0, 0)), LABELS, 3)
+        with pytest.raises(SpecError, match="all images show 'no tree'"):
+            check_labels(outputs(Task.PRESENCE, NO), ("no tree", "tree"), 3)
+
+    def test_presence_names_the_label_that_is_rare(self) -> None:
+        seen = outputs(Task.PRESENCE, torch.cat([YES[:2], NO]))
+        with pytest.raises(SpecError, match="too few images for 3 folds: 'tree' has 2"):
+            check_labels(seen, ("no tree", "tree"), 3)
+
 
 @pytest.mark.parametrize(
     ("share", "needed"), [(0.95, 59), (0.99, 299), (0.9, 29), (0.5, 5), (0.0, 0), (1.0, None)]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...handlers.errors import SpecError
@@ -131,22 +132,28 @@ def labels_note(outputs: Outputs, labels: Sequence[str]) -> str | None:
 
 
 def check_labels(outputs: Outputs, labels: Sequence[str], folds: int) -> None:
-    """Refuse a label that some folds would have to do without.
+    """Refuse data with one label only, or with a label that some folds would have to do without.
 
     Args:
         outputs: on the labelled data.
-        labels: names of the score labels.
+        labels: of the spec.
         folds: of the cross-validation.
 
     Raises:
-        SpecError: names each label of a classification that has images, but fewer than folds.
+        SpecError: names each label that has images, but fewer than folds.
     """
-    if outputs.panel.task is not Task.CLASSIFICATION:
+    task, targets = outputs.panel.task, outputs.targets
+    if task is Task.PRESENCE:
+        targets = torch.cat([~targets, targets], dim=1)
+    elif task is not Task.CLASSIFICATION:
         return
-    counts = dict(zip(labels, outputs.targets.sum(dim=0).tolist(), strict=True))
-    few = [f"'{label}' has {count}" for label, count in counts.items() if 0 < count < folds]
+    counts = zip(labels, targets.sum(dim=0).tolist(), strict=True)
+    there = {label: count for label, count in counts if count}
+    if len(there) == 1:
+        raise SpecError(f"all images show '{next(iter(there))}'; add images of another label")
+    few = [f"'{label}' has {count}" for label, count in there.items() if count < folds]
     if few:
         raise SpecError(
-            f"too few images for {folds} folds: {', '.join(few)}; add images of them, take fewer "
-            "folds, or leave these labels out of the data"
+            f"too few images for {folds} folds: {', '.join(few)}; add images of them, or take "
+            "fewer folds"
         )

@@ -92,7 +92,7 @@ def tune(
     Raises:
         SpecError: too few images for the folds, of all or of a label.
     """
-    check_labels(outputs, spec.score_labels, folds)
+    check_labels(outputs, spec.labels, folds)
     tried = candidates(
         spec.task, outputs.panel.member_names, has_every_label=not outputs.one_sided_labels()
     )
