@@ -26,6 +26,9 @@ _MARGIN = 8
 _PIXELS_IN_BAND = 1 << 20
 """Pixels that become gray at once; the arithmetic takes 12 bytes for each."""
 
+_ONE_PIXEL = (1, (1, 1))
+"""Values of ``resize`` that can make an image one pixel: 1 does so to a square one."""
+
 # torchvision ignores antialias for these.
 _UNFILTERED = {Interpolation.NEAREST, Interpolation.NEAREST_EXACT}
 
@@ -228,13 +231,17 @@ class Preprocessor:
         if settings.color is Color.GRAYSCALE:
             image = _gray(image)
         if settings.resize is not None:
+            # PyTorch 2.14 takes one pixel of several channels for channels in another order, and
+            # fails; as a batch of images with one channel each the channels give the same pixel.
+            by_channel = settings.resize in _ONE_PIXEL
             size = settings.resize
             image = functional.resize(
-                image,
+                image.unsqueeze(1) if by_channel else image,
                 [size] if isinstance(size, int) else list(size),
                 interpolation=InterpolationMode(settings.interpolation.value),
                 antialias=settings.antialias,
             )
+            image = image.squeeze(1) if by_channel else image
         if settings.crop is not None:
             image = functional.center_crop(image, list(self.shape[1:]))
         return image

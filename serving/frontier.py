@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ class ServingChoice:
     batch_size: int
     max_batch_delay_ms: int
     threads: int | None = None
+
+    def threads_of_a_worker(self) -> int:
+        """The number of threads that each worker has on this machine."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.workers)
 
     def __str__(self) -> str:
         threads = "" if self.threads is None else f", {self.threads} threads"

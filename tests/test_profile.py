@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from torchserve_ensemble.archiver.variants import vary_archive
 from torchserve_ensemble.handlers.archive_file import verify_archive
 from torchserve_ensemble.handlers.errors import ServerError
 from torchserve_ensemble.handlers.spec import Serving, load_spec
-from torchserve_ensemble.profile_command import _numbers, choices
+from torchserve_ensemble.profile_command import _numbers, choices, variant
 from torchserve_ensemble.serving.frontier import ServingChoice, Tried, best, frontier
 from torchserve_ensemble.serving.load import LoadFigures, closed_loop
 
@@ -110,6 +111,56 @@ def test_the_choice_is_written_and_comments_stay(tmp_path: Path) -> None:
     spec = load_spec(path)
     assert (spec.serving.workers, spec.serving.batch_size) == (2, 16)
     assert spec.runtime.threads == 4
+
+
+def threads_served(archive: Path) -> int:
+    """What the worker of an archive would start with."""
+    with zipfile.ZipFile(archive) as opened:
+        spec = yaml.safe_load(opened.read("ensemble/ensemble.yaml"))
+        workers = yaml.safe_load(opened.read("model-config.yaml"))["minWorkers"]
+    threads: int = spec.get("runtime", {}).get("threads") or max(
+        1, (os.cpu_count() or 1) // workers
+    )
+    return threads
+
+
+@pytest.mark.parametrize("runtime", [{}, {"threads": 7}, {"threads": 7, "micro_batch": 4}])
+def test_threads_left_out_are_cores_divided_by_workers(
+    tmp_path: Path, runtime: dict[str, int]
+) -> None:
+    """Whatever the spec says, which is one of the settings that are to be compared."""
+    folder = tmp_path / "spec"
+    folder.mkdir()
+    probes(folder, runtime=runtime)
+    path = folder / "ensemble.yaml"
+    archive, cores = build_archive(path, tmp_path), os.cpu_count() or 1
+    for workers, threads, expected in (
+        (1, None, cores),
+        (2, None, max(1, cores // 2)),
+        (2 * cores, None, 1),
+        (2, 3, 3),
+    ):
+        target = tmp_path / "variant.mar"
+        variant(archive, target, load_spec(path), ServingChoice(workers, 8, 1, threads))
+        assert threads_served(target) == expected, (workers, threads)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "left"),
+    [
+        ({}, {}),
+        ({"threads": 7}, {}),
+        ({"threads": 7, "micro_batch": 4}, {"micro_batch": 4}),
+    ],
+)
+def test_a_choice_without_threads_is_written_as_it_was_measured(
+    tmp_path: Path, runtime: dict[str, int], left: dict[str, int]
+) -> None:
+    probes(tmp_path, runtime=runtime)
+    path = tmp_path / "ensemble.yaml"
+    write_serving(path, {"workers": 2, "batch_size": 16, "max_batch_delay_ms": 1}, threads=None)
+    assert (yaml.safe_load(path.read_text()).get("runtime") or {}) == left
+    assert load_spec(path).runtime.threads is None
 
 
 @contextmanager

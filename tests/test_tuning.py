@@ -237,6 +237,8 @@ class TestChoice:
     ("text", "task", "words"),
     [
         ("recall", Task.PRESENCE, "write FIGURE>=VALUE"),
+        ("recall>=0.9.9", Task.PRESENCE, "write FIGURE>=VALUE"),
+        ("recall>=.", Task.PRESENCE, "write FIGURE>=VALUE"),
         ("recal>=0.9", Task.PRESENCE, "did you mean 'recall'"),
         ("recall<=0.9", Task.PRESENCE, "better when it is larger"),
         ("maximise rmse", Task.REGRESSION, "better when it is smaller"),

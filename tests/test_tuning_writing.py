@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,25 @@ import torch
 from probe_ensemble import probes
 
 from torchserve_ensemble.archiver.tuning.fitting import Learned
+from torchserve_ensemble.archiver.tuning.policy_text import (
+    has_limits,
+    lacks_model,
+    weighs_members,
+    with_model,
+)
 from torchserve_ensemble.archiver.tuning.writing import side_effects, write_operating_point
 from torchserve_ensemble.handlers.errors import SpecError
-from torchserve_ensemble.handlers.policies import StackingModel, load_fitted, parse_policy
+from torchserve_ensemble.handlers.policies import (
+    Catalogue,
+    Panel,
+    StackingModel,
+    definitions,
+    load_fitted,
+    parse_policy,
+)
 from torchserve_ensemble.handlers.service import catalogue
 from torchserve_ensemble.handlers.spec import load_spec
+from torchserve_ensemble.handlers.tasks import Task
 
 INDENTED = """\
 # Two probes of brightness.
@@ -126,6 +141,100 @@ def test_weights_are_written_for_a_policy_that_weighs(path: Path) -> None:
     assert [member.voting_weight for member in load_spec(path).members] == [0.25, 2.0]
 
 
+@pytest.mark.parametrize(
+    "policy",
+    ['member("weighted_a") >= 0.3', "weighted_a", 'any(weighted_a, member("weighted_a-2"))'],
+)
+def test_a_member_with_the_name_of_a_policy_weighs_nothing(path: Path, policy: str) -> None:
+    text = INDENTED.replace("name: a\n", "name: weighted_a\n")
+    path.write_text(text.replace("name: b\n", "name: weighted_a-2\n"))
+    write(path, policy, learned((1.0, 1.0)))
+    assert all(member.voting_weight == 1 for member in load_spec(path).members)
+
+
+@pytest.mark.parametrize(
+    "policy", ["weighted_mean >= 0.4", "any(a, b) and not weighted_mean(a, b)"]
+)
+def test_a_part_of_an_expression_weighs_too(path: Path, policy: str) -> None:
+    write(path, policy, learned())
+    assert [member.voting_weight for member in load_spec(path).members] == [0.25, 2.0]
+
+
+def test_the_policies_that_weigh_are_known() -> None:
+    """A policy weighs exactly if other weights can give other scores."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand((3, 50, 4), generator=generator).softmax(dim=2)
+    panel = Panel(
+        task=Task.CLASSIFICATION,
+        member_names=("a", "b", "c"),
+        weights=torch.ones(3),
+        member_thresholds=torch.full((3, 4), 0.5),
+        thresholds=torch.full((4,), 0.5),
+    )
+    weighed = replace(panel, weights=torch.tensor([5.0, 1.0, 0.5]))
+    parameters = {"average_of_maximum": "(buckets=2)", "maximum_of_average": "(buckets=2)"}
+    parameters |= {
+        "at_least": "(k=2)",
+        "trimmed_mean": "(fraction=0.3)",
+        "cascade": "(confidence=0.5)",
+    }
+    weigh = set()
+    for known in definitions():
+        if Task.CLASSIFICATION not in known.tasks or known.fitted is not None:
+            continue
+        text = known.name + parameters.get(known.name, "")
+        bound = parse_policy(text, {}, Catalogue(task=panel.task, member_names=panel.member_names))
+        first, second = (
+            bound.combine(each.ballot(scores, scores.log())) for each in (panel, weighed)
+        )
+        assert torch.equal(first.scores, second.scores) != weighs_members(text), text
+        weigh |= {text} if weighs_members(text) else set()
+    assert weigh == {"weighted_mean", "weighted_vote"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("stacking", 'stacking(model="m")'),
+        ("stacking()", 'stacking(model="m")'),
+        ("stacking(a, b)", 'stacking(a, b, model="m")'),
+        ("stacking( threshold=0.3)", 'stacking( model="m", threshold=0.3)'),
+        ("stacking >= 0.3", 'stacking(model="m") >= 0.3'),
+        (
+            "stacking and not stacking(threshold=0.3)",
+            'stacking(model="m") and not stacking(model="m", threshold=0.3)',
+        ),
+        ('stacking(model="own")', 'stacking(model="own")'),
+        ('any(stacking, member("stacking"))', 'any(stacking, member("stacking"))'),
+        ('member("stacking_b") >= 0.3', 'member("stacking_b") >= 0.3'),
+        ("stacking-b", "stacking-b"),
+        ("2nd-stacking", "2nd-stacking"),
+    ],
+)
+def test_a_fitted_model_goes_where_its_policy_stands(policy: str, expected: str) -> None:
+    assert with_model(policy, "stacking", "m") == expected
+    assert lacks_model(policy, "stacking") == (policy != expected)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("any", False),
+        ("at_least(k=2)", False),
+        ('member("low-threshold")', False),
+        ("low-threshold", False),
+        ("any(threshold, confidence)", False),
+        ("mean(threshold=0.2)", True),
+        ("mean(min_confidence=0.2)", True),
+        ("cascade(confidence=0.9)", True),
+        ("a >= 0.2", True),
+        ("not (a or mean < 0.2)", True),
+    ],
+)
+def test_limits(policy: str, expected: bool) -> None:
+    assert has_limits(policy) is expected
+
+
 def test_a_fitted_model_lies_beside_the_spec_under_the_policys_name(path: Path) -> None:
     text = write(path, "stacking(threshold=0.4)", learned(stacking=stacking()))
     assert text == 'stacking(model="tuned-stacking", threshold=0.4)'
@@ -162,6 +271,81 @@ def test_a_policy_that_does_not_work_is_not_written(path: Path, policy: str) -> 
     assert not list(path.parent.glob("*.partial"))
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    """What every file holds; folders are there with nothing."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [
+        ("stacking(threshold=7)", "tuned"),
+        ("stacking and meen", "tuned"),
+        ("stacking", "../tuned"),
+        ("stacking", "with space"),
+        # One name to file systems that do not tell capitals.
+        ("stacking", "Tuned"),
+    ],
+)
+def test_nothing_changes_where_the_spec_would_be_no_good(
+    path: Path, policy: str, name: str
+) -> None:
+    write(path, "stacking", learned(stacking=stacking(0.5)))
+    before = files_below(path.parent.parent)
+    with pytest.raises(SpecError):
+        write(path, policy, learned(stacking=stacking(2.0)), name=name)
+    assert files_below(path.parent.parent) == before
+
+
+def test_a_model_that_does_not_fit_leaves_no_folder_behind(path: Path) -> None:
+    before = files_below(path.parent)
+    foreign = StackingModel(("a", "z"), torch.zeros(1, 2), torch.zeros(1))
+    with pytest.raises(SpecError, match="was fitted with members a, z"):
+        write(path, "stacking", learned(stacking=foreign))
+    assert files_below(path.parent) == before
+
+
+@pytest.mark.parametrize("already", [True, False])
+def test_a_spec_that_cannot_be_replaced_keeps_its_models(
+    path: Path, already: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if already:
+        write(path, "stacking", learned(stacking=stacking(0.5)))
+    before = files_below(path.parent)
+    replace_file = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target == path:
+            raise OSError(28, "No space left on device")
+        return replace_file(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(SpecError, match=r"No space left on device.*nothing was changed"):
+        write(path, "stacking", learned(stacking=stacking(2.0)))
+    assert files_below(path.parent) == before
+
+
+def test_a_folder_of_models_that_leads_elsewhere_is_refused(path: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    elsewhere.mkdir()
+    (path.parent / "fitted").symlink_to(elsewhere)
+    with pytest.raises(SpecError):
+        write(path, "stacking", learned(stacking=stacking()))
+    assert not list(elsewhere.iterdir())
+    assert path.read_text() == INDENTED
+
+
+def test_nothing_is_left_beside_what_was_written(path: Path) -> None:
+    before = files_below(path.parent)
+    for value in (0.5, 2.0):
+        write(path, "stacking", learned(stacking=stacking(value)))
+    added = files_below(path.parent).keys() - before.keys()
+    assert added == {"fitted", "fitted/tuned-stacking.safetensors"}
+
+
 def test_a_link_and_the_file_mode_stay(path: Path, tmp_path: Path) -> None:
     path.chmod(0o640)
     link = tmp_path / "link.yaml"
@@ -177,6 +361,14 @@ def test_what_writing_changes_for_others_is_told(path: Path) -> None:
     (effect,) = side_effects(spec, "tuned", learned())
     assert "thresholds of careful were set for the old ones" in effect
     assert side_effects(spec, "careful", learned()) == []
+    path.write_text(INDENTED.replace("careful: mean(threshold=0.2)", "low-threshold: any"))
+    assert side_effects(load_spec(path), "tuned", learned()) == []
+    path.write_text(
+        INDENTED.replace("careful: mean(threshold=0.2)", "low-threshold: any").replace(
+            "default: mean", "default: low-threshold"
+        )
+    )
+    assert side_effects(load_spec(path), "tuned", learned()) == []
     assert side_effects(spec, "tuned", learned((1.0, 1.0))) == []
     path.write_text(INDENTED.replace("  default: mean\n", "  default: mean\n  allowed: [any]\n"))
     (effect,) = side_effects(load_spec(path), "tuned", learned((1.0, 1.0)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .handlers.errors import RequestError
+from .prediction_csv import Row, text_of, write_csv
 from .serving import image_sources
 from .serving.commands import add_token_options
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-Row = dict[str, Any]
 _OVER_ALL = ("smooth", "frames")
 
 
@@ -62,7 +61,13 @@ def add_command(subparsers: Subparsers) -> None:
     )
     command.add_argument("--on-error", choices=["fail", "skip"], help="unreadable images")
     command.add_argument("--top-k", type=int, help="also the k best labels")
-    command.add_argument("--format", choices=["table", "json", "lines", "csv"], default="table")
+    command.add_argument(
+        "--format",
+        choices=["table", "json", "lines", "csv"],
+        default="table",
+        help="lines: JSON, written as answers come; csv: a column for each member, written when "
+        "all are there, with ' before text that a spreadsheet would take for a formula",
+    )
     command.set_defaults(run=_predict)
 
 
@@ -165,33 +170,18 @@ def _with_progress(stack: ExitStack, rows: Iterator[Row], total: int) -> Iterato
 
 
 def _write(form: str, rows: Iterator[Row]) -> None:
-    """Lines and CSV are written as answers come; a table and JSON need them all."""
+    """Lines are written as answers come; the other formats need all answers first."""
     match form:
         case "lines":
             for row in rows:
                 print(json.dumps(row, ensure_ascii=False))
         case "csv":
-            _write_csv(rows)
+            write_csv(rows, sys.stdout)
         case "json":
             json.dump(list(rows), sys.stdout, indent=2, ensure_ascii=False)
             print()
         case _:
             _print_table(list(rows))
-
-
-def _write_csv(rows: Iterator[Row]) -> None:
-    writer = None
-    for row in rows:
-        cells = {"sample": row.get("sample", ""), "combined": "", "score": "", "error": ""}
-        if "error" in row:
-            cells["error"] = row["error"]["message"]
-        else:
-            cells |= {"combined": _text(row), "score": row.get("score", "")}
-            cells |= {name: _text(answer) for name, answer in row.get("members", {}).items()}
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, list(cells), extrasaction="ignore", restval="")
-            writer.writeheader()
-        writer.writerow(cells)
 
 
 def _print_table(rows: list[Row]) -> None:
@@ -214,13 +204,7 @@ def _print_table(rows: list[Row]) -> None:
     Console().print(table)
 
 
-def _text(answer: Row) -> str:
-    if "values" in answer:
-        return ", ".join(f"{label} {value:.4g}" for label, value in answer["values"].items())
-    return ", ".join(answer.get("labels", [])) or str(answer.get("label") or "none")
-
-
 def _cell(answer: Row) -> str:
-    text = _text(answer)
+    text = text_of(answer)
     score = answer.get("score")
     return text if score is None else f"{text} {score:.3f}"

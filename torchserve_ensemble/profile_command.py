@@ -54,11 +54,15 @@ def add_command(subparsers: Subparsers) -> None:
         type=_numbers,
         default=[None],
         metavar="N,N",
-        help="of each worker (default: cores divided by workers)",
+        help="of each worker (default: cores divided by workers, whatever the spec says)",
     )
     command.add_argument("--seconds", type=float, default=3, help="of each measurement")
     command.add_argument("--report", type=Path, metavar="FOLDER", help="profile.json, profile.svg")
-    command.add_argument("--write", action="store_true", help="write the choice into the spec")
+    command.add_argument(
+        "--write",
+        action="store_true",
+        help="write the choice into the spec: serving and runtime.threads",
+    )
     command.set_defaults(run=_profile)
 
 
@@ -137,7 +141,6 @@ def _measure(
     images: Sequence[bytes],
 ) -> Iterator[Tried]:
     from .archiver.build import build_archive
-    from .archiver.variants import vary_archive
     from .serving.load import closed_loop
     from .serving.server import Server
     from .serving.settings import ServerSettings, throw_away
@@ -148,14 +151,8 @@ def _measure(
         store = folder / "store"
         store.mkdir()
         for number, choice in enumerate(asked):
-            serving = replace(
-                spec.serving,
-                workers=choice.workers,
-                batch_size=choice.batch_size,
-                max_batch_delay_ms=choice.max_batch_delay_ms,
-            )
             archive = store / built.name
-            vary_archive(built, archive, spec, serving, choice.threads)
+            variant(built, archive, spec, choice)
             settings = ServerSettings(store, (archive.name,), overrides=throw_away())
             with Server.start(settings, folder / str(number)) as server:
                 server.wait_ready()
@@ -168,6 +165,27 @@ def _measure(
                         seconds=arguments.seconds,
                     )
                     yield Tried(choice, figures)
+
+
+def variant(built: Path, target: Path, spec: EnsembleSpec, choice: ServingChoice) -> None:
+    """Copy an archive with the settings that are to be measured in place of the spec's own.
+
+    Args:
+        built: the archive of `spec`.
+        target: the new file.
+        spec: the ensemble.
+        choice: the settings.
+    """
+    from .archiver.variants import vary_archive
+
+    serving = replace(
+        spec.serving,
+        workers=choice.workers,
+        batch_size=choice.batch_size,
+        max_batch_delay_ms=choice.max_batch_delay_ms,
+    )
+    # Always a number: without one the spec's own runtime.threads would stay.
+    vary_archive(built, target, spec, serving, choice.threads_of_a_worker())
 
 
 def _print(tried: Sequence[Tried], latency_ms: float) -> None:

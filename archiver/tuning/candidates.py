@@ -55,8 +55,18 @@ class Candidate:
         return f"{self.policy}({written})" if written else self.policy
 
 
-def candidates(task: Task, members: Sequence[str]) -> list[Candidate]:
-    """Members alone, then policies."""
+def candidates(
+    task: Task, members: Sequence[str], *, has_every_label: bool = True
+) -> list[Candidate]:
+    """Members alone, then policies.
+
+    Args:
+        task: of the ensemble.
+        members: their names.
+        has_every_label: whether the data show each label and its absence. Where they do not,
+            stacking is left out: it learns each label's answer from scratch, and could never give
+            one that it has not seen. The other policies start from the members' scores or votes.
+    """
     dial = "threshold" if task in _THRESHOLDED else None
     if task is Task.CLASSIFICATION:
         dial = "min_confidence"
@@ -69,6 +79,8 @@ def candidates(task: Task, members: Sequence[str]) -> list[Candidate]:
     names = [*_PLAIN, *(_OF_CLASSES if task is Task.CLASSIFICATION else ())]
     if task is Task.MULTILABEL:
         names.remove("dawid_skene")
+    if not has_every_label:
+        names.remove("stacking")
     found = [Candidate(name, name, dial=dial) for name in names]
     for votes in range(2, len(members)):
         name = f"at_least(k={votes})"

@@ -52,6 +52,17 @@ class Outputs:
             targets=self.targets[chosen],
         )
 
+    def one_sided_labels(self) -> list[int]:
+        """Positions of the score labels that no sample has, or that all samples have.
+
+        Nothing can be learned about such a label; a regression has none.
+        """
+        if self.panel.task is Task.REGRESSION:
+            return []
+        same = self.targets.all(dim=0) | ~self.targets.any(dim=0)
+        positions: list[int] = same.nonzero().flatten().tolist()
+        return positions
+
     def ballot(self) -> Ballot:
         """For policies."""
         whole = bool(self.logits.isfinite().all())

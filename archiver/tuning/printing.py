@@ -48,6 +48,8 @@ def print_tuning(found: Tuning) -> None:
             f"no policy reaches {found.target} out of fold; {found.chosen.text} comes closest and "
             f"misses it by {missed:.4f}"
         )
+    for note in found.notes:
+        print(f"  note: {note}")
     if found.expected is not None:
         other = found.target.complement
         print(

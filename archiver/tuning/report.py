@@ -48,6 +48,8 @@ def report_json(tuning: Tuning) -> dict[str, Any]:
         },
         "target": str(tuning.target),
         "reached": tuning.reached,
+        "evidence": None if tuning.evidence is None else asdict(tuning.evidence),
+        "notes": tuning.notes,
         "chosen": tuning.chosen.text,
         "temperatures": dict(
             zip(tuning.outputs.panel.member_names, tuning.learned.temperatures, strict=True)
@@ -108,6 +110,7 @@ def _page(tuning: Tuning) -> str:
         f"<p>Chosen: <b><code>{html.escape(chosen.text)}</code></b>, which {verdict}.</p>",
         f"<p>Data: {html.escape(tuning.data.name)}, {len(tuning.data.paths)} images, "
         f"<small>{tuning.data.digest}</small></p>",
+        *(f"<p><b>Note:</b> {html.escape(note)}.</p>" for note in tuning.notes),
         *_expectation(tuning),
         "<h2>Members and policies</h2>",
         "<p>Every row at the operating point that serves the target best. Figures are out of fold: "

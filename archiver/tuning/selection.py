@@ -110,7 +110,11 @@ def _measure(
     applied = learned.apply(outputs)
     whole = _Fold(applied, applied, torch.arange(len(outputs.targets)), learned)
     found = []
-    everything = candidates(outputs.panel.task, outputs.panel.member_names)
+    everything = candidates(
+        outputs.panel.task,
+        outputs.panel.member_names,
+        has_every_label=not outputs.one_sided_labels(),
+    )
     for candidate in everything:
         # E.g. logit_mean does not work where a member gives probabilities.
         with contextlib.suppress(PolicyError, MemberError):

@@ -10,7 +10,7 @@ from ...handlers.errors import SpecError
 from ...handlers.strict_yaml import nearest
 from ...handlers.tasks import Task
 
-_FORM = re.compile(r"\s*(?:(maximise|minimise)\s+(\w+)|(\w+)\s*(>=|<=)\s*([\d.]+))\s*")
+_FORM = re.compile(r"\s*(?:(maximise|minimise)\s+(\w+)|(\w+)\s*(>=|<=)\s*(\d+\.?\d*|\.\d+))\s*")
 _ALIASES = {"sensitivity": "recall", "fpr": "false_positive_rate"}
 _DETECTION = {
     "recall": "precision",

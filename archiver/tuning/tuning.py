@@ -10,6 +10,7 @@ from ...handlers.tasks import Task
 from .calibration import MemberCalibration, calibrations
 from .candidates import candidates
 from .endpoint import evaluate_endpoint, figures_of_predictions
+from .evidence import Evidence, check_labels, evidence, labels_note, proof_note
 from .fitting import Learned, Outputs
 from .labelled_data import LabelledData
 from .nested import Expected, expected
@@ -44,6 +45,21 @@ class Tuning:
     calibrations: Sequence[MemberCalibration] = ()
     expected: Expected | None = None
 
+    @property
+    def evidence(self) -> Evidence | None:
+        """How much the data can prove about the target; None where it is no bound of a share."""
+        decisions, targets = self.chosen.decisions, self.outputs.targets
+        return evidence(self.target, decisions, targets, self.outputs.panel.task)
+
+    @property
+    def notes(self) -> list[str]:
+        """What people have to know about the figures, a sentence or two for each."""
+        notes = [
+            proof_note(self.target, self.evidence) if self.reached else None,
+            labels_note(self.outputs, self.spec.score_labels),
+        ]
+        return [note for note in notes if note is not None]
+
 
 def tune(
     spec: EnsembleSpec,
@@ -74,9 +90,13 @@ def tune(
         on_step: called with the number of steps, after each.
 
     Raises:
-        SpecError: too few images for the folds.
+        SpecError: too few images for the folds, of all or of a label.
     """
-    steps = len(candidates(spec.task, outputs.panel.member_names)) + (folds if nested else 0)
+    check_labels(outputs, spec.labels, folds)
+    tried = candidates(
+        spec.task, outputs.panel.member_names, has_every_label=not outputs.one_sided_labels()
+    )
+    steps = len(tried) + (folds if nested else 0)
 
     def step(_: int) -> None:
         on_step(steps)
