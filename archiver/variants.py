@@ -33,8 +33,8 @@ def vary_archive(
         "batch_size": serving.batch_size,
         "max_batch_delay_ms": serving.max_batch_delay_ms,
     }
-    if threads is not None:
-        content["runtime"] = (content.get("runtime") or {}) | {"threads": threads}
+    runtime = (content.get("runtime") or {}) | {"threads": threads}
+    content["runtime"] = {key: value for key, value in runtime.items() if value is not None}
     contents[SPEC] = yaml.safe_dump(content, sort_keys=False).encode()
     contents[MODEL_CONFIG] = model_config(replace(spec, serving=serving)).encode()
     record = ArchiveRecord.from_json(contents[RECORD].decode(), source=str(archive))

@@ -71,10 +71,11 @@ class Decoder:
         self._pool = pool
 
     def open_all(self, samples: Sequence[Sample]) -> list[Opened | EnsembleError]:
-        """Look at each sample's header; the errors are those of single samples."""
-        if len(samples) == 1:  # Not worth a thread.
-            return [self._guarded(self._open, samples[0])]
-        return self._pool.map(lambda sample: self._guarded(self._open, sample), samples)
+        """Look at each sample's header; the errors are those of single samples.
+
+        Not on the pool: Pillow reads headers in Python, which runs on one thread at a time.
+        """
+        return [self._guarded(self._open, sample) for sample in samples]
 
     def decode_all(
         self, jobs: Sequence[tuple[Opened, Sequence[int]]], end: float

@@ -23,6 +23,9 @@ middle before they are resized."""
 _MARGIN = 8
 """Pixels of the resized image that are computed beyond the crop, so that no edge shows in it."""
 
+_MAX_IDLE_SHARE = 4
+"""A resized image may keep so many times its own memory, of what it was cropped from."""
+
 _PIXELS_IN_BAND = 1 << 20
 """Pixels that become gray at once; the arithmetic takes 12 bytes for each."""
 
@@ -209,8 +212,11 @@ class Preprocessor:
         Args:
             image: uint8 (3, height, width).
         """
-        # A copy of its own, so that the image itself can go.
-        return Resized(self._geometry(image).clone())
+        pixels = self._geometry(image)
+        if pixels.untyped_storage().nbytes() > _MAX_IDLE_SHARE * pixels.nbytes:
+            # A crop of something large, which can go.
+            pixels = pixels.clone()
+        return Resized(pixels)
 
     def _pixels(self, image: Tensor | Resized) -> Tensor:
         return image.pixels if isinstance(image, Resized) else self._geometry(image)
