@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -295,11 +295,8 @@ class Choice:
         """
         errors: dict[int, EnsembleError] = {}
         groups: list[Group] = []
-        for available, positions in self._by_members(rows, outputs).items():
+        for available, missing, positions in self._by_members(rows, outputs):
             indices = tuple(readable[position] for position in positions)
-            missing = MembersOfSample()
-            if len(available) < len(self.members):
-                missing = self._missing(rows[positions[0]], outputs)
             try:
                 self._check_enough(available, missing)
                 ballot = self._ballot(available, [rows[each] for each in positions], outputs)
@@ -313,23 +310,32 @@ class Choice:
                 )
         return self._result(request, tuple(groups), errors)
 
-    def _by_members(self, rows: range, outputs: MemberScores) -> dict[tuple[int, ...], list[int]]:
-        """Members that answered -> positions of the samples that exactly they answered."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        states = outputs.states[:, rows.start : rows.stop].T.tolist()
-        for position, found in enumerate(states):
-            available = tuple(m for m in self.members if found[m] == State.ANSWERED)
-            groups.setdefault(available, []).append(position)
-        return groups
+    def _by_members(
+        self, rows: range, outputs: MemberScores
+    ) -> Iterator[tuple[tuple[int, ...], MembersOfSample, list[int]]]:
+        """Group the samples for which the same members answered, failed and were late.
 
-    def _missing(self, row: int, outputs: MemberScores) -> MembersOfSample:
-        names, states = self.panel.member_names, outputs.states[:, row].tolist()
-        return MembersOfSample(
-            failed={
-                names[m]: outputs.reasons[m, row] for m in self.members if states[m] == State.FAILED
-            },
-            late=tuple(names[m] for m in self.members if states[m] == State.LATE),
-        )
+        Yields:
+            The members that answered, those that did not, and the positions of the samples. Two
+            samples for which a member failed with different reasons are in different groups.
+        """
+        states = outputs.states[:, rows.start : rows.stop].T.tolist()
+        # Of each member its state, or the reason why it failed.
+        groups: dict[tuple[int | str, ...], list[int]] = {}
+        for position, (row, found) in enumerate(zip(rows, states, strict=True)):
+            reports = tuple(
+                outputs.reasons[m, row] if found[m] == State.FAILED else found[m]
+                for m in self.members
+            )
+            groups.setdefault(reports, []).append(position)
+        for reports, positions in groups.items():
+            named = list(zip(self._chosen.member_names, reports, strict=True))
+            missing = MembersOfSample(
+                failed={name: report for name, report in named if isinstance(report, str)},
+                late=tuple(name for name, report in named if report == State.LATE),
+            )
+            answered = zip(self.members, reports, strict=True)
+            yield tuple(m for m, report in answered if report == State.ANSWERED), missing, positions
 
     def _check_enough(self, available: tuple[int, ...], missing: MembersOfSample) -> None:
         failures = self.combiner.spec.failures

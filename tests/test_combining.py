@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from probe_ensemble import form, image, probes
+from probe_ensemble import ask, form, image, probes
 from torch import Tensor
 
 from torchserve_ensemble.handlers import service as service_module
@@ -215,3 +216,77 @@ class TestKeptChoices:
         with pytest.raises(PolicyError, match="parameter k"):
             combiner.choose(parse_options(options))
         assert not combiner._choices
+
+
+class TestMissingMembers:
+    """What each sample says of the members that failed or were late for it."""
+
+    @staticmethod
+    def service(
+        folder: Path,
+        states: list[list[State]],
+        *,
+        reasons: dict[tuple[int, int], str] | None = None,
+        members: int = 3,
+        task: str = "presence",
+        **failures: Any,
+    ) -> EnsembleService:
+        """Members a, b ... of which each sample has the given states, one list a member."""
+        bounds = (0.1, 0.2, 0.3, 0.4, 0.6)[:members]
+        service = probes(
+            folder, task=task, bounds=bounds, failures={"deadline_ms": 1e9, **failures}
+        )
+        run_all = service._runtime.run
+
+        def run(images: Sequence[PreparedImage], **options: Any) -> MemberScores:
+            found = run_all(images, **options)
+            for member, of_samples in enumerate(states):
+                for sample, state in enumerate(of_samples):
+                    if state is State.FAILED:
+                        reason = (reasons or {}).get((member, sample), "broken")
+                        found.fail(member, torch.tensor([sample]), reason)
+                    if state is State.LATE:
+                        found.states[member, sample] = state
+                    if state is not State.ANSWERED:
+                        found.scores[member, sample] = found.logits[member, sample] = torch.nan
+            return found
+
+        service._runtime.run = run  # type: ignore[method-assign,assignment]
+        return service
+
+    YES, NO, LATE = State.ANSWERED, State.FAILED, State.LATE
+
+    def test_each_sample_has_its_own_reasons(self, tmp_path: Path) -> None:
+        states = [[self.YES] * 4, [self.NO, self.NO, self.LATE, self.NO], [self.YES] * 4]
+        reasons = {(1, 0): "not finite", (1, 1): "too bright", (1, 3): "not finite"}
+        service = self.service(tmp_path, states, reasons=reasons, on_failure="drop")
+        rows = ask(service, *[image(0.5)] * 4)["predictions"]
+        assert [row.get("failed_members") for row in rows] == [
+            {"b": "not finite"},
+            {"b": "too bright"},
+            None,
+            {"b": "not finite"},
+        ]
+        assert [row.get("late_members") for row in rows] == [None, None, ["b"], None]
+        assert len({json.dumps(row["members"]) for row in rows}) == 1
+
+    def test_members_that_change_places_are_not_mixed(self, tmp_path: Path) -> None:
+        states = [[self.NO, self.LATE], [self.LATE, self.NO], [self.YES, self.YES]]
+        service = self.service(tmp_path, states, on_failure="neutral")
+        first, second = ask(service, image(0.5), image(0.5), policy="any")["predictions"]
+        assert (first["failed_members"], first["late_members"]) == ({"a": "broken"}, ["b"])
+        assert (second["failed_members"], second["late_members"]) == ({"b": "broken"}, ["a"])
+
+    @pytest.mark.parametrize("failures", [{"on_failure": "fail"}, {"on_failure": "drop"}])
+    def test_each_refused_sample_has_its_own_status(
+        self, tmp_path: Path, failures: dict[str, Any]
+    ) -> None:
+        states = [[self.YES] * 4, [self.NO, self.LATE, self.NO, self.YES], [self.YES] * 4]
+        reasons = {(1, 0): "not finite", (1, 2): "too bright"}
+        service = self.service(tmp_path, states, reasons=reasons, min_members=3, **failures)
+        rows = ask(service, *[image(0.5)] * 4, on_error="skip")["predictions"]
+        assert [row["error"]["code"] for row in rows[:3]] == [500, 504, 500]
+        assert "not finite" in rows[0]["error"]["message"]
+        assert "deadline" in rows[1]["error"]["message"]
+        assert "too bright" in rows[2]["error"]["message"]
+        assert "error" not in rows[3]
