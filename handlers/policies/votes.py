@@ -42,10 +42,6 @@ def at_least(
     k: Annotated[int, Field(ge=1, description="Votes needed"), AtMostMembers()],
 ) -> Outcome:
     """A label is chosen when at least k members vote for it; score: the k-th largest."""
-    if k > len(ballot.scores):
-        raise PolicyError(
-            f"policy 'at_least' needs k={k} members, but only {len(ballot.scores)} gave scores"
-        )
     return _from_k_votes(ballot, k)
 
 
