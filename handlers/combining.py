@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -30,7 +30,7 @@ from .policies import (
 )
 from .quoting import shown, shown_names
 from .requests import ParsedRequest, Sample
-from .runtime import Input, MemberScores, Runtime, State
+from .runtime import NOT_FINITE, Input, MemberScores, Runtime, State
 from .sequences import smooth
 from .spec import EnsembleSpec, OnFailure
 from .strict_yaml import nearest
@@ -174,34 +174,30 @@ class Choice:
         Raises:
             PolicyError: it does not exist, or does not work with these members.
         """
-        return self._policy_over(tuple(self.panel.member_names[m] for m in self.members))
-
-    def _policy_over(self, member_names: tuple[str, ...]) -> BoundPolicy:
         catalogue = self.combiner.catalogue
         return parse_policy(
             self.options.policy or catalogue.default,
             self.options.policy_parameters,
-            replace(catalogue, member_names=member_names),
+            replace(catalogue, member_names=self._chosen.member_names),
         )
 
     def _without(self, available: tuple[str, ...]) -> BoundPolicy:
-        """The policy over the members that answered.
+        """The policy for samples that only some of the members answered.
 
-        A missing member's neutral vote is no vote: `at_least` and `majority` still ask for as many
-        votes as with all members; every other policy treats a member that does not vote as absent.
+        It is the same policy: whether it can do with these members shows when it combines. But a
+        missing member's neutral vote is no vote, so that `majority` then asks for as many votes as
+        with all members, as `at_least` always does.
+
+        Raises:
+            PolicyError: fewer members answered than votes are needed.
         """
         asked, whole = self._chosen.member_names, self.policy
-        if available == asked:
+        neutral = self.combiner.spec.failures.on_failure is OnFailure.NEUTRAL
+        if available == asked or not neutral or whole.name not in ("majority", "at_least"):
             return whole
-        if self.combiner.spec.failures.on_failure is not OnFailure.NEUTRAL:
-            return self._policy_over(available)
-        parameters = dict(whole.parameters)
-        if whole.name == "majority":
-            parameters["k"] = votes_for_majority(len(asked))
-        elif whole.name != "at_least":
-            return self._policy_over(available)
+        parameters = {"k": votes_for_majority(len(asked)), **whole.parameters}
         if parameters["k"] > len(available):
-            raise MemberError(
+            raise PolicyError(
                 f"policy {whole.name} needs {parameters['k']} votes, and {len(available)} of "
                 f"{len(asked)} members answered"
             )
@@ -295,41 +291,47 @@ class Choice:
         """
         errors: dict[int, EnsembleError] = {}
         groups: list[Group] = []
-        for available, positions in self._by_members(rows, outputs).items():
+        for available, missing, positions in self._by_members(rows, outputs):
             indices = tuple(readable[position] for position in positions)
-            missing = MembersOfSample()
-            if len(available) < len(self.members):
-                missing = self._missing(rows[positions[0]], outputs)
             try:
                 self._check_enough(available, missing)
                 ballot = self._ballot(available, [rows[each] for each in positions], outputs)
-                outcome = self._without(ballot.member_names).combine(ballot)
+                outcome = self._combined(ballot, missing)
             except EnsembleError as error:
                 for index in indices:
-                    errors[index] = _of_sample(error, request.samples[index])
+                    errors[index] = _of_sample(error, request.samples[index], missing)
             else:
                 groups.append(
                     Group(indices=indices, ballot=ballot, outcome=outcome, missing=missing)
                 )
         return self._result(request, tuple(groups), errors)
 
-    def _by_members(self, rows: range, outputs: MemberScores) -> dict[tuple[int, ...], list[int]]:
-        """Members that answered -> positions of the samples that exactly they answered."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        states = outputs.states[:, rows.start : rows.stop].T.tolist()
-        for position, found in enumerate(states):
-            available = tuple(m for m in self.members if found[m] == State.ANSWERED)
-            groups.setdefault(available, []).append(position)
-        return groups
+    def _by_members(
+        self, rows: range, outputs: MemberScores
+    ) -> Iterator[tuple[tuple[int, ...], MembersOfSample, list[int]]]:
+        """Group the samples for which the same members answered, failed and were late.
 
-    def _missing(self, row: int, outputs: MemberScores) -> MembersOfSample:
-        names, states = self.panel.member_names, outputs.states[:, row].tolist()
-        return MembersOfSample(
-            failed={
-                names[m]: outputs.reasons[m, row] for m in self.members if states[m] == State.FAILED
-            },
-            late=tuple(names[m] for m in self.members if states[m] == State.LATE),
-        )
+        Yields:
+            The members that answered, those that did not, and the positions of the samples. Two
+            samples for which a member failed with different reasons are in different groups.
+        """
+        states = outputs.states[:, rows.start : rows.stop].T.tolist()
+        # Of each member its state, or the reason why it failed.
+        groups: dict[tuple[int | str, ...], list[int]] = {}
+        for position, (row, found) in enumerate(zip(rows, states, strict=True)):
+            reports = tuple(
+                outputs.reasons[m, row] if found[m] == State.FAILED else found[m]
+                for m in self.members
+            )
+            groups.setdefault(reports, []).append(position)
+        for reports, positions in groups.items():
+            named = list(zip(self._chosen.member_names, reports, strict=True))
+            missing = MembersOfSample(
+                failed={name: report for name, report in named if isinstance(report, str)},
+                late=tuple(name for name, report in named if report == State.LATE),
+            )
+            answered = zip(self.members, reports, strict=True)
+            yield tuple(m for m, report in answered if report == State.ANSWERED), missing, positions
 
     def _check_enough(self, available: tuple[int, ...], missing: MembersOfSample) -> None:
         failures = self.combiner.spec.failures
@@ -344,15 +346,39 @@ class Choice:
             if drops
             else ""
         )
+        raise self._refusal(missing, short)
+
+    def _combined(self, ballot: Ballot, missing: MembersOfSample) -> Outcome:
+        """The outcome of the members that answered.
+
+        Raises:
+            PolicyError: the policy cannot combine the scores of the members that were asked.
+            MemberError, LateError, BusyError: it could, but not without those that are missing.
+        """
+        try:
+            return self._without(ballot.member_names).combine(ballot)
+        except PolicyError as error:
+            if missing.failed or missing.late:
+                # A policy that refuses even a ballot of all members, here one of no samples, is
+                # the client's mistake. One that does not would have answered this request.
+                everyone = self._chosen
+                no_samples = torch.empty(len(self.members), 0, len(everyone.thresholds))
+                self.policy.combine(everyone.ballot(no_samples))
+                raise self._refusal(missing, f"; {error.message}") from error
+            raise
+
+    def _refusal(self, missing: MembersOfSample, consequence: str) -> EnsembleError:
+        """The error of a sample that cannot be answered without the members that are missing."""
         if missing.failed:
-            reasons = "; ".join(f"member {name}: {why}" for name, why in missing.failed.items())
-            raise MemberError(f"{reasons}{short}")
+            reasons = [f"member {name}: {why}" for name, why in missing.failed.items()]
+            reasons += [f"member {name}: had not begun in time" for name in missing.late]
+            return MemberError(f"{'; '.join(reasons)}{consequence}")
         if self.deadline_ms is None:
-            raise busy()
-        raise LateError(
+            return busy()
+        return LateError(
             f"member {', '.join(missing.late)} had not begun when the deadline of "
-            f"{self.deadline_ms:g} ms was over{short}; allow more time (deadline_ms), send fewer "
-            "samples, or let the deployment drop late members (failures.on_failure: drop)"
+            f"{self.deadline_ms:g} ms was over{consequence}; allow more time (deadline_ms), send "
+            "fewer samples, or let the deployment drop late members (failures.on_failure: drop)"
         )
 
     def _ballot(
@@ -415,9 +441,15 @@ def _part(values: Tensor, members: tuple[int, ...], rows: Sequence[int]) -> Tens
     return part.contiguous() if members == tuple(range(len(values))) else part[list(members)]
 
 
-def _of_sample(error: EnsembleError, sample: Sample) -> EnsembleError:
-    """The error with the sample's name; a tensor that overflows a member is its sender's."""
+def _of_sample(error: EnsembleError, sample: Sample, missing: MembersOfSample) -> EnsembleError:
+    """The error with the sample's name.
+
+    Numbers that a client preprocessed itself may overflow a member, which is the client's mistake.
+    A member that raises or is late is not.
+    """
     message = f"sample {sample.index} ({sample.name}): {error.message}"
-    if isinstance(sample.data, Tensor) and sample.data.is_floating_point():
+    preprocessed = isinstance(sample.data, Tensor) and sample.data.is_floating_point()
+    overflowed = all(why == NOT_FINITE for why in missing.failed.values())
+    if preprocessed and isinstance(error, MemberError) and overflowed:
         return SampleError(message, sample=sample.name, index=sample.index)
     return type(error)(message)

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from probe_ensemble import form, image, probes
+from probe_ensemble import ask, form, image, probes, refusal
 from torch import Tensor
 
 from torchserve_ensemble.handlers import service as service_module
 from torchserve_ensemble.handlers.combining import Combiner
 from torchserve_ensemble.handlers.errors import PolicyError
 from torchserve_ensemble.handlers.options import RequestOptions, parse_options
+from torchserve_ensemble.handlers.policies import (
+    ClassWeightsModel,
+    FittedModel,
+    StackingModel,
+)
 from torchserve_ensemble.handlers.requests import RawRequest
-from torchserve_ensemble.handlers.runtime import MemberScores, PreparedImage, State
+from torchserve_ensemble.handlers.runtime import (
+    NOT_FINITE,
+    MemberScores,
+    PreparedImage,
+    State,
+)
 from torchserve_ensemble.handlers.service import EnsembleService
 
 MEMBERS = 6
@@ -215,3 +229,170 @@ class TestKeptChoices:
         with pytest.raises(PolicyError, match="parameter k"):
             combiner.choose(parse_options(options))
         assert not combiner._choices
+
+
+class TestMissingMembers:
+    """What each sample says of the members that failed or were late for it."""
+
+    @staticmethod
+    def service(
+        folder: Path,
+        states: list[list[State]],
+        *,
+        reasons: dict[tuple[int, int], str] | None = None,
+        members: int = 3,
+        task: str = "presence",
+        **failures: Any,
+    ) -> EnsembleService:
+        """Members a, b ... of which each sample has the given states, one list a member."""
+        bounds = (0.1, 0.2, 0.3, 0.4, 0.6)[:members]
+        service = probes(
+            folder, task=task, bounds=bounds, failures={"deadline_ms": 1e9, **failures}
+        )
+        run_all = service._runtime.run
+
+        def run(images: Sequence[PreparedImage], **options: Any) -> MemberScores:
+            found = run_all(images, **options)
+            for member, of_samples in enumerate(states):
+                for sample, state in enumerate(of_samples[: len(images)]):
+                    if state is State.FAILED:
+                        reason = (reasons or {}).get((member, sample), "broken")
+                        found.fail(member, torch.tensor([sample]), reason)
+                    if state is State.LATE:
+                        found.states[member, sample] = state
+                    if state is not State.ANSWERED:
+                        found.scores[member, sample] = found.logits[member, sample] = torch.nan
+            return found
+
+        service._runtime.run = run  # type: ignore[method-assign,assignment]
+        return service
+
+    YES, NO, LATE = State.ANSWERED, State.FAILED, State.LATE
+
+    def test_each_sample_has_its_own_reasons(self, tmp_path: Path) -> None:
+        states = [[self.YES] * 4, [self.NO, self.NO, self.LATE, self.NO], [self.YES] * 4]
+        reasons = {(1, 0): "not finite", (1, 1): "too bright", (1, 3): "not finite"}
+        service = self.service(tmp_path, states, reasons=reasons, on_failure="drop")
+        rows = ask(service, *[image(0.5)] * 4)["predictions"]
+        assert [row.get("failed_members") for row in rows] == [
+            {"b": "not finite"},
+            {"b": "too bright"},
+            None,
+            {"b": "not finite"},
+        ]
+        assert [row.get("late_members") for row in rows] == [None, None, ["b"], None]
+        assert len({json.dumps(row["members"]) for row in rows}) == 1
+
+    def test_members_that_change_places_are_not_mixed(self, tmp_path: Path) -> None:
+        states = [[self.NO, self.LATE], [self.LATE, self.NO], [self.YES, self.YES]]
+        service = self.service(tmp_path, states, on_failure="neutral")
+        first, second = ask(service, image(0.5), image(0.5), policy="any")["predictions"]
+        assert (first["failed_members"], first["late_members"]) == ({"a": "broken"}, ["b"])
+        assert (second["failed_members"], second["late_members"]) == ({"b": "broken"}, ["a"])
+
+    @pytest.mark.parametrize("failures", [{"on_failure": "fail"}, {"on_failure": "drop"}])
+    def test_each_refused_sample_has_its_own_status(
+        self, tmp_path: Path, failures: dict[str, Any]
+    ) -> None:
+        states = [[self.YES] * 4, [self.NO, self.LATE, self.NO, self.YES], [self.YES] * 4]
+        reasons = {(1, 0): "not finite", (1, 2): "too bright"}
+        service = self.service(tmp_path, states, reasons=reasons, min_members=3, **failures)
+        rows = ask(service, *[image(0.5)] * 4, on_error="skip")["predictions"]
+        assert [row["error"]["code"] for row in rows[:3]] == [500, 504, 500]
+        assert "not finite" in rows[0]["error"]["message"]
+        assert "deadline" in rows[1]["error"]["message"]
+        assert "too bright" in rows[2]["error"]["message"]
+        assert "error" not in rows[3]
+
+    @pytest.mark.parametrize("rule", ["drop", "neutral"])
+    @pytest.mark.parametrize(
+        ("policy", "needs"),
+        [
+            ("at_least(k=3)", "3"),
+            ("a and b", "needs member b"),
+            ("not b", "needs member b"),
+            ("b", "needs member b"),
+            ('member("b") or mean >= 0.9', "needs member b"),
+            ("any(a, b) and mean(c, b) > 0.1", "needs member b"),
+            ("a and at_least(k=3)", "k=3"),
+            ("a or at_least(k=3) >= 0.5", "k=3"),
+            ("average_of_maximum(buckets=3)", "buckets=3"),
+            ("maximum_of_average(buckets=3, threshold=0.4)", "buckets=3"),
+            ("at_least(k=3, min_confidence=0.1)", "3"),
+            ("weighted_mean", "voting weights of a, c are all 0"),
+            ("weighted_vote(max_disagreement=0.5)", "voting weights of a, c are all 0"),
+            ("a and weighted_mean >= 0.2", "voting weights of a, c are all 0"),
+        ],
+    )
+    def test_a_policy_that_cannot_do_without_a_member_is_no_mistake_of_the_client(
+        self, tmp_path: Path, rule: str, policy: str, needs: str
+    ) -> None:
+        states = [[self.YES] * 3, [self.NO, self.LATE, self.YES], [self.YES] * 3]
+        service = self.service(tmp_path, states, on_failure=rule)
+        options = {"policy": policy, "weights": '{"a": 0, "c": 0}'}
+        rows = ask(service, *[image(0.5)] * 3, **options, on_error="skip")["predictions"]
+        failed, late = (row["error"] for row in rows[:2])
+        assert (failed["code"], failed["type"]) == (500, "MemberError")
+        assert "sample 0 (file): member b: broken; " in failed["message"]
+        assert needs in failed["message"]
+        assert (late["code"], late["type"]) == (504, "LateError")
+        assert needs in late["message"]
+        assert "error" not in rows[2]
+
+    def test_both_missing_members_are_named(self, tmp_path: Path) -> None:
+        states = [[self.NO], [self.LATE], [self.YES]]
+        service = self.service(tmp_path, states, on_failure="drop")
+        told = refusal(service, image(0.5), policy="b or c")
+        assert told["code"] == 500
+        assert "member a: broken; member b: had not begun in time; " in told["message"]
+
+    @pytest.mark.parametrize("rule", ["drop", "neutral"])
+    @pytest.mark.parametrize("policy", ["weighted_mean", "a or weighted_vote"])
+    def test_a_clients_mistake_stays_one_when_a_member_fails(
+        self, tmp_path: Path, rule: str, policy: str
+    ) -> None:
+        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure=rule)
+        weights = '{"a": 0, "b": 0, "c": 0}'
+        told = refusal(service, image(0.5), policy=policy, weights=weights)
+        assert (told["code"], told["type"]) == (400, "PolicyError")
+        assert "voting weights of a, b, c are all 0" in told["message"]
+        told = refusal(service, image(0.5), policy="at_least(k=3)", members="a,c")
+        assert told["code"] == 400
+
+    @pytest.mark.parametrize("kind", ["stacking", "per_class_weights"])
+    def test_a_fitted_policy_without_one_of_its_members(self, tmp_path: Path, kind: str) -> None:
+        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure="drop")
+        names = ("a", "b", "c")
+        fitted: dict[str, FittedModel] = {
+            "stacking": StackingModel(names, torch.ones(1, 3), torch.zeros(1)),
+            "per_class_weights": ClassWeightsModel(names, torch.tensor([[0.0], [1.0], [0.0]])),
+        }
+        combiner = service._combiner
+        offer = replace(combiner.catalogue, fitted=fitted)
+        service._combiner = Combiner(combiner.spec, offer, combiner.model)
+        told = refusal(service, image(0.5), policy=kind)
+        assert (told["code"], told["type"]) == (500, "MemberError")
+        assert "member b: broken; the" in told["message"] or "all have weight 0" in told["message"]
+
+    def test_policies_that_can_do_without_a_member_do(self, tmp_path: Path) -> None:
+        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure="drop")
+        for policy in ("majority", "at_least(k=2)", "a and c", "cascade(confidence=1)", "all"):
+            (row,) = ask(service, image(0.5), policy=policy)["predictions"]
+            assert row["failed_members"] == {"b": "broken"}
+
+    @pytest.mark.parametrize(
+        ("state", "reason", "code"),
+        [
+            (State.FAILED, NOT_FINITE, 400),
+            (State.FAILED, "RuntimeError: broken", 500),
+            (State.LATE, "", 504),
+        ],
+    )
+    def test_only_an_overflow_is_a_mistake_of_preprocessed_numbers(
+        self, tmp_path: Path, state: State, reason: str, code: int
+    ) -> None:
+        service = self.service(tmp_path, [[state]], reasons={(0, 0): reason})
+        file = io.BytesIO()
+        np.save(file, np.zeros((1, 3, 2, 2), dtype=np.float32))
+        (response,) = service.answer([form(file.getvalue())])
+        assert response.status == code, response.body

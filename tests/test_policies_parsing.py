@@ -283,6 +283,9 @@ def test_an_expression_may_be_the_default_or_have_a_name() -> None:
         ({"named": {"sure": "at_least"}}, "parameter k is missing"),
         ({"named": {"sure": "at_least(k=9)"}}, "exceeds the number of members"),
         ({"named": {"a": "b", "b": "c", "c": "a"}}, "a -> b -> c -> a lead in a circle"),
+        ({"named": {"a": "a"}}, "a -> a lead in a circle"),
+        ({"named": {"a": "b", "b": "b"}}, "a -> b -> b lead in a circle"),
+        ({"named": {"a": "a"}, "default": "a"}, "a -> a lead in a circle"),
         ({"allowed": frozenset({"men"})}, "'men' is allowed, but is no policy.*'mean'"),
         ({"allowed": frozenset({"borda"})}, "no policy for task presence"),
     ],
@@ -295,7 +298,19 @@ def test_a_wrong_offer_shows_at_the_build(change: dict[str, Any], message: str) 
 def test_an_offer_is_checked_whatever_is_allowed() -> None:
     check_catalogue(OFFER)
     check_catalogue(RESTRICTED)
-    check_catalogue(replace(OFFER, named={"any": "any"}))
+
+
+@pytest.mark.parametrize("name", ["any", "mean", "all", "cnn"])
+@pytest.mark.parametrize("default", ["any", "mean", "own", "cnn"])
+def test_a_policy_may_be_offered_under_its_own_name(name: str, default: str) -> None:
+    offer = replace(OFFER, named={name: f" {name} ", "own": name}, default=default)
+    check_catalogue(offer)
+    assert parse(name, offer).text == name
+    assert parse("own", offer).text == name
+    restricted = replace(offer, allowed=frozenset({name}))
+    check_catalogue(restricted)
+    assert parse(name, restricted).text == name
+    assert parse(default, restricted).text == parse(default, offer).text
 
 
 def test_regressions_take_no_votes_and_no_expressions() -> None:

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import PolicyError
 from ..tasks import Task
 from .ballot import ALL_TASKS, DECIDING, Ballot, Outcome, one_hot
 from .registry import AtMostMembers, policy
@@ -153,10 +152,6 @@ def _log(probabilities: Tensor) -> Tensor:
 
 def _split(ballot: Ballot, buckets: int) -> tuple[Tensor, ...]:
     """Consecutive members in buckets whose sizes differ by one at most, the larger ones first."""
-    if buckets > len(ballot.scores):
-        raise PolicyError(
-            f"{buckets} buckets need as many members, but only {len(ballot.scores)} gave scores"
-        )
     return ballot.scores.double().tensor_split(buckets)
 
 

@@ -64,11 +64,15 @@ class Catalogue:
     def resolve(self, name: str) -> str:
         """The text behind one of the deployment's own names.
 
+        A registered policy or a member may be offered under its own name (``any: any``).
+
         Raises:
             PolicyError: the names lead back to themselves.
         """
         seen = [name]
-        while (text := self.named[seen[-1]].strip()) in self.named and text != seen[-1]:
+        while (text := self.named[seen[-1]].strip()) in self.named:
+            if text == seen[-1] and (definition(text) is not None or text in self.member_names):
+                break
             if text in seen:
                 raise PolicyError(
                     f"the named policies {' -> '.join([*seen, text])} lead in a circle; let one of "

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from ..errors import PolicyError
 from ..quoting import shown
 from ..strict_yaml import nearest
 from ..tasks import Task
@@ -220,13 +221,7 @@ def bind(
     except ValidationError as error:
         raise _invalid(error.errors()[0], takes) from None
     values = checked.model_dump(exclude_none=True)
-    for name in chosen.limited_by_members():
-        if name in values and values[name] > len(member_names):
-            raise InvalidParameter(
-                f"parameter {name}={values[name]} exceeds the number of members, "
-                f"{len(member_names)}",
-                name,
-            )
+    _check_limits(chosen, values, len(member_names))
     own = {name: getattr(checked, name) for name in chosen.own}
     if chosen.fitted is not None:
         own["model"] = fitted[values["model"]]
@@ -235,10 +230,29 @@ def bind(
     selective = {key: values.get(key) for key in ("min_confidence", "max_disagreement")}
 
     def combine(ballot: Ballot) -> Outcome:
+        members = len(ballot.member_names)
+        try:
+            _check_limits(chosen, values, members)
+        except InvalidParameter as error:
+            message = f"policy '{chosen.name}': {error}, since only {members} gave scores"
+            raise PolicyError(message) from None
         seen = apply_threshold(chosen, ballot, threshold)
         return abstain(chosen.function(seen, **own), seen, **selective)
 
     return BoundPolicy(chosen.name, values, combine)
+
+
+def _check_limits(chosen: Definition, values: Mapping[str, Any], members: int) -> None:
+    """Check that no parameter asks for more members than there are.
+
+    Raises:
+        InvalidParameter: one does.
+    """
+    for name in chosen.limited_by_members():
+        if name in values and values[name] > members:
+            raise InvalidParameter(
+                f"parameter {name}={values[name]} exceeds the number of members, {members}", name
+            )
 
 
 def apply_threshold(chosen: Definition, ballot: Ballot, threshold: float | None) -> Ballot:

@@ -22,6 +22,10 @@ from .registry import AtMostMembers, policy
 # Shares this close are a tie: voting weights such as 0.1 + 0.2 and 0.3 differ in their last bits.
 _TIE = 1e-6
 
+# Weights and scores are added as integers, in multiples of 1 / _UNITS: a sum of floats is rounded
+# otherwise in another order, so that a tie would fall the other way. int64 holds 1,000 of them.
+_UNITS = 2.0**52
+
 
 @policy("any", tasks=DECIDING, counts_votes=True)
 def any_member(ballot: Ballot) -> Outcome:
@@ -42,10 +46,6 @@ def at_least(
     k: Annotated[int, Field(ge=1, description="Votes needed"), AtMostMembers()],
 ) -> Outcome:
     """A label is chosen when at least k members vote for it; score: the k-th largest."""
-    if k > len(ballot.scores):
-        raise PolicyError(
-            f"policy 'at_least' needs k={k} members, but only {len(ballot.scores)} gave scores"
-        )
     return _from_k_votes(ballot, k)
 
 
@@ -110,13 +110,36 @@ def _by_share(ballot: Ballot, weights: Tensor) -> Outcome:
     A tie goes to the higher mean score (weighted alike), for classification then to the lowest
     label, for a yes-or-no label to yes where the mean score reaches the threshold.
     """
-    normalized = weights.double() / weights.double().sum()
-    shares = torch.einsum("m,mnc->nc", normalized, ballot.votes.double())
-    means = torch.einsum("m,mnc->nc", normalized, ballot.scores.double()).float()
+    # Relative to the largest: weights that are all equal become 1, and their sums exact counts.
+    relative = weights.double() / weights.double().max()
+    whole = (relative * _UNITS).round().long().tolist()
+    counts = torch.zeros(ballot.votes.shape[1:], dtype=torch.long, device=relative.device)
+    for votes, weight in zip(ballot.votes, whole, strict=True):
+        counts += votes * weight
+    shares = counts.double() / sum(whole)
     if ballot.task is Task.CLASSIFICATION:
-        best = shares >= shares.amax(dim=-1, keepdim=True) - _TIE
-        decisions = one_hot(means.masked_fill(~best, -torch.inf))
+        tied = shares >= shares.amax(dim=-1, keepdim=True) - _TIE
     else:
-        tie = (shares - 0.5).abs() <= _TIE
-        decisions = torch.where(tie, means >= ballot.thresholds, shares > 0.5)
-    return Outcome(shares.clamp(0, 1).float(), decisions)
+        tied = (shares - 0.5).abs() <= _TIE
+    weighted_scores = relative.unsqueeze(1) * ballot.scores[:, tied].double()
+    means = (_sum_in_any_order(weighted_scores) / (sum(whole) / _UNITS)).float()
+    if ballot.task is Task.CLASSIFICATION:
+        lowest = torch.full(shares.shape, -torch.inf, device=means.device)
+        decisions = one_hot(lowest.masked_scatter(tied, means))
+    else:
+        reached = means >= ballot.thresholds.expand(shares.shape)[tied]
+        decisions = (shares > 0.5).masked_scatter(tied, reached)
+    return Outcome(shares.float(), decisions)
+
+
+def _sum_in_any_order(values: Tensor) -> Tensor:
+    """The sums over the first dimension, which the order of the values does not change.
+
+    Args:
+        values: (M, K) float64, none below 0.
+    """
+    largest = values.amax(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
+    # The power of 2 above the largest value, so that nothing is rounded but far smaller values.
+    power = largest / largest.frexp().mantissa
+    whole = (values / power * _UNITS).round().long()
+    return whole.sum(dim=0).double() / _UNITS * power
