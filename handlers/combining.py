@@ -30,7 +30,7 @@ from .policies import (
 )
 from .quoting import shown, shown_names
 from .requests import ParsedRequest, Sample
-from .runtime import NOT_FINITE, Input, MemberScores, Runtime, State
+from .runtime import Input, MemberScores, Runtime, State
 from .sequences import smooth
 from .spec import EnsembleSpec, OnFailure
 from .strict_yaml import nearest
@@ -444,12 +444,11 @@ def _part(values: Tensor, members: tuple[int, ...], rows: Sequence[int]) -> Tens
 def _of_sample(error: EnsembleError, sample: Sample, missing: MembersOfSample) -> EnsembleError:
     """The error with the sample's name.
 
-    Numbers that a client preprocessed itself may overflow a member, which is the client's mistake.
-    A member that raises or is late is not.
+    Numbers that a client preprocessed itself may be such that a member overflows or fails, which is
+    the client's mistake. A member that is late is not.
     """
     message = f"sample {sample.index} ({sample.name}): {error.message}"
     preprocessed = isinstance(sample.data, Tensor) and sample.data.is_floating_point()
-    overflowed = all(why == NOT_FINITE for why in missing.failed.values())
-    if preprocessed and isinstance(error, MemberError) and overflowed:
+    if preprocessed and isinstance(error, MemberError) and not missing.late:
         return SampleError(message, sample=sample.name, index=sample.index)
     return type(error)(message)

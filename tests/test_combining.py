@@ -384,11 +384,11 @@ class TestMissingMembers:
         ("state", "reason", "code"),
         [
             (State.FAILED, NOT_FINITE, 400),
-            (State.FAILED, "RuntimeError: broken", 500),
+            (State.FAILED, "RuntimeError: broken", 400),
             (State.LATE, "", 504),
         ],
     )
-    def test_only_an_overflow_is_a_mistake_of_preprocessed_numbers(
+    def test_a_failure_on_preprocessed_numbers_is_their_senders_and_lateness_is_not(
         self, tmp_path: Path, state: State, reason: str, code: int
     ) -> None:
         service = self.service(tmp_path, [[state]], reasons={(0, 0): reason})
