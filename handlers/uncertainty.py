@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,16 +46,29 @@ def uncertainty(scores: Tensor, votes: Tensor, task: Task) -> Uncertainty:
     """
     if task is Task.REGRESSION:
         raise ValueError("uncertainty needs probabilities; for regression see the spread")
-    total = _entropy(scores.double().mean(dim=0), task)
-    expected = _entropy(scores.double(), task).mean(dim=0)
-    members = len(votes)
-    differ = (votes.unsqueeze(0) != votes.unsqueeze(1)).any(dim=-1)
-    pairs = max(members * (members - 1), 1)
+    total = _entropy(scores.mean(dim=0, dtype=torch.float64), task)
+    # One member at a time: float64 copies of all their scores would be large.
+    expected = torch.stack([_entropy(each.double(), task) for each in scores]).mean(dim=0)
     return Uncertainty(
         predictive_entropy=total.float(),
         mutual_information=(total - expected).clamp(min=0).float(),
-        disagreement=differ.sum(dim=(0, 1)).div(pairs).float(),
+        disagreement=disagreement(votes),
     )
+
+
+def disagreement(votes: Tensor) -> Tensor:
+    """The share of member pairs whose votes differ in any label (N,), float32.
+
+    Args:
+        votes: (M, N, C) bool.
+    """
+    # Eight labels in a byte: all pairs of 50 members that vote on 1,000 labels would be large.
+    packed = torch.from_numpy(np.packbits(votes.numpy(force=True), axis=-1)).to(votes.device)
+    differ = torch.zeros(votes.shape[1], dtype=torch.long, device=votes.device)
+    for member in range(1, len(votes)):
+        differ += (packed[:member] != packed[member]).any(dim=-1).sum(dim=0)
+    pairs = max(len(votes) * (len(votes) - 1) // 2, 1)
+    return differ.div(pairs).float()
 
 
 def _entropy(probabilities: Tensor, task: Task) -> Tensor:

@@ -200,6 +200,15 @@ def one_hot(scores: Tensor) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
 
 
+def largest(scores: Tensor, *ranks: int) -> list[Tensor]:
+    """For each rank k the k-th largest over the first dimension, the largest one for 1."""
+    if all(rank in (1, len(scores)) for rank in ranks):
+        # Sorting takes a hundred times as long.
+        return [scores.amax(dim=0) if rank == 1 else scores.amin(dim=0) for rank in ranks]
+    descending = scores.sort(dim=0, descending=True).values
+    return [descending[rank - 1] for rank in ranks]
+
+
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have the shape {shape}, not {tuple(tensor.shape)}")

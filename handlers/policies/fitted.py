@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from ..errors import PolicyError, SpecError
 
 _METADATA = "fitted_model"
+
+_SMALLEST = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,11 @@ class StackingModel(FittedModel):
         self._require("coefficients", self.coefficients, (outputs, inputs))
         self._require("intercept", self.intercept, (outputs,))
 
+    @cached_property
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """Coefficients and intercept in float64; of 1,000 labels they take long to convert."""
+        return self.coefficients.double(), self.intercept.double()
+
     def positions(self, member_names: Sequence[str]) -> list[int]:
         """As `FittedModel.positions`; every member that the model was fitted with must be there."""
         positions = super().positions(member_names)
@@ -114,6 +122,18 @@ class DawidSkeneModel(FittedModel):
             sums = tensor.double().sum(dim=-1)
             if bool((tensor < 0).any()) or not torch.allclose(sums, sums.new_ones(()), atol=1e-4):
                 raise ValueError(f"{name} must be probabilities that add up to 1 in each row")
+
+    @cached_property
+    def logarithms(self) -> tuple[Tensor, Tensor]:
+        """Logarithms in float64: of the votes' probabilities, (M, L voted, J true), and the prior.
+
+        A probability of 0 becomes the smallest float, so that votes that the model holds impossible
+        still end in a defined answer.
+        """
+        confusions, prior = (
+            each.double().clamp(min=_SMALLEST).log() for each in (self.confusions, self.prior)
+        )
+        return confusions.transpose(1, 2).contiguous(), prior
 
 
 @dataclass(frozen=True, eq=False)

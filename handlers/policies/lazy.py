@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import PolicyError
 from ..tasks import Task
 from .averages import decide
-from .ballot import DECIDING, Ballot, Outcome, Panel, joined, rows_of
+from .ballot import DECIDING, Ballot, Outcome, Panel, joined, largest, rows_of
 from .registry import BoundPolicy, apply_threshold, definition, policy
 from .selective import Probability, confidence
 from .votes import votes_for_majority
@@ -201,10 +201,10 @@ def _by_count(ballot: Ballot, needed: int, members: int) -> Outcome:
     M - k + 1 is what the full k-th largest cannot exceed.
     """
     decisions = ballot.votes.sum(dim=0) >= needed
-    descending = ballot.scores.sort(dim=0, descending=True).values
-    run = len(descending)
-    lower_bound = descending[min(needed, run) - 1]
-    upper_bound = descending[max(run - (members - needed + 1), 0)]
+    run = len(ballot.scores)
+    lower_bound, upper_bound = largest(
+        ballot.scores, min(needed, run), max(run - (members - needed), 1)
+    )
     return Outcome(torch.where(decisions, lower_bound, upper_bound), decisions)
 
 

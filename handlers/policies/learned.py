@@ -12,8 +12,6 @@ from .ballot import ALL_TASKS, DECIDING, Ballot, Outcome
 from .fitted import ClassWeightsModel, DawidSkeneModel, StackingModel
 from .registry import policy
 
-_SMALLEST = torch.finfo(torch.float64).tiny
-
 
 @policy("stacking", tasks=ALL_TASKS)
 def stacking(ballot: Ballot, *, model: StackingModel) -> Outcome:
@@ -30,7 +28,8 @@ def stacking(ballot: Ballot, *, model: StackingModel) -> Outcome:
             "fit it again for this ensemble"
         )
     features = aligned.double().permute(1, 0, 2).reshape(samples, members * labels)
-    raw = features @ _like(model.coefficients, aligned).T + _like(model.intercept, aligned)
+    coefficients, intercept = (_like(each, aligned) for each in model.parameters)
+    raw = features @ coefficients.T + intercept
     if ballot.task is Task.REGRESSION:
         return decide(ballot, raw)
     if binary:
@@ -44,21 +43,22 @@ def stacking(ballot: Ballot, *, model: StackingModel) -> Outcome:
 def dawid_skene(ballot: Ballot, *, model: DawidSkeneModel) -> Outcome:
     """The probability of each label given all votes and how often each member errs."""
     positions = model.positions(ballot.member_names)
-    votes = ballot.votes
-    if ballot.task is Task.PRESENCE:
-        votes = torch.cat([~votes, votes], dim=-1)
-    if votes.shape[-1] != len(model.prior):
+    presence = ballot.task is Task.PRESENCE
+    labels = 2 if presence else ballot.scores.shape[-1]
+    if labels != len(model.prior):
         raise PolicyError(
             f"the dawid_skene model has {len(model.prior)} labels, this ensemble has "
-            f"{votes.shape[-1]}; fit it again for this ensemble"
+            f"{labels}; fit it again for this ensemble"
         )
-    # In log space, so that many members do not underflow; a probability of 0 becomes the smallest
-    # float, so that votes that the model holds impossible still end in a defined answer.
-    confusions = _like(model.confusions[positions], ballot.scores).clamp(min=_SMALLEST).log()
-    prior = _like(model.prior, ballot.scores).clamp(min=_SMALLEST).log()
-    evidence = torch.einsum("mjl,mnl->nj", confusions, votes.double())
-    posterior = (prior + evidence).softmax(dim=-1)
-    return decide(ballot, posterior if ballot.task is Task.CLASSIFICATION else posterior[:, 1:])
+    # (M, N) the label that each member votes for.
+    voted = ballot.votes[..., 0].long() if presence else ballot.scores.argmax(dim=-1)
+    # In log space, so that many members do not underflow.
+    evidence, prior = (_like(each, ballot.scores) for each in model.logarithms)
+    total = prior.repeat(voted.shape[1], 1)
+    for position, labels_voted in zip(positions, voted, strict=True):
+        total += evidence[position, labels_voted]
+    posterior = total.softmax(dim=-1)
+    return decide(ballot, posterior[:, 1:] if presence else posterior)
 
 
 @policy("per_class_weights", tasks=DECIDING)

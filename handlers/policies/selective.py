@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..tasks import Task
-from ..uncertainty import uncertainty
+from ..uncertainty import disagreement
 from .ballot import Ballot, Outcome
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -60,7 +60,7 @@ def abstain(
         outcome: of a policy that decides.
         ballot: what the policy saw.
         min_confidence: abstain where `confidence` is below.
-        max_disagreement: abstain where `uncertainty.disagreement` is above.
+        max_disagreement: abstain where `disagreement` is above.
     """
     if outcome.decisions is None or (min_confidence is None and max_disagreement is None):
         return outcome
@@ -73,8 +73,7 @@ def abstain(
         sure = confidence(outcome.scores, outcome.decisions, ballot.task) >= min_confidence
         abstained = abstained | ~sure
     if max_disagreement is not None:
-        measured = uncertainty(ballot.scores, ballot.votes, ballot.task).disagreement
-        abstained = abstained | (measured > max_disagreement)
+        abstained = abstained | (disagreement(ballot.votes) > max_disagreement)
     return replace(
         outcome, decisions=outcome.decisions & ~abstained.unsqueeze(-1), abstained=abstained
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import PolicyError
 from ..tasks import Task
-from .ballot import DECIDING, Ballot, Outcome, one_hot
+from .ballot import DECIDING, Ballot, Outcome, largest, one_hot
 from .registry import AtMostMembers, policy
 
 # Shares this close are a tie: voting weights such as 0.1 + 0.2 and 0.3 differ in their last bits.
@@ -98,10 +98,12 @@ def positive_weights(ballot: Ballot) -> Tensor:
 
 
 def _from_k_votes(ballot: Ballot, k: int) -> Outcome:
-    return Outcome(
-        scores=ballot.scores.sort(dim=0, descending=True).values[k - 1],
-        decisions=ballot.votes.sum(dim=0) >= k,
-    )
+    (scores,) = largest(ballot.scores, k)
+    if k == 1:
+        return Outcome(scores, decisions=ballot.votes.any(dim=0))
+    if k == len(ballot.votes):
+        return Outcome(scores, decisions=ballot.votes.all(dim=0))
+    return Outcome(scores, decisions=ballot.votes.sum(dim=0) >= k)
 
 
 def _by_share(ballot: Ballot, weights: Tensor) -> Outcome:
