@@ -495,3 +495,11 @@ class TestKernels:
             monkeypatch.delenv(name)
         probes(tmp_path)
         assert os.environ[name] == (own or "16384")
+
+
+@pytest.mark.parametrize("default", ["any", "mean"])
+def test_a_named_policy_may_have_a_policys_own_name(tmp_path: Path, default: str) -> None:
+    """Whether it is the default makes no difference."""
+    policies = {"default": default, "named": {"any": "any"}}
+    service = probes(tmp_path, task="presence", policies=policies)
+    assert ask(service, BRIGHT, policy="any")["predictions"][0]["label"] == "bright"

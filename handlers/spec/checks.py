@@ -98,11 +98,6 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
         )
     if all(member.voting_weight == 0 for member in spec.members):
         problems.append(Problem(("members",), "at least one voting_weight must be above 0"))
-    if (
-        spec.policies.default in spec.policies.named
-        and spec.policies.named[spec.policies.default] == spec.policies.default
-    ):
-        problems.append(Problem(("policies", "named"), "a named policy cannot name itself"))
     return problems
 
 
