@@ -447,7 +447,7 @@ def _of_sample(error: EnsembleError, sample: Sample, missing: MembersOfSample) -
     Numbers that a client preprocessed itself may be such that a member overflows or fails, which is
     the client's mistake. A member that is late is not.
     """
-    message = f"sample {sample.index} ({sample.name}): {error.message}"
+    message = f"{sample.where}: {error.message}"
     preprocessed = isinstance(sample.data, Tensor) and sample.data.is_floating_point()
     if preprocessed and isinstance(error, MemberError) and not missing.late:
         return SampleError(message, sample=sample.name, index=sample.index)

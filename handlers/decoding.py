@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 _MAX_PIXELS_AT_ONCE = 37_000_000
 """Pixels of the images that are decoded side by side, each of which takes up to 7 bytes."""
 
-
 _LARGE_PIXELS = 8_000_000
 """Pixels of an image whose memory goes back to the system: members take a hundredth of them."""
 
@@ -55,11 +54,6 @@ class Opened:
     pixels: int
     cost: int
     decode: Callable[[], Tensor]
-
-    @property
-    def where(self) -> str:
-        """The sample, for messages."""
-        return f"sample {self.sample.index} ({self.sample.name})"
 
 
 class Decoder:
@@ -132,7 +126,7 @@ class Decoder:
             height, width = data.shape[1:]
             excess = too_large(width, height, self._limits.max_pixels)
             if excess is not None:
-                raise TooLargeError(f"sample {sample.index} ({sample.name}): {excess}")
+                raise TooLargeError(f"{sample.where}: {excess}")
             cost = width * height + self._runtime.resized_pixels(width, height)
             return Opened(sample, width * height, cost, lambda: data)
         if shape is None:
@@ -173,7 +167,7 @@ def _decode_frame(sample: Sample, frame: Frame) -> Tensor:
 
 def _sample_error(sample: Sample, problem: str) -> SampleError:
     return SampleError(
-        f"sample {sample.index} ({sample.name}): {problem}",
+        f"{sample.where}: {problem}",
         sample=sample.name,
         index=sample.index,
     )

@@ -89,6 +89,11 @@ class Sample:
     index: int
     data: bytes | Tensor | Frame | SampleError
 
+    @property
+    def where(self) -> str:
+        """The sample, for messages."""
+        return f"sample {self.index} ({self.name})"
+
 
 @dataclasses.dataclass(frozen=True)
 class ParsedRequest:

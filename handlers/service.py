@@ -108,7 +108,7 @@ class _Pending:
         if not isinstance(sample, Opened) or self.result is not None:
             return
         try:
-            self.request.budget.take_pixels(sample.cost, sample.where)
+            self.request.budget.take_pixels(sample.cost, sample.sample.where)
         except TooLargeError as error:
             self.result = _failure(self, error)
 
