@@ -21,7 +21,9 @@ from model_archiver.manifest_components.manifest import Manifest, RuntimeType
 from model_archiver.manifest_components.model import Model
 from packaging.requirements import Requirement
 
-from ..handlers.archive import (
+from ..handlers.archive.mar_file import entry_of
+from ..handlers.archive.record import ArchiveRecord, sha256
+from ..handlers.base.archive_layout import (
     ENSEMBLE,
     ENTRY,
     MANIFEST,
@@ -29,13 +31,10 @@ from ..handlers.archive import (
     RECORD,
     REQUIREMENTS,
     SPEC,
-    ArchiveRecord,
-    sha256,
 )
-from ..handlers.archive_file import entry_of
-from ..handlers.errors import ArchiveError
-from ..handlers.images import decode_image
-from ..handlers.service import EnsembleService
+from ..handlers.base.errors import ArchiveError
+from ..handlers.deployment import load_service
+from ..handlers.inputs.images import decode_image
 from ..handlers.spec import EnsembleSpec, WeightsFormat, load_spec
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def build_archive(
     """
     spec = load_spec(spec_path)
     if check:
-        EnsembleService.load(spec, spec_path.parent)
+        load_service(spec, spec_path.parent)
     with _compiled(spec, spec_path.parent, samples, say) as compiled:
         contents = _contents(spec, spec_path)
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}

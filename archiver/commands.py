@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..handlers.errors import ArchiveError
+from ..handlers.base.errors import ArchiveError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -69,7 +69,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from ..handlers.archive_file import verify_archive
+    from ..handlers.archive.mar_file import verify_archive
 
     record = verify_archive(arguments.archive)
     if arguments.digest not in (None, record.digest):

@@ -16,8 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..handlers.aot_library import constants_path
-from ..handlers.compiled import (
+from ..handlers.base.errors import MemberError
+from ..handlers.deployment import choose_device
+from ..handlers.inputs.example_inputs import trial_images
+from ..handlers.inputs.preprocessing import preprocessors_of
+from ..handlers.members.aot_library import constants_path
+from ..handlers.members.compiled import (
     FOLDER,
     OUTPUTS,
     RECORD,
@@ -29,14 +33,10 @@ from ..handlers.compiled import (
     Target,
     load_library,
 )
-from ..handlers.errors import MemberError
-from ..handlers.execution import accelerate, is_large, wants_bfloat16
-from ..handlers.members import LoadedMember, difference, load_member
-from ..handlers.preprocess import preprocessors_of
-from ..handlers.service import choose_device
+from ..handlers.members.eager_optimisations import accelerate, is_large, wants_bfloat16
+from ..handlers.members.fused import alike, stack_of
+from ..handlers.members.loading import LoadedMember, difference, load_member
 from ..handlers.spec import EnsembleSpec, Member, Precision
-from ..handlers.stacking import alike, stack_of
-from ..handlers.trial import trial_images
 from .libraries import (
     Autocast,
     NotCompiled,
@@ -46,7 +46,7 @@ from .libraries import (
     torchs_errors,
 )
 from .quantization import quantized, require_quantization
-from .trunks import Joint, sharing
+from .shared_backbone import Joint, sharing
 
 # Two differing samples: torch.export would take a batch of one for a constant.
 _EXPORTED_WITH = 2

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..handlers.aot_library import write_constants
-from ..handlers.compiled import FOLDER
-from ..handlers.errors import ArchiveError
+from ..handlers.base.errors import ArchiveError
+from ..handlers.members.aot_library import write_constants
+from ..handlers.members.compiled import FOLDER
 from .packing import constants_of, pack_weights
 
 _TIMED = 7

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from torch._inductor.constant_folding import replace_node_with_constant
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..handlers.aot_library import Constant, weight_sizes
-from ..handlers.errors import MemberError
+from ..handlers.base.errors import MemberError
+from ..handlers.members.aot_library import Constant, weight_sizes
 
 # The layout that a kernel wants depends on both; a weight that has to be laid out in another way
 # after all takes longer than one that was not packed.

@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from ..handlers.errors import ArchiveError
+from ..handlers.base.errors import ArchiveError
 
 _AT_ONCE = 8
 LEAST_SAMPLES = 8

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from ..handlers.archive import MODEL_CONFIG, RECORD, SPEC, ArchiveRecord
+from ..handlers.archive.record import ArchiveRecord
+from ..handlers.base.archive_layout import MODEL_CONFIG, RECORD, SPEC
 from ..handlers.spec import EnsembleSpec, Serving
 from .build import model_config, sha256_of, write_entries
 

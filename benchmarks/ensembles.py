@@ -242,8 +242,8 @@ def parity(ensemble: Ensemble, folder: Path, count: int = 64) -> dict[str, dict[
 
 def resized_as_tensors(ensemble: Ensemble, folder: Path, files: Sequence[bytes]) -> Tensor:
     """The members' inputs as torchserve-ensemble computes them."""
-    from torchserve_ensemble.handlers.images import decode_image
-    from torchserve_ensemble.handlers.preprocess import preprocessors_of
+    from torchserve_ensemble.handlers.inputs.images import decode_image
+    from torchserve_ensemble.handlers.inputs.preprocessing import preprocessors_of
     from torchserve_ensemble.handlers.spec import load_spec
 
     spec = load_spec(ensemble.write(folder, ensemble.name))

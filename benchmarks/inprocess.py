@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torchserve_ensemble.handlers.archive import ENSEMBLE, SPEC
-from torchserve_ensemble.handlers.images import decode_image
-from torchserve_ensemble.handlers.parallel import ThreadPool
-from torchserve_ensemble.handlers.runtime import Runtime
+from torchserve_ensemble.handlers.base.archive_layout import ENSEMBLE, SPEC
+from torchserve_ensemble.handlers.base.threads import ThreadPool
+from torchserve_ensemble.handlers.engine.runtime import Runtime
+from torchserve_ensemble.handlers.inputs.images import decode_image
 from torchserve_ensemble.handlers.spec import load_spec
 
 from .ensembles import ENSEMBLES, Ensemble

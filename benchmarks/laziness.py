@@ -18,7 +18,8 @@ from pathlib import Path
 
 from examples import data
 from examples.presence import train
-from torchserve_ensemble.handlers.requests import Part, RawRequest
+from torchserve_ensemble.handlers.deployment import load_service
+from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import load_spec
 
@@ -70,7 +71,7 @@ def main() -> None:
 
 def compare(spec: Path, files: Sequence[bytes], options: argparse.Namespace) -> None:
     """All policies, with the members that the spec names."""
-    service = EnsembleService.load(load_spec(spec), spec.parent)
+    service = load_service(load_spec(spec), spec.parent)
     for pair in POLICIES:
         measure(service, files, pair, options.batch, options.rounds)
 

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchserve_ensemble.handlers.images import decode_image
-from torchserve_ensemble.handlers.parallel import ThreadPool
-from torchserve_ensemble.handlers.preprocess import Preprocessor
-from torchserve_ensemble.handlers.runtime import Runtime
+from torchserve_ensemble.handlers.base.threads import ThreadPool
+from torchserve_ensemble.handlers.engine.runtime import Runtime
+from torchserve_ensemble.handlers.inputs.images import decode_image
+from torchserve_ensemble.handlers.inputs.preprocessing import Preprocessor
 from torchserve_ensemble.handlers.spec import EnsembleSpec, load_spec
 
 from . import machine

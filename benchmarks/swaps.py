@@ -34,7 +34,7 @@ from examples.data import load
 from examples.presence.train import train
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main as ts_ensemble
-from torchserve_ensemble.handlers.errors import EnsembleError
+from torchserve_ensemble.handlers.base.errors import EnsembleError
 from torchserve_ensemble.serving.client import InferenceClient
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away

@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from torchserve_ensemble.handlers.images import decode_image
-from torchserve_ensemble.handlers.preprocess import Preprocessor, resolve
+from torchserve_ensemble.handlers.inputs.images import decode_image
+from torchserve_ensemble.handlers.inputs.preprocessing import Preprocessor, resolve
 from torchserve_ensemble.handlers.spec import Preprocessing
 
 SEED = 20

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from torchserve_ensemble.handlers.architecture import build_architecture
+from torchserve_ensemble.handlers.members.architecture import build_architecture
 from torchserve_ensemble.handlers.spec import EnsembleSpec, Member
 
 # A second thread gains nothing for members this small, and on a busy machine it costs twenty-fold:

@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from torchserve_ensemble.archiver.build import build_archive
-from torchserve_ensemble.archiver.tuning.figures import Figures
-from torchserve_ensemble.archiver.tuning.labelled_data import LabelledData, read_labelled
-from torchserve_ensemble.archiver.tuning.member_outputs import member_outputs
-from torchserve_ensemble.archiver.tuning.selection import choose
-from torchserve_ensemble.archiver.tuning.targets import parse_target
-from torchserve_ensemble.archiver.tuning.tuning import Tuning, figures_of_predictions, tune
-from torchserve_ensemble.archiver.tuning.writing import write_operating_point
 from torchserve_ensemble.handlers.spec import EnsembleSpec, load_spec
 from torchserve_ensemble.serving.image_sources import read
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
+from torchserve_ensemble.tuning.labelled_data import LabelledData, read_labelled
+from torchserve_ensemble.tuning.member_outputs import member_outputs
+from torchserve_ensemble.tuning.metrics import Figures
+from torchserve_ensemble.tuning.selection import choose
+from torchserve_ensemble.tuning.targets import parse_target
+from torchserve_ensemble.tuning.tune import Tuning, figures_of_predictions, tune
+from torchserve_ensemble.tuning.writing import write_operating_point
 
 from .data import SEED, Part, load
 from .presence.train import IMAGES_EACH, POSITIVE

@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from .bundles import Frame
-from .errors import (
+from .base.errors import (
     EnsembleError,
     SampleError,
     TooLargeError,
@@ -19,12 +18,13 @@ from .errors import (
     reason,
     unforeseen,
 )
-from .image_header import too_large
-from .images import open_image
-from .memory import give_back
-from .parallel import ThreadPool
-from .requests import Sample
-from .runtime import Input, Runtime
+from .base.memory import give_back
+from .base.threads import ThreadPool
+from .engine.runtime import Input, Runtime
+from .inputs.image_header import too_large
+from .inputs.images import open_image
+from .requests.bundles import Frame
+from .requests.parsing import Sample
 from .spec import Limits
 
 Job = TypeVar("Job")

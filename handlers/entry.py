@@ -70,8 +70,8 @@ class EnsembleHandler:
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer one batch of requests, each with its own status."""
         arrived = time.monotonic()
-        requests = importlib.import_module("handlers.requests")
-        responses = importlib.import_module("handlers.responses")
+        requests = importlib.import_module("handlers.requests.parsing")
+        responses = importlib.import_module("handlers.answers.encoding")
         raw = [
             requests.RawRequest(
                 parts=[requests.Part(*part) for part in request["parts"]],
@@ -85,7 +85,7 @@ class EnsembleHandler:
         if asked:
             # TorchServe sends a description alone, so no prediction waits while it is held.
             timeout = float((context.model_yaml_config or {}).get("responseTimeout", 60))
-            importlib.import_module("handlers.holding").hold_if_asked(timeout)
+            importlib.import_module("handlers.frontend.holding").hold_if_asked(timeout)
         predictions = [request for index, request in enumerate(raw) if index not in asked]
         answers = iter(self._service.answer(predictions, arrived=arrived) if predictions else [])
         self._count(context)
@@ -122,19 +122,21 @@ class EnsembleHandler:
 
 def _load(folder: Path, context: Any) -> Any:
     _import_from_sources(folder)
-    archive = importlib.import_module("handlers.archive")
+    archive = importlib.import_module("handlers.archive.record")
+    layout = importlib.import_module("handlers.base.archive_layout")
     record = archive.verify_folder(folder, entry_imported=True)
-    spec = importlib.import_module("handlers.spec").load_spec(folder / archive.SPEC)
-    manifest = (folder / archive.MANIFEST).read_bytes()
+    spec = importlib.import_module("handlers.spec").load_spec(folder / layout.SPEC)
+    manifest = (folder / layout.MANIFEST).read_bytes()
     archive.check_spec(spec, record, manifest, source=str(folder))
+    deployment = importlib.import_module("handlers.deployment")
     service = importlib.import_module("handlers.service")
     gpu = context.system_properties.get("gpu_id")
     settings = context.model_yaml_config or {}
-    return service.EnsembleService.load(
+    return service.load_service(
         spec,
         folder / archive.ENSEMBLE,
         identity=service.Identity(context.model_name, spec.version, record.digest),
-        device=service.choose_device(spec, gpu),
+        device=deployment.choose_device(spec, gpu),
         workers=int(settings.get("minWorkers", 1)),
         compiled=spec.runtime.compile,
     )
@@ -268,7 +270,7 @@ def _bound_messages(max_parts: int) -> None:
                 f"this TorchServe is not {SUPPORTED_TORCHSERVE}.x: {name} of its worker's protocol "
                 "has changed; install torchserve==0.12.0"
             )
-    messages = importlib.import_module("handlers.frontend_messages").FrontendMessages(max_parts)
+    messages = importlib.import_module("handlers.frontend.messages").FrontendMessages(max_parts)
     protocol._retrieve_buffer = messages.retrieve_buffer
     protocol._retrieve_inference_msg = messages.retrieve_inference_msg
 

@@ -7,38 +7,39 @@ No type of TorchServe appears here: the same service answers in a worker, in a t
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .answers import Result, predictions_of
-from .combining import Choice, Combiner, refuses
-from .decoding import Decoder, Opened
-from .errors import (
+from .answers.encoding import Response, encode_error
+from .answers.json_answers import predictions_of
+from .answers.response_formats import check_size, form_of, too_long, write
+from .base.errors import (
     BusyError,
     EnsembleError,
     MemberError,
-    PolicyError,
     RequestError,
-    SpecError,
     TooLargeError,
     busy,
     unforeseen,
 )
-from .forms import check_size, form_of, too_long, write
-from .memory import keep_activations
-from .options import Form, describe_options
-from .parallel import SERIAL, ThreadPool
-from .policies import Catalogue, check_catalogue, load_fitted, rows_of
-from .requests import (
+from .base.threads import SERIAL, ThreadPool
+from .decisions.combining import Choice, Combiner, refuses
+from .decisions.result import Result
+from .decisions.sequences import check_frame_order
+from .decoding import Decoder, Opened
+from .engine.runtime import Input, MemberScores, Runtime
+from .engine.score_cache import KnownScores, ScoreCache, with_known
+from .inputs.example_inputs import trial_images
+from .policies import Catalogue, rows_of
+from .requests.options import Form, describe_options
+from .requests.parsing import (
     ParsedRequest,
     RawRequest,
     Sample,
@@ -46,16 +47,9 @@ from .requests import (
     max_parts,
     parse_request,
 )
-from .responses import Response, encode_error
-from .runtime import Input, MemberScores, Runtime
-from .score_cache import KnownScores, ScoreCache, with_known
-from .sequences import check_frame_order
 from .spec import EnsembleSpec
-from .trial import trial_images
 
 logger = logging.getLogger(__name__)
-
-_KERNELS = 16_384
 
 _SHARE_OF_TIMEOUT = 0.5
 """Share of the response timeout after which a batch begins nothing new.
@@ -126,7 +120,7 @@ class EnsembleService:
         spec: EnsembleSpec,
         runtime: Runtime,
         identity: Identity,
-        offered: Catalogue | None = None,
+        offered: Catalogue,
         pool: ThreadPool = SERIAL,
     ) -> None:
         self.spec = spec
@@ -136,46 +130,7 @@ class EnsembleService:
         most = spec.runtime.score_cache_mb * 1_000_000
         self.cache = ScoreCache(most, identity.archive or "") if most else None
         """Scores of earlier samples, if the spec wants that."""
-        self._combiner = Combiner(spec, offered or catalogue(spec), identity.as_json())
-
-    @classmethod
-    def load(
-        cls,
-        spec: EnsembleSpec,
-        folder: Path,
-        *,
-        identity: Identity | None = None,
-        device: torch.device | None = None,
-        workers: int = 1,
-        compiled: bool = False,
-    ) -> EnsembleService:
-        """Load all members.
-
-        Args:
-            spec: the ensemble.
-            folder: where the files that it names are.
-            identity: defaults to the spec's name and version.
-            device: defaults to what the spec asks for.
-            workers: how many workers share the machine's cores.
-            compiled: as for `Runtime.load`: only for a checked archive.
-
-        Raises:
-            SpecError: a policy or preprocessing does not exist.
-            MemberError: a member cannot be loaded.
-        """
-        # Read when the first kernel is made. oneDNN keeps as many kernels, one for each layer and
-        # number of samples; its own 1024 are too few for several members, whose kernels would be
-        # made anew for every batch of another size.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
-        threads = spec.runtime.threads or max(1, (os.cpu_count() or 1) // workers)
-        torch.set_num_threads(threads)
-        pool = ThreadPool(threads)
-        offered = catalogue(spec, folder)
-        device = device or choose_device(spec, gpu=None)
-        runtime = Runtime.load(spec, folder, device, pool, compiled=compiled)
-        # Not before: what loading needs for a moment goes back.
-        keep_activations()
-        return cls(spec, runtime, identity or Identity(spec.name, spec.version), offered, pool)
+        self._combiner = Combiner(spec, offered, identity.as_json())
 
     @property
     def max_parts(self) -> int:
@@ -471,55 +426,6 @@ def _write_rows(entries: Sequence[_Pending]) -> None:
             rows = predictions_of([result for _, result in group])
             for (entry, _), found in zip(group, rows, strict=True):
                 entry.rows = found
-
-
-def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:
-    """The policies of a deployment, each checked.
-
-    Args:
-        spec: the ensemble.
-        folder: where the files of its fitted models are; None: it has none.
-
-    Raises:
-        SpecError: a policy of the spec does not exist or has a wrong parameter, or a fitted model
-            cannot be read.
-    """
-    files = spec.policies.fitted if folder is not None else {}
-    try:
-        result = Catalogue(
-            task=spec.task,
-            member_names=tuple(member.name for member in spec.members),
-            named=dict(spec.policies.named),
-            allowed=None if spec.policies.allowed is None else frozenset(spec.policies.allowed),
-            default=spec.policies.default,
-            fitted={name: load_fitted(Path(folder or "") / file) for name, file in files.items()},
-        )
-        check_catalogue(result)
-    except PolicyError as error:
-        raise SpecError(f"policies of ensemble '{spec.name}': {error}") from error
-    return result
-
-
-def choose_device(spec: EnsembleSpec, gpu: int | None) -> torch.device:
-    """The device that the spec asks for.
-
-    Args:
-        spec: the ensemble.
-        gpu: the GPU that TorchServe assigned to this worker, if it did.
-
-    Raises:
-        MemberError: the spec asks for a GPU and there is none.
-    """
-    wanted = spec.runtime.device
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise MemberError(
-            f"ensemble '{spec.name}' asks for a GPU (runtime.device: cuda) and this machine has "
-            "none that torch can use; set device: auto to run on the CPU"
-        )
-    if wanted == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device(f"cuda:{gpu or 0}")
 
 
 def _refused(entry: _Pending) -> Response:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..handlers.archive_file import verify_archive
-from ..handlers.errors import ArchiveError, ServerError
+from ..handlers.archive.mar_file import verify_archive
+from ..handlers.base.errors import ArchiveError, ServerError
 
 logger = logging.getLogger(__name__)
 

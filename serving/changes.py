@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 from .draining import DRAIN_SECONDS, Retirement, drained
 from .management import ManagementClient, ModelVersion, Worker
 from .worker_log import WorkerLog

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..handlers.errors import RequestError, ServerError
+from ..handlers.base.errors import RequestError, ServerError
 from .transports import (
     Answer,
     Images,

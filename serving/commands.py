@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 from .changes import Changes
 from .draining import DRAIN_SECONDS, process_state
 from .finding import management_client, plain_token, running_server

@@ -19,9 +19,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from ..handlers.errors import EnsembleError, ServerError
+from ..handlers.base.errors import EnsembleError, ServerError
+from ..handlers.base.suggestions import nearest
 from ..handlers.spec import load_spec
-from ..handlers.strict_yaml import nearest
 from .java import JavaRuntime, find_java
 from .server import Server, has_state, server_log
 from .settings import (

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from ..handlers.errors import ServerError
-from ..handlers.holding import hold_seconds
+from ..handlers.base.errors import ServerError
+from ..handlers.frontend.holding import hold_seconds
 from .management import ManagementClient, ModelVersion, Worker
 
 DRAIN_SECONDS = 60.0

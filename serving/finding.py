@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 from .client import InferenceClient
 from .management import ManagementClient
 from .server import DEFAULT_RUN_FOLDER, Server, has_state

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 from .grpc_messages import message_classes, open_channel
 
 _SERVICE = "org.pytorch.serve.grpc.management"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..handlers.errors import RequestError
+from ..handlers.base.errors import RequestError
 
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".npy", ".png", ".ppm", ".safetensors"}

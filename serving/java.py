@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 
 
 @dataclass(frozen=True)

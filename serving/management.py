@@ -8,7 +8,7 @@ from typing import Any
 
 import requests
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 from .sessions import open_session
 from .transports import NoAnswerError, no_server
 

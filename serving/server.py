@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 from . import archive_check
 from .changes import Changes
 from .client import InferenceClient

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..handlers.errors import ServerError
-from ..handlers.strict_yaml import nearest
+from ..handlers.base.errors import ServerError
+from ..handlers.base.suggestions import nearest
 
 DEFAULTS = {
     # Who can reach the server: programs on this machine. Tokens are on unless a setting says else.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import requests
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 from .sessions import open_session
 
 TOKEN_VARIABLE = "TS_ENSEMBLE_TOKEN"

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import requests
 
-from ..handlers.errors import ServerError
+from ..handlers.base.errors import ServerError
 from .sessions import open_session
 
 Images = Sequence[tuple[str, bytes]]

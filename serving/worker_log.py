@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..handlers.errors import WorkerDiedError
+from ..handlers.base.errors import WorkerDiedError
 
 _LINE = re.compile(
     r"^\S+ \[\w+ ?\] (?P<thread>W-\d+-\S+?)(?P<stream>-stdout|-stderr)? (?P<rest>.*)$"

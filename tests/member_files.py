@@ -13,10 +13,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from torchserve_ensemble.handlers.errors import MemberError
-from torchserve_ensemble.handlers.members import LoadedMember, check_member, load_member
+from torchserve_ensemble.handlers.base.errors import MemberError
+from torchserve_ensemble.handlers.base.tasks import Task
+from torchserve_ensemble.handlers.members.loading import LoadedMember, check_member, load_member
 from torchserve_ensemble.handlers.spec import EnsembleSpec, Member, Preprocessing
-from torchserve_ensemble.handlers.tasks import Task
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 4)

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from torchserve_ensemble.handlers.requests import Part, RawRequest
-from torchserve_ensemble.handlers.responses import Response
+from torchserve_ensemble.handlers.answers.encoding import Response
+from torchserve_ensemble.handlers.deployment import load_service
+from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import parse_spec
 
@@ -88,7 +89,7 @@ def probes(
     }
     text = json.dumps(spec)
     (folder / "ensemble.yaml").write_text(text)
-    return EnsembleService.load(parse_spec(text, folder=folder), folder)
+    return load_service(parse_spec(text, folder=folder), folder)
 
 
 def image(brightness: float) -> bytes:

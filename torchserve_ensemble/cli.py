@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__, predict_command, profile_command
+from . import __version__, predict_command
 from .archiver import commands as archive_commands
-from .archiver.tuning import commands as tuning_commands
-from .handlers.errors import EnsembleError, WorkerDiedError
+from .handlers.base.errors import EnsembleError, WorkerDiedError
 from .serving import commands as serving_commands
+from .tuning import commands as tuning_commands
+from .tuning import profile as profile_command
 
 
 def parser() -> argparse.ArgumentParser:

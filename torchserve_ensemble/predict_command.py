@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .handlers.errors import RequestError
+from .handlers.base.errors import RequestError
 from .prediction_csv import Row, text_of, write_csv
 from .serving import image_sources
 from .serving.commands import add_token_options
@@ -109,12 +109,12 @@ def _per_request(arguments: argparse.Namespace, paths: list[str], options: dict[
 def _local(
     arguments: argparse.Namespace, paths: list[str], options: dict[str, str]
 ) -> Iterator[Row]:
-    from .handlers.requests import Part, RawRequest
-    from .handlers.service import EnsembleService
+    from .handlers.deployment import load_service
+    from .handlers.requests.parsing import Part, RawRequest
     from .handlers.spec import load_spec
     from .serving.client import with_names
 
-    service = EnsembleService.load(load_spec(arguments.local), arguments.local.parent)
+    service = load_service(load_spec(arguments.local), arguments.local.parent)
     size = _per_request(arguments, paths, options)
     fields = [Part(name, "", value) for name, value in options.items()]
     for start in range(0, len(paths), size):

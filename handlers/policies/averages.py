@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..tasks import Task
+from ..base.tasks import Task
 from .ballot import ALL_TASKS, DECIDING, Ballot, Outcome, one_hot
 from .registry import AtMostMembers, policy
 from .votes import positive_weights

@@ -10,8 +10,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-from ..errors import MemberError, PolicyError
-from ..tasks import Task
+from ..base.errors import MemberError, PolicyError
+from ..base.tasks import Task
 
 DECIDING = frozenset({Task.CLASSIFICATION, Task.PRESENCE, Task.MULTILABEL})
 """Tasks whose answer is a choice of labels."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import PolicyError
-from ..strict_yaml import nearest
-from ..tasks import Task
+from ..base.errors import PolicyError
+from ..base.suggestions import nearest
+from ..base.tasks import Task
 from .ballot import DECIDING
 from .fitted import FittedModel
 from .registry import EXPRESSION, definition, definitions

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..strict_yaml import nearest
-from ..tasks import Task
+from ..base.suggestions import nearest
+from ..base.tasks import Task
 from .ballot import DECIDING, Ballot, Outcome
 from .catalogue import Catalogue
 from .registry import EXPRESSION, BoundPolicy, Definition, InvalidParameter, bind, definition

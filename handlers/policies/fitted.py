@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import PolicyError, SpecError
+from ..base.errors import PolicyError, SpecError
 
 _METADATA = "fitted_model"
 

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import PolicyError
-from ..tasks import Task
+from ..base.errors import PolicyError
+from ..base.tasks import Task
 from .averages import decide
 from .ballot import DECIDING, Ballot, Outcome, Panel, joined, largest, rows_of
 from .registry import BoundPolicy, apply_threshold, definition, policy

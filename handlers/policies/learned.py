@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import PolicyError
-from ..tasks import Task
+from ..base.errors import PolicyError
+from ..base.tasks import Task
 from .averages import decide
 from .ballot import ALL_TASKS, DECIDING, Ballot, Outcome
 from .fitted import ClassWeightsModel, DawidSkeneModel, StackingModel

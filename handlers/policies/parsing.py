@@ -9,9 +9,9 @@ from dataclasses import replace
 from keyword import iskeyword
 from typing import Any
 
-from ..errors import PolicyError
-from ..quoting import shown_names
-from ..strict_yaml import nearest
+from ..base.errors import PolicyError
+from ..base.quoting import shown_names
+from ..base.suggestions import nearest
 from .catalogue import Catalogue
 from .expression import bind_at, compile_expression, literals
 from .registry import EXPRESSION, BoundPolicy, definition

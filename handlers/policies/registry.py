@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from ..errors import PolicyError
-from ..quoting import shown
-from ..strict_yaml import nearest
-from ..tasks import Task
+from ..base.errors import PolicyError
+from ..base.quoting import shown
+from ..base.suggestions import nearest
+from ..base.tasks import Task
 from .ballot import DECIDING, THRESHOLDED, Ballot, Outcome
 from .fitted import FittedModel
 from .selective import MaxDisagreement, MinConfidence, Probability, abstain

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..tasks import Task
-from ..uncertainty import disagreement
+from ..base.tasks import Task
 from .ballot import Ballot, Outcome
+from .uncertainty import disagreement
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 

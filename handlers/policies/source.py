@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-from ..errors import PolicyError
-from ..quoting import shown
+from ..base.errors import PolicyError
+from ..base.quoting import shown
 
 MAX_LENGTH = 500
 """Characters in the text of a policy."""

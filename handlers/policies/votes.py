@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import PolicyError
-from ..tasks import Task
+from ..base.errors import PolicyError
+from ..base.tasks import Task
 from .ballot import DECIDING, Ballot, Outcome, largest, one_hot
 from .registry import AtMostMembers, policy
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from ..archive import COMPILED, ENSEMBLE, SPEC, name_problem, same_names
-from ..errors import SpecError
-from ..strict_yaml import Problem
-from ..tasks import Task
+from ..base.archive_layout import COMPILED, ENSEMBLE, SPEC, name_problem, same_names
+from ..base.errors import SpecError
+from ..base.tasks import Task
+from .strict_yaml import Problem
 from .types import EnsembleSpec, Member, Output, Precision, Preprocessing, WeightsFormat
 
 _MAX_SUGGESTIONS = 1000

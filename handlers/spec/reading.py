@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..errors import SpecError
-from ..strict_yaml import MAX_CHARACTERS, parse_strictly
+from ..base.errors import SpecError
 from .checks import check
+from .strict_yaml import MAX_CHARACTERS, parse_strictly
 from .types import EnsembleSpec
 
 _ADAPTER = TypeAdapter(EnsembleSpec)

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from ..errors import SpecError
-from ..tasks import Task
+from ..base.errors import SpecError
+from ..base.tasks import Task
 
 _STRICT = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=False)
 

@@ -18,10 +18,10 @@ from examples import data
 from examples.presence.train import train
 from torchserve_ensemble.archiver.build import build_archive, write_entries
 from torchserve_ensemble.cli import main
-from torchserve_ensemble.handlers.archive import MANIFEST
-from torchserve_ensemble.handlers.errors import WorkerDiedError
-from torchserve_ensemble.handlers.requests import Part, RawRequest
-from torchserve_ensemble.handlers.service import EnsembleService
+from torchserve_ensemble.handlers.base.archive_layout import MANIFEST
+from torchserve_ensemble.handlers.base.errors import WorkerDiedError
+from torchserve_ensemble.handlers.deployment import load_service
+from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, read_properties, throw_away
@@ -87,7 +87,7 @@ def post(server: Server, files: list[bytes], **fields: str) -> requests.Response
 def test_rest_answers_as_the_same_pipeline_in_process(
     server: Server, folder: Path, images: tuple[bytes, ...]
 ) -> None:
-    service = EnsembleService.load(load_spec(folder / "ensemble.yaml"), folder)
+    service = load_service(load_spec(folder / "ensemble.yaml"), folder)
     parts = [Part("file", "image/png", image) for image in images]
     local = json.loads(service.answer([RawRequest(parts)])[0].body)
     served = post(server, list(images)).json()

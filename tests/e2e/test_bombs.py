@@ -21,7 +21,7 @@ from bombs import BOMBS, Bomb, Request
 from probe_ensemble import image, probes
 
 from torchserve_ensemble.archiver.build import build_archive
-from torchserve_ensemble.handlers.errors import ServerError
+from torchserve_ensemble.handlers.base.errors import ServerError
 from torchserve_ensemble.serving.grpc_transport import GrpcTransport
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from benchmarks.swaps import Images, checked_clients
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
-from torchserve_ensemble.handlers.errors import ServerError, WorkerDiedError
+from torchserve_ensemble.handlers.base.errors import ServerError, WorkerDiedError
 from torchserve_ensemble.serving.changes import Changes
 from torchserve_ensemble.serving.client import InferenceClient
 from torchserve_ensemble.serving.server import Server, server_log

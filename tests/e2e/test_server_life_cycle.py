@@ -15,7 +15,7 @@ import pytest
 from probe_ensemble import image
 
 from torchserve_ensemble.cli import main
-from torchserve_ensemble.handlers.errors import ArchiveError, ServerError
+from torchserve_ensemble.handlers.base.errors import ArchiveError, ServerError
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 

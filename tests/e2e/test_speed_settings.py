@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torchserve_ensemble.archiver import libraries
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
+from torchserve_ensemble.handlers.inputs.example_inputs import trial_images
 from torchserve_ensemble.handlers.spec import load_spec
-from torchserve_ensemble.handlers.trial import trial_images
 from torchserve_ensemble.serving.server import Server, server_log
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 

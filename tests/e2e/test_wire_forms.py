@@ -23,7 +23,7 @@ from probe_ensemble import image
 from safetensors.numpy import save
 from safetensors.torch import load
 
-from torchserve_ensemble.handlers.errors import RequestError
+from torchserve_ensemble.handlers.base.errors import RequestError
 from torchserve_ensemble.serving.client import Prediction
 from torchserve_ensemble.serving.server import Server
 

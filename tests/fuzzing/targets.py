@@ -28,18 +28,29 @@ from safetensors.numpy import save
 
 from fuzzing.encoding import decode_request, encode_request
 from fuzzing.mutation import Mutate, Mutator, json_mutator, request_mutator
-from torchserve_ensemble.handlers.archive import ArchiveRecord
-from torchserve_ensemble.handlers.budget import RequestBudget
-from torchserve_ensemble.handlers.errors import ArchiveError, RequestError, ServerError, SpecError
-from torchserve_ensemble.handlers.images import decode_image
-from torchserve_ensemble.handlers.open_inference import parse_infer_request
-from torchserve_ensemble.handlers.options import OPTION_NAMES, parse_options
+from torchserve_ensemble.handlers.answers.encoding import Response
+from torchserve_ensemble.handlers.archive.record import ArchiveRecord
+from torchserve_ensemble.handlers.base.errors import (
+    ArchiveError,
+    RequestError,
+    ServerError,
+    SpecError,
+)
+from torchserve_ensemble.handlers.base.tasks import Task
+from torchserve_ensemble.handlers.inputs.images import decode_image
 from torchserve_ensemble.handlers.policies import Catalogue, parse_policy
-from torchserve_ensemble.handlers.requests import BODY, Part, RawRequest, lower_case, parse_request
-from torchserve_ensemble.handlers.responses import Response
+from torchserve_ensemble.handlers.requests.budget import RequestBudget
+from torchserve_ensemble.handlers.requests.open_inference import parse_infer_request
+from torchserve_ensemble.handlers.requests.options import OPTION_NAMES, parse_options
+from torchserve_ensemble.handlers.requests.parsing import (
+    BODY,
+    Part,
+    RawRequest,
+    lower_case,
+    parse_request,
+)
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import Limits, parse_spec
-from torchserve_ensemble.handlers.tasks import Task
 from torchserve_ensemble.serving.settings import read_properties
 
 MAX_INPUT_BYTES = 16_384

@@ -1,0 +1,190 @@
+"""Weights files that carry their own architecture: TorchScript, torch.export, ONNX."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..base.errors import MemberError
+
+logger = logging.getLogger(__name__)
+
+_FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_FORCE_NO_WEIGHTS_ONLY = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+def load_torchscript(path: Path, device: torch.device) -> nn.Module:
+    """A TorchScript archive on the device, in evaluation mode.
+
+    Raises:
+        MemberError: it is none.
+    """
+    try:
+        module: nn.Module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise MemberError(
+            f"{path.name} is damaged or not a TorchScript archive ({_first_line(error)}); if it "
+            "holds a state dict, name the architecture"
+        ) from error
+    return module.eval()
+
+
+def load_exported(path: Path, device: torch.device) -> nn.Module:
+    """A program that torch.export.save wrote, on the device.
+
+    It has no evaluation mode: the mode was fixed when it was exported. torch.export.load falls back
+    to unpickling arbitrary objects; that is prevented here. It still evaluates the program's
+    symbolic shapes as Python, so a .pt2 deserves the same trust as an architecture's FILE.py.
+
+    Raises:
+        MemberError: it is none, or holds more than a program and its tensors.
+    """
+    # Imports torch's compiler, for which a worker without such members has no use.
+    from torch.export.passes import move_to_device_pass
+
+    _check_records(path)
+    with _tensors_only():
+        try:
+            program = torch.export.load(path)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise MemberError(
+                f"{path.name} cannot be read as an exported program ({_first_line(error)}); "
+                "export and save it again, with plain tensors only, and with the version of torch "
+                "that serves it"
+            ) from error
+    # Also moves what the graph itself creates on the device of its export.
+    return move_to_device_pass(program, device).module()
+
+
+def _check_records(path: Path) -> None:
+    """Refuse an archive with anything that torch.export.load would run or fully unpickle."""
+    from torch.export.pt2_archive.constants import (
+        AOTINDUCTOR_DIR,
+        CONSTANTS_DIR,
+        MODELS_DIR,
+        TENSOR_CONSTANT_FILENAME_PREFIX,
+    )
+
+    try:
+        # The very reader that torch.export.load uses, so that both see the same records.
+        records: list[str] = torch._C.PyTorchFileReader(str(path)).get_all_records()
+    except RuntimeError as error:
+        raise MemberError(
+            f"{path.name} is damaged or not a .pt2 archive ({_first_line(error)}): write it with "
+            "torch.export.save"
+        ) from error
+    # That reader finds a record in either case and with either slash.
+    names = [record.replace("\\", "/").lower() for record in records]
+    if any(name.startswith(AOTINDUCTOR_DIR) for name in names):
+        raise MemberError(
+            f"{path.name} is a compiled AOTInductor package, which is native code: save the "
+            "exported program itself with torch.export.save"
+        )
+    if not any(name.startswith(MODELS_DIR) for name in names):
+        raise MemberError(
+            f"{path.name} holds no exported program in the present format: write it with "
+            "torch.export.save of torch 2.9 or newer"
+        )
+    constants = [n.removeprefix(CONSTANTS_DIR) for n in names if n.startswith(CONSTANTS_DIR)]
+    for name in constants:
+        if not name.startswith(TENSOR_CONSTANT_FILENAME_PREFIX) and not name.endswith(
+            "_constants_config.json"
+        ):
+            raise MemberError(
+                f"{path.name} holds a constant that is no tensor ({name}); it is refused, since "
+                "unpickling runs whatever code it holds: export the model without it"
+            )
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Let torch.load, however it is called, unpickle tensors alone."""
+    saved = {name: os.environ.get(name) for name in (_FORCE_WEIGHTS_ONLY, _FORCE_NO_WEIGHTS_ONLY)}
+    os.environ[_FORCE_WEIGHTS_ONLY] = "1"
+    os.environ.pop(_FORCE_NO_WEIGHTS_ONLY, None)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def load_onnx(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """An ONNX model as a function, float32 (N, channels, height, width) -> (N, outputs).
+
+    Without onnxruntime's CUDA provider it runs on the CPU, also for a member on a GPU.
+
+    Raises:
+        MemberError: onnxruntime is missing, the file cannot be read, or the model takes or gives
+            anything but one tensor.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise MemberError(
+            "ONNX members need onnxruntime: pip install 'torchserve-ensemble[onnx]', or in the "
+            "server's environment pip install onnxruntime"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that spin between runs would take the cores from the members that torch runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        else:
+            logger.warning(
+                "%s runs on the CPU: onnxruntime has no CUDA provider here "
+                "(pip install onnxruntime-gpu)",
+                path.name,
+            )
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        raise MemberError(
+            f"{path.name} cannot be read as an ONNX model ({_first_line(error)}); a model with "
+            "external data needs those files in extra_files, or save it as one file "
+            "(torch.onnx.export(..., external_data=False))"
+        ) from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        raise MemberError(
+            f"{path.name} takes {_described(inputs)}; a member takes one batch of images, "
+            "tensor(float)"
+        )
+    if len(outputs) != 1 or not outputs[0].type.startswith("tensor("):
+        raise MemberError(
+            f"{path.name} gives {_described(outputs)}; a member gives one tensor: export the "
+            "model with its logits as the only output"
+        )
+    name = inputs[0].name
+
+    def forward(batch: Tensor) -> Tensor:
+        (result,) = session.run(None, {name: batch.numpy(force=True)})
+        return torch.from_numpy(result).to(device)
+
+    return forward
+
+
+def _described(values: object) -> str:
+    listed = [f"{value.name}: {value.type}" for value in values]  # type: ignore[attr-defined]
+    return f"({', '.join(listed)})"
+
+
+def _first_line(error: Exception) -> str:
+    (line, *_) = str(error).strip().splitlines() or [type(error).__name__]
+    return line

@@ -1,0 +1,398 @@
+"""Requests that share a choice, or a batch, are answered as each would be alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from probe_ensemble import ask, form, image, probes, refusal
+from torch import Tensor
+
+from torchserve_ensemble.handlers import service as service_module
+from torchserve_ensemble.handlers.base.errors import PolicyError
+from torchserve_ensemble.handlers.decisions.combining import Combiner
+from torchserve_ensemble.handlers.engine.runtime import (
+    NOT_FINITE,
+    MemberScores,
+    PreparedImage,
+    State,
+)
+from torchserve_ensemble.handlers.policies import (
+    ClassWeightsModel,
+    FittedModel,
+    StackingModel,
+)
+from torchserve_ensemble.handlers.requests.options import RequestOptions, parse_options
+from torchserve_ensemble.handlers.requests.parsing import RawRequest
+from torchserve_ensemble.handlers.service import EnsembleService
+
+MEMBERS = 6
+LEVELS = 16
+TASKS = ("classification", "presence", "multilabel", "regression")
+
+
+def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
+    """Six members whose scores of an image stand in a table, so that they are the same each time.
+
+    Some fail on some images, and one gives logits for some alone.
+    """
+    folder.mkdir()
+    service = probes(
+        folder,
+        task=task,
+        bounds=(0.1, 0.3, 0.4, 0.6, 0.7, 0.9),
+        failures={"on_failure": on_failure, "min_members": 2, "deadline_ms": 1e9},
+        policies={"default": "mean"},
+    )
+    generator = torch.Generator().manual_seed(7)
+    labels = len(service.spec.score_labels)
+    logits = torch.randn(MEMBERS, LEVELS, labels, generator=generator)
+    logits[:, 0] = 0.25
+    scores = logits.softmax(dim=-1) if task == "classification" else logits.sigmoid()
+    states = torch.full((MEMBERS, LEVELS), int(State.ANSWERED), dtype=torch.uint8)
+    states[2, 5] = states[3, 5] = states[1, 9] = State.FAILED
+    states[0, 11] = State.LATE
+    states[:, 13] = State.FAILED
+    logits[4, 1::3] = torch.inf
+
+    def run(
+        images: Sequence[PreparedImage],
+        *,
+        asked: Tensor,
+        deadlines: Sequence[float | None],
+        end: float,
+    ) -> MemberScores:
+        resized = [image.by_preprocessing[0] for image in images]
+        levels = [int(each.pixels[0, 0, 0]) // LEVELS for each in resized if each is not None]
+        found = MemberScores(
+            scores=scores[:, levels],
+            logits=logits[:, levels],
+            states=torch.where(asked, states[:, levels], torch.tensor(0, dtype=torch.uint8)),
+        )
+        for member, sample in (found.states == State.FAILED).nonzero().tolist():
+            found.reasons[member, sample] = f"no table for {levels[sample]}"
+        return found
+
+    service._runtime.run = run  # type: ignore[method-assign,assignment]
+    return service
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], EnsembleService]:
+    folder = tmp_path_factory.mktemp("tabled")
+    return {
+        (task, rule): tabled(folder / f"{task}-{rule}", task, rule)
+        for task in TASKS
+        for rule in ("fail", "drop", "neutral")
+    }
+
+
+IMAGES = [image((level + 0.5) * LEVELS / 255) for level in range(LEVELS)]
+POLICIES = (
+    *("mean", "weighted_mean", "median", "trimmed_mean", "geometric_mean", "product", "logit_mean"),
+    *("borda", "max", "any", "majority", "at_least(k=5)", "plurality", "weighted_vote"),
+    *("unanimous", "cascade(confidence=0.8)", "a and not b", "mean(min_confidence=0.6)"),
+    *("mean(max_disagreement=0.3)", "mean(threshold=0.4)", "nonsense"),
+)
+OPTIONS = {
+    "policy": POLICIES,
+    "members": ("a", "c,a", "f,e,d,c,b,a", "a,z"),
+    "weights": ('{"a": 2.5}', '{"a": 0, "b": 0.1}', '{"a": -1}'),
+    "thresholds": ('{"a": 0.1}', '{"b": 0.9}'),
+    "top_k": ("1", "3"),
+    "fields": (
+        *("label", "labels,members", "scores,values", "score,model", "uncertainty,label"),
+        "label,labels,members,model,policy,sample,score,values",
+    ),
+    "include": ("uncertainty", "scores"),
+    "response": ("json", "lines", "flexserve"),
+    "stream": ("one", "two"),
+    "frame_order": ("1", "2,1", "1,3,2"),
+    "smooth": ("majority", "average"),
+}
+
+
+def some_request(chance: random.Random) -> RawRequest:
+    """Mostly a good one."""
+    samples = chance.choices(IMAGES, k=chance.choice([1, 1, 2, 3]))
+    if chance.random() < 0.1:
+        samples[-1] = b"junk"
+    names = chance.sample(sorted(OPTIONS), chance.choice([0, 1, 1, 2]))
+    options = {name: chance.choice(OPTIONS[name]) for name in names}
+    return form(*samples, on_error=chance.choice(["fail", "skip"]), **options)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("rule", ["fail", "drop", "neutral"])
+def test_each_byte_of_an_answer_is_as_if_it_were_alone(
+    services: dict[tuple[str, str], EnsembleService], task: str, rule: str
+) -> None:
+    service, chance = services[task, rule], random.Random(task + rule)
+    answered = 0
+    for _ in range(40):
+        batch = [some_request(chance) for _ in range(8)]
+        together = service.answer(batch)
+        service._combiner._choices.clear()
+        assert together == [service.answer([request])[0] for request in batch]
+        answered += sum(response.status == 200 for response in together)
+    assert answered > 100, "of 320"
+
+
+def test_what_cannot_be_written_together_is_written_alone(
+    services: dict[tuple[str, str], EnsembleService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(results: object) -> None:
+        raise ZeroDivisionError
+
+    service = services["classification", "drop"]
+    batch = [form(image(0.3)), form(image(0.4)), form(image(0.5), policy="any")]
+    expected = service.answer(batch)
+    monkeypatch.setattr(service_module, "predictions_of", broken)
+    assert service.answer(batch) == expected
+
+
+ALIKE: list[dict[str, Any]] = [
+    {},
+    *({"policy": "at_least", "policy_parameters": {"k": k}} for k in (1, 1.0, True, "1", 2, [1])),
+    *({"policy": "mean", "policy_parameters": {"threshold": t}} for t in (0.0, -0.0, None, 1)),
+    *({"weights": {"a": weight}} for weight in (0, -0.0, 1)),
+    {"weights": {"b": 1}},
+    {"thresholds": {"b": 1}},
+    *({"members": members} for members in ("a,b", "b,a", "a", "z")),
+    *({"deadline_ms": limit} for limit in (1, 2)),
+    *({"lazy": lazy, "policy": "any"} for lazy in (None, True, False)),
+    *({"include": fields} for fields in ("uncertainty", "scores")),
+    *({"fields": fields} for fields in ("uncertainty", "scores")),
+    {"response": "flexserve"},
+    {"policy": "nonsense"},
+]
+
+
+def told(combiner: Combiner, options: RequestOptions) -> Any:
+    """All that a choice says, or its refusal."""
+    try:
+        choice = combiner.choose(options)
+    except PolicyError as error:
+        return error.message
+    panel = choice.panel
+    tensors = [repr(each.tolist()) for each in (panel.weights, panel.member_thresholds)]
+    policy = repr(choice.policy)
+    return policy, tensors, choice.members, choice.deadline_ms, choice.lazy, repr(choice.options)
+
+
+class TestKeptChoices:
+    def test_a_kept_choice_says_what_a_new_one_does(
+        self, services: dict[tuple[str, str], EnsembleService]
+    ) -> None:
+        combiner = services["presence", "fail"]._combiner
+        for options in map(parse_options, ALIKE * 2):
+            new = Combiner(combiner.spec, combiner.catalogue, combiner.model)
+            assert told(combiner, options) == told(new, options)
+
+    def test_equal_options_share_a_choice(
+        self, services: dict[tuple[str, str], EnsembleService]
+    ) -> None:
+        combiner = services["presence", "fail"]._combiner
+        one = combiner.choose(parse_options({"policy": "any", "stream": "one"}))
+        assert combiner.choose(parse_options({"policy": "any", "frame_order": "1,2"})) is one
+        assert (one.options.stream, one.options.frame_order) == (None, None)
+        assert combiner.choose(parse_options({"policy": "any", "top_k": 1})) is not one
+
+    def test_they_are_bounded(self, services: dict[tuple[str, str], EnsembleService]) -> None:
+        combiner = services["presence", "fail"]._combiner
+        first = combiner.choose(parse_options({"top_k": 1}))
+        for count in range(2, 600):
+            combiner.choose(parse_options({"top_k": count}))
+            assert combiner.choose(parse_options({"top_k": 1})) is first, "asked for last"
+        assert len(combiner._choices) == 256
+        combiner.choose(parse_options({"policy": "at_least", "policy_parameters": {"k": "1"}}))
+        before = set(combiner._choices)
+        padded = {"policy": "at_least", "policy_parameters": {"k": " " * 4000 + "1"}}
+        assert dict(combiner.choose(parse_options(padded)).policy.parameters) == {"k": 1}
+        assert set(combiner._choices) == before
+
+    @pytest.mark.parametrize("k", ["99", '"x"', "[[[1]]]", "{}", "true"])
+    def test_a_refusal_is_not_kept(
+        self, services: dict[tuple[str, str], EnsembleService], k: str
+    ) -> None:
+        combiner = services["presence", "fail"]._combiner
+        combiner._choices.clear()
+        options = {"policy": "at_least", "policy_parameters": f'{{"k": {k}}}'}
+        with pytest.raises(PolicyError, match="parameter k"):
+            combiner.choose(parse_options(options))
+        assert not combiner._choices
+
+
+class TestMissingMembers:
+    """What each sample says of the members that failed or were late for it."""
+
+    @staticmethod
+    def service(
+        folder: Path,
+        states: list[list[State]],
+        *,
+        reasons: dict[tuple[int, int], str] | None = None,
+        members: int = 3,
+        task: str = "presence",
+        **failures: Any,
+    ) -> EnsembleService:
+        """Members a, b ... of which each sample has the given states, one list a member."""
+        bounds = (0.1, 0.2, 0.3, 0.4, 0.6)[:members]
+        service = probes(
+            folder, task=task, bounds=bounds, failures={"deadline_ms": 1e9, **failures}
+        )
+        run_all = service._runtime.run
+
+        def run(images: Sequence[PreparedImage], **options: Any) -> MemberScores:
+            found = run_all(images, **options)
+            for member, of_samples in enumerate(states):
+                for sample, state in enumerate(of_samples[: len(images)]):
+                    if state is State.FAILED:
+                        reason = (reasons or {}).get((member, sample), "broken")
+                        found.fail(member, torch.tensor([sample]), reason)
+                    if state is State.LATE:
+                        found.states[member, sample] = state
+                    if state is not State.ANSWERED:
+                        found.scores[member, sample] = found.logits[member, sample] = torch.nan
+            return found
+
+        service._runtime.run = run  # type: ignore[method-assign,assignment]
+        return service
+
+    YES, NO, LATE = State.ANSWERED, State.FAILED, State.LATE
+
+    def test_each_sample_has_its_own_reasons(self, tmp_path: Path) -> None:
+        states = [[self.YES] * 4, [self.NO, self.NO, self.LATE, self.NO], [self.YES] * 4]
+        reasons = {(1, 0): "not finite", (1, 1): "too bright", (1, 3): "not finite"}
+        service = self.service(tmp_path, states, reasons=reasons, on_failure="drop")
+        rows = ask(service, *[image(0.5)] * 4)["predictions"]
+        assert [row.get("failed_members") for row in rows] == [
+            {"b": "not finite"},
+            {"b": "too bright"},
+            None,
+            {"b": "not finite"},
+        ]
+        assert [row.get("late_members") for row in rows] == [None, None, ["b"], None]
+        assert len({json.dumps(row["members"]) for row in rows}) == 1
+
+    def test_members_that_change_places_are_not_mixed(self, tmp_path: Path) -> None:
+        states = [[self.NO, self.LATE], [self.LATE, self.NO], [self.YES, self.YES]]
+        service = self.service(tmp_path, states, on_failure="neutral")
+        first, second = ask(service, image(0.5), image(0.5), policy="any")["predictions"]
+        assert (first["failed_members"], first["late_members"]) == ({"a": "broken"}, ["b"])
+        assert (second["failed_members"], second["late_members"]) == ({"b": "broken"}, ["a"])
+
+    @pytest.mark.parametrize("failures", [{"on_failure": "fail"}, {"on_failure": "drop"}])
+    def test_each_refused_sample_has_its_own_status(
+        self, tmp_path: Path, failures: dict[str, Any]
+    ) -> None:
+        states = [[self.YES] * 4, [self.NO, self.LATE, self.NO, self.YES], [self.YES] * 4]
+        reasons = {(1, 0): "not finite", (1, 2): "too bright"}
+        service = self.service(tmp_path, states, reasons=reasons, min_members=3, **failures)
+        rows = ask(service, *[image(0.5)] * 4, on_error="skip")["predictions"]
+        assert [row["error"]["code"] for row in rows[:3]] == [500, 504, 500]
+        assert "not finite" in rows[0]["error"]["message"]
+        assert "deadline" in rows[1]["error"]["message"]
+        assert "too bright" in rows[2]["error"]["message"]
+        assert "error" not in rows[3]
+
+    @pytest.mark.parametrize("rule", ["drop", "neutral"])
+    @pytest.mark.parametrize(
+        ("policy", "needs"),
+        [
+            ("at_least(k=3)", "3"),
+            ("a and b", "needs member b"),
+            ("not b", "needs member b"),
+            ("b", "needs member b"),
+            ('member("b") or mean >= 0.9', "needs member b"),
+            ("any(a, b) and mean(c, b) > 0.1", "needs member b"),
+            ("a and at_least(k=3)", "k=3"),
+            ("a or at_least(k=3) >= 0.5", "k=3"),
+            ("average_of_maximum(buckets=3)", "buckets=3"),
+            ("maximum_of_average(buckets=3, threshold=0.4)", "buckets=3"),
+            ("at_least(k=3, min_confidence=0.1)", "3"),
+            ("weighted_mean", "voting weights of a, c are all 0"),
+            ("weighted_vote(max_disagreement=0.5)", "voting weights of a, c are all 0"),
+            ("a and weighted_mean >= 0.2", "voting weights of a, c are all 0"),
+        ],
+    )
+    def test_a_policy_that_cannot_do_without_a_member_is_no_mistake_of_the_client(
+        self, tmp_path: Path, rule: str, policy: str, needs: str
+    ) -> None:
+        states = [[self.YES] * 3, [self.NO, self.LATE, self.YES], [self.YES] * 3]
+        service = self.service(tmp_path, states, on_failure=rule)
+        options = {"policy": policy, "weights": '{"a": 0, "c": 0}'}
+        rows = ask(service, *[image(0.5)] * 3, **options, on_error="skip")["predictions"]
+        failed, late = (row["error"] for row in rows[:2])
+        assert (failed["code"], failed["type"]) == (500, "MemberError")
+        assert "sample 0 (file): member b: broken; " in failed["message"]
+        assert needs in failed["message"]
+        assert (late["code"], late["type"]) == (504, "LateError")
+        assert needs in late["message"]
+        assert "error" not in rows[2]
+
+    def test_both_missing_members_are_named(self, tmp_path: Path) -> None:
+        states = [[self.NO], [self.LATE], [self.YES]]
+        service = self.service(tmp_path, states, on_failure="drop")
+        told = refusal(service, image(0.5), policy="b or c")
+        assert told["code"] == 500
+        assert "member a: broken; member b: had not begun in time; " in told["message"]
+
+    @pytest.mark.parametrize("rule", ["drop", "neutral"])
+    @pytest.mark.parametrize("policy", ["weighted_mean", "a or weighted_vote"])
+    def test_a_clients_mistake_stays_one_when_a_member_fails(
+        self, tmp_path: Path, rule: str, policy: str
+    ) -> None:
+        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure=rule)
+        weights = '{"a": 0, "b": 0, "c": 0}'
+        told = refusal(service, image(0.5), policy=policy, weights=weights)
+        assert (told["code"], told["type"]) == (400, "PolicyError")
+        assert "voting weights of a, b, c are all 0" in told["message"]
+        told = refusal(service, image(0.5), policy="at_least(k=3)", members="a,c")
+        assert told["code"] == 400
+
+    @pytest.mark.parametrize("kind", ["stacking", "per_class_weights"])
+    def test_a_fitted_policy_without_one_of_its_members(self, tmp_path: Path, kind: str) -> None:
+        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure="drop")
+        names = ("a", "b", "c")
+        fitted: dict[str, FittedModel] = {
+            "stacking": StackingModel(names, torch.ones(1, 3), torch.zeros(1)),
+            "per_class_weights": ClassWeightsModel(names, torch.tensor([[0.0], [1.0], [0.0]])),
+        }
+        combiner = service._combiner
+        offer = replace(combiner.catalogue, fitted=fitted)
+        service._combiner = Combiner(combiner.spec, offer, combiner.model)
+        told = refusal(service, image(0.5), policy=kind)
+        assert (told["code"], told["type"]) == (500, "MemberError")
+        assert "member b: broken; the" in told["message"] or "all have weight 0" in told["message"]
+
+    def test_policies_that_can_do_without_a_member_do(self, tmp_path: Path) -> None:
+        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure="drop")
+        for policy in ("majority", "at_least(k=2)", "a and c", "cascade(confidence=1)", "all"):
+            (row,) = ask(service, image(0.5), policy=policy)["predictions"]
+            assert row["failed_members"] == {"b": "broken"}
+
+    @pytest.mark.parametrize(
+        ("state", "reason", "code"),
+        [
+            (State.FAILED, NOT_FINITE, 400),
+            (State.FAILED, "RuntimeError: broken", 400),
+            (State.LATE, "", 504),
+        ],
+    )
+    def test_a_failure_on_preprocessed_numbers_is_their_senders_and_lateness_is_not(
+        self, tmp_path: Path, state: State, reason: str, code: int
+    ) -> None:
+        service = self.service(tmp_path, [[state]], reasons={(0, 0): reason})
+        file = io.BytesIO()
+        np.save(file, np.zeros((1, 3, 2, 2), dtype=np.float32))
+        (response,) = service.answer([form(file.getvalue())])
+        assert response.status == code, response.body

@@ -1,0 +1,149 @@
+"""Repeated images are answered as before, without running members, in bounded memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from probe_ensemble import ask, form, image, probes, read
+
+from torchserve_ensemble.handlers.engine.runtime import MemberScores, Runtime, State
+from torchserve_ensemble.handlers.engine.score_cache import KnownScores, ScoreCache, with_known
+from torchserve_ensemble.handlers.service import EnsembleService
+
+DARK, DIM, GRAY, BRIGHT = image(0.1), image(0.4), image(0.6), image(0.9)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> EnsembleService:
+    return probes(tmp_path, task="presence", runtime={"score_cache_mb": 1})
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Samples that members had to see, for each batch."""
+    seen: list[int] = []
+    original = Runtime.run
+
+    def spy(self: Runtime, images: Any, **settings: Any) -> MemberScores:
+        seen.append(len(images))
+        return original(self, images, **settings)
+
+    monkeypatch.setattr(Runtime, "run", spy)
+    return seen
+
+
+def counts(service: EnsembleService) -> tuple[int, int]:
+    assert service.cache is not None
+    return service.cache.hits, service.cache.misses
+
+
+def test_it_is_off_by_default(tmp_path: Path) -> None:
+    service = probes(tmp_path)
+    assert service.cache is None
+    assert service.describe()["score_cache"] is None
+
+
+def test_repeats_run_no_members_and_get_the_same_answer(
+    service: EnsembleService, ran: list[int]
+) -> None:
+    first = ask(service, DARK, BRIGHT)
+    assert ask(service, DARK, BRIGHT) == first
+    assert ask(service, BRIGHT, GRAY, DARK)["predictions"][::2] == first["predictions"][::-1]
+    assert ran == [2, 0, 1]
+    assert counts(service) == (4, 3)
+    assert service.describe()["score_cache"]["samples"] == 3
+
+
+def test_each_request_has_its_own_policy_over_the_same_scores(
+    service: EnsembleService, ran: list[int]
+) -> None:
+    labels = [
+        ask(service, DIM, policy=policy)["predictions"][0]["label"] for policy in ("any", "all")
+    ]
+    assert labels == ["bright", "dark"]
+    assert ran == [1, 0]
+
+
+def test_members_that_were_not_asked_are_run_later(
+    service: EnsembleService, ran: list[int]
+) -> None:
+    ask(service, DIM, members="a,b")
+    ask(service, DIM, members="b")
+    whole = ask(service, DIM)
+    assert ran == [1, 0, 1]
+    assert list(whole["predictions"][0]["members"]) == ["a", "b", "c"]
+    ask(service, DIM, members="a,c")
+    assert ran[-1] == 0
+
+
+def test_damaged_images_and_neighbours(service: EnsembleService) -> None:
+    for _ in range(2):
+        good, bad, mixed = service.answer([form(DARK), form(b"nothing"), form(DARK, BRIGHT)])
+        assert (good.status, bad.status, mixed.status) == (200, 400, 200)
+        assert [p["label"] for p in read(mixed)["predictions"]] == ["dark", "bright"]
+
+
+def test_failures_are_not_kept(tmp_path: Path, ran: list[int]) -> None:
+    service = probes(
+        tmp_path,
+        arguments={"b": {"raises_above": 0.8}},
+        failures={"on_failure": "drop"},
+        runtime={"score_cache_mb": 1},
+    )
+    for _ in range(2):
+        assert ask(service, BRIGHT, DARK)["predictions"][0]["label"] == "bright"
+    assert ran == [2, 1]
+
+
+def test_lazy_requests_do_without(service: EnsembleService) -> None:
+    ask(service, DIM, policy="any", lazy="true")
+    assert counts(service) == (0, 0)
+
+
+def outputs(value: float) -> MemberScores:
+    return MemberScores(
+        scores=torch.full((2, 1, 3), value),
+        logits=torch.full((2, 1, 3), value),
+        states=torch.full((2, 1), State.ANSWERED, dtype=torch.uint8),
+    )
+
+
+def test_the_archive_is_part_of_the_key() -> None:
+    assert ScoreCache(10, "sha256:a").key(b"x") != ScoreCache(10, "sha256:b").key(b"x")
+
+
+@given(st.lists(st.integers(0, 9), max_size=60), st.integers(0, 6000))
+def test_memory_is_bounded_and_the_last_ones_stay(asked: list[int], most: int) -> None:
+    cache = ScoreCache(most, "a")
+    for number in asked:
+        key = cache.key(bytes([number]))
+        found = cache.find(key, [0, 1])
+        if found is not None:
+            assert float(found.scores[0, 0]) == number
+        else:
+            cache.keep(key, outputs(number), 0)
+        assert cache.bytes <= most
+        assert cache.bytes == sum(known.size for known in cache._known.values())
+    assert cache.hits + cache.misses == len(asked)
+    room = most // KnownScores(*(t[:, 0] for t in vars_of(outputs(0)))).size
+    latest = list(dict.fromkeys(reversed(asked)))[:room]
+    assert set(cache._known) == {cache.key(bytes([number])) for number in latest}
+
+
+def vars_of(found: MemberScores) -> tuple[torch.Tensor, ...]:
+    return found.scores, found.logits, found.states
+
+
+def test_reasons_follow_their_samples() -> None:
+    computed = outputs(1.0)
+    computed.fail(1, torch.tensor([0]), "broken")
+    known = KnownScores(*(t[:, 0] for t in vars_of(outputs(5.0))))
+    whole = with_known(computed, [1], {0: known, 2: known})
+    assert whole.reasons == {(1, 1): "broken"}
+    assert whole.scores[0, :, 0].tolist() == [5.0, 1.0, 5.0]
+    assert whole.states.tolist() == [[1, 1, 1], [1, 2, 1]]

@@ -1,0 +1,61 @@
+"""A worker is held on request, by its owner alone, and never for ever."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from torchserve_ensemble.handlers.frontend import holding
+from torchserve_ensemble.handlers.frontend.holding import hold_if_asked, hold_seconds
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_without_a_request_nothing_happens(folder: Path) -> None:
+    hold_if_asked(60)
+    assert list(folder.iterdir()) == []
+
+
+def test_until_it_is_released(folder: Path) -> None:
+    (folder / f"ts-ensemble-hold-{os.getpid()}").touch()
+    thread = threading.Thread(target=hold_if_asked, args=(60,))
+    thread.start()
+    held = folder / f"ts-ensemble-held-{os.getpid()}"
+    deadline = time.monotonic() + 10
+    while not held.exists():
+        assert time.monotonic() < deadline
+    assert thread.is_alive()
+    held.unlink()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_hold_that_nobody_releases_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "MAX_HOLD_SECONDS", 0.05)
+    assert hold_seconds(60) == 0.05
+    (folder / f"ts-ensemble-hold-{os.getpid()}").touch()
+    hold_if_asked(60)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_somebody_else_cannot_hold_it(folder: Path) -> None:
+    asked = folder / f"ts-ensemble-hold-{os.getpid()}"
+    asked.touch()
+    os.chown(asked, 12345, -1)
+    hold_if_asked(60)
+    assert asked.exists()
+
+
+def test_a_hold_ends_before_torchserve_takes_the_answer_for_lost() -> None:
+    assert hold_seconds(60) == 20
+    assert hold_seconds(5) == 2.5

@@ -1,0 +1,71 @@
+"""Machine code runs only from an archive's own folder, and only where the spec asks for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from probe_ensemble import ask, image, probes
+
+from torchserve_ensemble.cli import main
+from torchserve_ensemble.handlers.base.errors import ArchiveError
+from torchserve_ensemble.handlers.members import aot_library
+from torchserve_ensemble.handlers.members.compiled import RECORD, CompiledRecord, Target
+
+
+def compiled_record(file: str) -> str:
+    """Of a member `a` whose library is that file."""
+    member = {"file": file, "precision": "float32", "shape": [3, 2, 2], "most": 1, "difference": 0}
+    target = asdict(Target.here(torch.device("cpu")))
+    return json.dumps({"target": target, "members": {"a": member}, "stacks": [], "trunks": []})
+
+
+def test_machine_code_beside_a_spec_is_never_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither by `predict --local` nor by a build: no record vouches for it there."""
+    (tmp_path / "compiled").mkdir()
+    (tmp_path / RECORD).write_text(compiled_record("compiled/a.so"))
+    (tmp_path / "compiled" / "outputs.safetensors").write_bytes(b"damaged, if it were read")
+    monkeypatch.setattr(aot_library, "AotLibrary", None)
+    service = probes(tmp_path, runtime={"compile": True})
+    assert ask(service, image(0.9))["predictions"][0]["label"] == "bright"
+    (tmp_path / "image.png").write_bytes(image(0.9))
+    spec, picture = str(tmp_path / "ensemble.yaml"), str(tmp_path / "image.png")
+    assert main(["predict", "--local", spec, picture, "--format", "json"]) == 0
+    assert "bright" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "/tmp/a.so",
+        "../a.so",
+        "compiled/../a.so",
+        "compiled/../../a.so",
+        "compiled/",
+        "compiled",
+        "a.so",
+        "",
+        "compiled//tmp/a.so",
+        "compiled\\a.so",
+    ],
+)
+def test_libraries_lie_in_the_folder_of_compiled_members(file: str) -> None:
+    with pytest.raises(ArchiveError, match="does not lie in compiled/"):
+        CompiledRecord.from_json(compiled_record(file))
+    stack = {"members": ["a"], "files": ["compiled/a.so", file], "samples": [4], "shape": [1]}
+    text = json.loads(compiled_record("compiled/a.so")) | {"stacks": [stack | {"difference": 0}]}
+    with pytest.raises(ArchiveError, match="does not lie in compiled/"):
+        CompiledRecord.from_json(json.dumps(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "[" * 100_000, '{"members": []}', compiled_record("a")[:-9]]
+)
+def test_a_damaged_record(text: str) -> None:
+    with pytest.raises(ArchiveError, match=r"compiled/compiled\.json is damaged"):
+        CompiledRecord.from_json(text)

@@ -1,0 +1,107 @@
+"""Members answer the same in every layout and precision that is chosen for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from member_files import member, spec_of
+from torch import Tensor, nn
+
+from torchserve_ensemble.handlers.base.errors import MemberError
+from torchserve_ensemble.handlers.members import eager_optimisations as execution
+from torchserve_ensemble.handlers.members.eager_optimisations import accelerate
+from torchserve_ensemble.handlers.members.loading import LoadedMember
+from torchserve_ensemble.handlers.spec import EnsembleSpec, Precision, Runtime
+
+
+class Wide(nn.Module):
+    """Enough convolution weights to be laid out with channels last."""
+
+    def __init__(self, *, views: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 96, 3), nn.Conv2d(96, 256, 3)
+        self.head = nn.Linear(256 * 4 * 4, 3)
+        self.views = views
+        self.layouts: list[bool] = []
+        self.types: list[torch.dtype] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+        x = self.second(self.first(x).relu()).relu()
+        self.types.append(x.dtype)
+        flat = x.view(len(x), -1) if self.views else x.flatten(1)
+        result: Tensor = self.head(flat)
+        return result
+
+
+def loaded(module: nn.Module) -> LoadedMember:
+    return LoadedMember("first", module.eval(), module)
+
+
+def spec(precision: Precision = Precision.FLOAT32, **settings: Any) -> EnsembleSpec:
+    runtime = Runtime(precision=precision, **settings)
+    return replace(spec_of(member("w.safetensors")), runtime=runtime)
+
+
+def batch() -> Tensor:
+    return torch.rand((3, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def run(
+    module: nn.Module, precision: Precision = Precision.FLOAT32, **settings: Any
+) -> tuple[Tensor, Tensor]:
+    """Outputs as loaded, and accelerated."""
+    plain = loaded(module)(batch())
+    chosen = spec(precision, **settings)
+    changed = accelerate(loaded(module), chosen, chosen.members[0], batch())
+    return plain, changed(batch())
+
+
+def test_convolutional_members_run_with_channels_last() -> None:
+    module = Wide()
+    plain, changed = run(module)
+    assert module.layouts[-1]
+    torch.testing.assert_close(changed, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_module_that_needs_its_layout_keeps_it() -> None:
+    module = Wide(views=True)
+    plain, changed = run(module)
+    assert not module.layouts[-1]
+    assert torch.equal(changed, plain)
+    assert module.second.weight.is_contiguous()
+
+
+def test_small_members_are_left_alone() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+    plain, changed = run(module)
+    assert torch.equal(changed, plain)
+
+
+def test_bfloat16_stays_within_parity() -> None:
+    module = Wide()
+    plain, changed = run(module, Precision.BFLOAT16)
+    assert module.types[-1] is torch.bfloat16
+    assert changed.dtype is torch.float32
+    difference = (plain.softmax(dim=1) - changed.softmax(dim=1)).abs().max()
+    assert 0 < difference < 1e-2
+
+
+def test_bfloat16_that_changes_answers_is_refused_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "is_bfloat16_fast", lambda device: True)
+    with pytest.raises(MemberError, match="more than 1e-09; set runtime.precision to float32"):
+        run(Wide(), Precision.BFLOAT16, tolerance=1e-9)
+    plain, changed = run(Wide(), Precision.AUTO, tolerance=1e-9)
+    torch.testing.assert_close(changed, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_auto_is_float32_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "is_bfloat16_fast", lambda device: False)
+    module = Wide()
+    run(module, Precision.AUTO)
+    assert module.types[-1] is torch.float32

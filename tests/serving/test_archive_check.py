@@ -1,0 +1,87 @@
+"""Which archives are checked before TorchServe extracts them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from probe_ensemble import probes
+
+from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.handlers.base.errors import ArchiveError, ServerError
+from torchserve_ensemble.serving.archive_check import check_archive, check_models
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A model store with a good archive and a truncated one."""
+    probes(tmp_path)
+    good = build_archive(tmp_path / "ensemble.yaml", tmp_path / "store")
+    (good.parent / "bad.mar").write_bytes(good.read_bytes()[:-1])
+    return good.parent
+
+
+def test_files_of_the_model_store(store: Path) -> None:
+    check_archive("probes-1.0.mar", store)
+    check_archive((store / "probes-1.0.mar").as_uri(), store)
+    for archive in ("bad.mar", (store / "bad.mar").as_uri()):
+        with pytest.raises(ArchiveError, match="does not end as a model archive does"):
+            check_archive(archive, store)
+    with pytest.raises(ArchiveError, match="no such archive"):
+        check_archive("none.mar", store)
+    for archive in ("/etc", "../store/probes-1.0.mar", "a\\\\probes-1.0.mar"):
+        with pytest.raises(ArchiveError, match="name a file of the model store"):
+            check_archive(archive, store)
+
+
+def test_what_cannot_be_checked_is_said(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check_archive("https://models.example/probes-1.0.mar", store)
+    assert "https://models.example/probes-1.0.mar is not checked" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("models", "load_models", "good"),
+    [
+        (["probes-1.0.mar"], "bad.mar", True),
+        (["p=probes-1.0.mar", "bad.mar"], "", False),
+        (["b=bad.mar"], "", False),
+        ([], "", True),
+        ([], "p=probes-1.0.mar, probes-1.0.mar", True),
+        ([], "probes-1.0.mar, bad.mar", False),
+        ([], "ALL", False),
+    ],
+)
+def test_models_of_the_start(store: Path, models: list[str], load_models: str, good: bool) -> None:
+    properties = {"model_store": str(store), "load_models": load_models}
+    if good:
+        check_models(models, properties)
+    else:
+        with pytest.raises(ArchiveError, match="bad.mar"):
+            check_models(models, properties)
+
+
+def test_all_of_a_model_store(store: Path) -> None:
+    (store / "bad.mar").unlink()
+    (store / "README.md").touch()
+    properties = {"model_store": str(store), "load_models": "all"}
+    check_models([], properties)
+    for other in ("folder", "other.tar.gz"):
+        (store / other).mkdir() if other == "folder" else (store / other).touch()
+        with pytest.raises(ArchiveError, match=other):
+            check_models([], properties)
+        shutil.rmtree(store / "folder", ignore_errors=True)
+
+
+def test_a_snapshot_of_torchserve(store: Path) -> None:
+    versions = {"1.0": {"marName": "probes-1.0.mar", "defaultVersion": True}}
+    properties = {"model_store": str(store)}
+    check_models([], properties | {"model_snapshot": json.dumps({"models": {"p": versions}})})
+    versions["2.0"] = {"marName": "bad.mar", "defaultVersion": False}
+    with pytest.raises(ArchiveError, match="bad.mar"):
+        check_models([], properties | {"model_snapshot": json.dumps({"models": {"p": versions}})})
+    with pytest.raises(ServerError, match="model_snapshot is damaged"):
+        check_models([], properties | {"model_snapshot": "{}"})

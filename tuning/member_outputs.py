@@ -1,0 +1,73 @@
+"""What the members say about labelled images, in the worker's own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..handlers.base.errors import MemberError, RequestError, SpecError
+from ..handlers.decisions.combining import Combiner
+from ..handlers.deployment import catalogue, choose_device
+from ..handlers.engine.runtime import Runtime, State
+from ..handlers.inputs.images import decode_image
+from ..handlers.spec import EnsembleSpec
+from .fitting import Outputs
+from .labelled_data import LabelledData
+
+
+def member_outputs(
+    spec: EnsembleSpec,
+    folder: Path,
+    data: LabelledData,
+    *,
+    on_image: Callable[[int], None] = lambda total: None,
+) -> Outputs:
+    """Run every member over the data.
+
+    Args:
+        spec: the ensemble.
+        folder: where its files are.
+        data: labelled images.
+        on_image: called with the number of images, after each.
+
+    Raises:
+        SpecError: images cannot be read; every one of them is named.
+        MemberError: a member fails, or gives NaN.
+    """
+    runtime = Runtime.load(spec, folder, choose_device(spec, gpu=None))
+    scores, logits = [], []
+    unreadable: list[str] = []
+    step = spec.runtime.micro_batch
+    for start in range(0, len(data.paths), step):
+        images = []
+        for path in data.paths[start : start + step]:
+            try:
+                images.append(_decode(path, spec))
+            except (RequestError, OSError) as error:
+                unreadable.append(f"{path}: {error}")
+            on_image(len(data.paths))
+        if unreadable:
+            # The rest is read all the same, so that all can be mended at once.
+            continue
+        found = runtime.run(images)
+        failed = (found.states != State.ANSWERED).nonzero()
+        if len(failed):
+            member, row = failed[0].tolist()
+            raise MemberError(
+                f"member {spec.members[member].name} on {data.paths[start + row]}: "
+                f"{found.reasons[member, row]}"
+            )
+        scores.append(found.scores)
+        logits.append(found.logits)
+    if unreadable:
+        raise SpecError("\n".join([*unreadable, "remove or replace these images in the data"]))
+    panel = Combiner(spec, catalogue(spec, folder), {}).panel
+    return Outputs(panel, torch.cat(scores, dim=1), torch.cat(logits, dim=1), data.targets)
+
+
+def _decode(path: Path, spec: EnsembleSpec) -> Tensor:
+    limit = spec.limits.max_pixels
+    return decode_image(path.read_bytes(), max_pixels=limit, name=str(path))

@@ -1,0 +1,215 @@
+"""How good decisions are: the figures of a member or policy on labelled data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+
+from ..handlers.base.tasks import Task
+
+Z95 = 1.959964
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Named figures, and 95 % intervals of those that are proportions.
+
+    Attributes:
+        values: name -> value; NaN where it is not defined.
+        intervals: name -> (low, high), after Wilson (1927).
+        counts: true and false positives and negatives, over all labels.
+    """
+
+    values: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def figures(
+    scores: Tensor,
+    decisions: Tensor | None,
+    targets: Tensor,
+    task: Task,
+    *,
+    curves: bool = True,
+) -> Figures:
+    """Figures of one member or policy.
+
+    Presence and multilabel count each label of each sample as one yes-or-no question.
+    Classification: `accuracy` is that of the samples that got exactly one label, `coverage` their
+    share; all others are means over the classes, each against the rest. Regression: RMSE, MAE, R².
+
+    Args:
+        scores: (N, C) float32.
+        decisions: (N, C) bool; None for regression.
+        targets: (N, C) bool, or float32 for regression.
+        task: what the scores are.
+        curves: also the areas under curves, which take the longest.
+    """
+    if task is Task.REGRESSION:
+        return _regression(scores, targets)
+    assert decisions is not None
+    if task is Task.CLASSIFICATION:
+        found = _classification(decisions, targets)
+        return _with_class_areas(found, scores, targets) if curves else found
+    found = _detection(decisions, targets)
+    return _with_areas(found, scores, targets) if curves else found
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    if trials == 0:
+        return (0.0, 1.0)
+    share, square = hits / trials, Z95 * Z95
+    centre = (share + square / (2 * trials)) / (1 + square / trials)
+    spread = math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
+    half = Z95 / (1 + square / trials) * spread
+    return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _detection(decisions: Tensor, targets: Tensor) -> Figures:
+    hit = int((decisions & targets).sum())
+    false_alarm = int((decisions & ~targets).sum())
+    missed = int((~decisions & targets).sum())
+    rest = int((~decisions & ~targets).sum())
+    proportions = {
+        "accuracy": (hit + rest, targets.numel()),
+        "recall": (hit, hit + missed),
+        "specificity": (rest, rest + false_alarm),
+        "precision": (hit, hit + false_alarm),
+        "false_positive_rate": (false_alarm, rest + false_alarm),
+    }
+    values = {name: _ratio(*pair) for name, pair in proportions.items()}
+    values["f1"] = _ratio(2 * hit, 2 * hit + missed + false_alarm)
+    counts = {"true_positives": hit, "false_positives": false_alarm}
+    counts |= {"false_negatives": missed, "true_negatives": rest}
+    return Figures(values, {n: wilson(*pair) for n, pair in proportions.items()}, counts)
+
+
+def _with_areas(found: Figures, scores: Tensor, targets: Tensor) -> Figures:
+    areas = {"auroc": math.nan, "average_precision": math.nan}
+    if 0 < int(targets.sum()) < targets.numel():
+        truth, flat = targets.flatten().numpy(), scores.flatten().double().numpy()
+        areas["auroc"] = float(roc_auc_score(truth, flat))
+        areas["average_precision"] = float(average_precision_score(truth, flat))
+    return replace(found, values={**found.values, **areas})
+
+
+def _with_class_areas(found: Figures, scores: Tensor, targets: Tensor) -> Figures:
+    """With the mean areas of the classes that some samples have and others do not."""
+    there = [c for c in range(targets.shape[1]) if 0 < int(targets[:, c].sum()) < len(targets)]
+    areas = {"auroc": math.nan, "average_precision": math.nan}
+    if there:
+        truth, wide = targets.numpy(), scores.double().numpy()
+        areas["auroc"] = sum(roc_auc_score(truth[:, c], wide[:, c]) for c in there) / len(there)
+        areas["average_precision"] = sum(
+            average_precision_score(truth[:, c], wide[:, c]) for c in there
+        ) / len(there)
+    return replace(found, values={**found.values, **{n: float(v) for n, v in areas.items()}})
+
+
+def _classification(decisions: Tensor, targets: Tensor) -> Figures:
+    answered = decisions.sum(dim=1) == 1
+    truth, chosen = targets.float().argmax(dim=1), decisions.float().argmax(dim=1)
+    right = int((answered & (truth == chosen)).sum())
+    total, given = len(targets), int(answered.sum())
+    # A sample without exactly one label is a miss of its class and a hit of none.
+    labels = targets.shape[1]
+    hits = torch.bincount(truth[answered & (truth == chosen)], minlength=labels).double()
+    recall = hits / torch.bincount(truth, minlength=labels).clamp(min=1)
+    named = torch.bincount(chosen[answered], minlength=labels)
+    precision = hits / named.clamp(min=1)
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    values = {"accuracy": _ratio(right, given), "coverage": _ratio(given, total)}
+    values |= {"recall": float(recall.mean()), "precision": float(precision.mean())}
+    values["f1"] = float(f1.mean())
+    others = (total - torch.bincount(truth, minlength=labels)).clamp(min=1)
+    values["specificity"] = float((1 - (named - hits) / others).mean())
+    intervals = {"accuracy": wilson(right, given), "coverage": wilson(given, total)}
+    return Figures(values, intervals, {"right": right, "answered": given, "samples": total})
+
+
+def _regression(values: Tensor, targets: Tensor) -> Figures:
+    error = values.double() - targets.double()
+    variance = (targets.double() - targets.double().mean(dim=0)).square().sum()
+    squared = error.square().sum()
+    return Figures(
+        {
+            "rmse": float(error.square().mean().sqrt()),
+            "mae": float(error.abs().mean()),
+            "r2": float(1 - squared / variance) if variance > 0 else math.nan,
+        }
+    )
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+def diversity(
+    votes: Tensor, targets: Tensor, names: tuple[str, ...]
+) -> dict[str, list[list[float]]]:
+    """How differently pairs of members err (Kuncheva and Whitaker 2003).
+
+    Args:
+        votes: (M, N, C) bool.
+        targets: (N, C) bool.
+        names: M members.
+
+    Returns:
+        ``disagreement`` (share of samples that one of a pair gets right and the other wrong),
+        ``q_statistic`` and ``correlation``, each (M, M); NaN where not defined.
+    """
+    right = (votes == targets).all(dim=2).double()
+    members = len(names)
+    tables: dict[str, list[list[float]]] = {
+        name: [[math.nan] * members for _ in names]
+        for name in ("disagreement", "q_statistic", "correlation")
+    }
+    for i in range(members):
+        for j in range(members):
+            both = float((right[i] * right[j]).sum())
+            none = float(((1 - right[i]) * (1 - right[j])).sum())
+            only_i = float((right[i] * (1 - right[j])).sum())
+            only_j = float(((1 - right[i]) * right[j]).sum())
+            tables["disagreement"][i][j] = (only_i + only_j) / right.shape[1]
+            product, cross = both * none, only_i * only_j
+            if product + cross > 0:
+                tables["q_statistic"][i][j] = (product - cross) / (product + cross)
+            sides = (both + only_i) * (only_j + none) * (both + only_j) * (only_i + none)
+            if sides > 0:
+                tables["correlation"][i][j] = (product - cross) / math.sqrt(sides)
+    return tables
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al. 2015; Guo et al. 2017), bins of equal width.
+
+    Args:
+        confidence: (N,) float in [0, 1].
+        correct: (N,) bool or share.
+        bins: how many.
+    """
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    error = 0.0
+    for index in range(bins):
+        inside = place == index
+        if bool(inside.any()):
+            gap = confidence[inside].double().mean() - correct[inside].double().mean()
+            error += float(inside.double().mean() * gap.abs())
+    return error
+
+
+def confidence_and_truth(scores: Tensor, targets: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """What calibration compares: (K,) confidence, (K,) bool whether it came true."""
+    if task is Task.CLASSIFICATION:
+        best = scores.argmax(dim=1)
+        rows = torch.arange(len(scores))
+        return scores[rows, best], targets[rows, best]
+    return scores.flatten(), targets.flatten()
