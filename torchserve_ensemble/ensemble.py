@@ -23,6 +23,7 @@ from torch import Tensor
 from .handlers.archive.mar_file import verify_archive
 from .handlers.base.archive_layout import ENSEMBLE, SPEC
 from .handlers.base.errors import RequestError, ServerError
+from .handlers.base.tasks import Task
 from .handlers.deployment import choose_device, load_service
 from .handlers.requests.parsing import Part, RawRequest
 from .handlers.service import EnsembleService, Identity
@@ -100,6 +101,16 @@ class Ensemble:
     def description(self) -> dict[str, Any]:
         """Members, labels, policies, options and limits, as the server describes them."""
         return self._service.describe()
+
+    @property
+    def task(self) -> Task:
+        """What the ensemble decides."""
+        return self._service.spec.task
+
+    @property
+    def score_labels(self) -> tuple[str, ...]:
+        """The labels that have scores; for presence the positive one alone."""
+        return self._service.spec.score_labels
 
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, **options: Any

@@ -33,15 +33,19 @@ def test_first_hour(tmp_path: Path) -> None:
         picture = Image.linear_gradient("L").convert("RGB").resize((320, 240))
         (tmp_path / name).write_bytes(encoded(picture, "PNG"))
     page = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(python|yaml|sh)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert [kind for kind, _ in blocks] == ["python", "yaml", "python", "sh", "sh", "sh"]
+    # A block of Python may be titled with the file that it belongs into.
+    blocks = re.findall(
+        r'^```(python|yaml|sh)(?: title="([^"\n]+)")?\n(.*?)^```', page, re.DOTALL | re.MULTILINE
+    )
+    kinds = ["python", "yaml", "python", "python", "sh", "sh", "sh", "sh"]
+    assert [kind for kind, _, _ in blocks] == kinds
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     told = []
     try:
-        for kind, text in blocks:
-            if kind == "yaml":
-                (tmp_path / "ensemble.yaml").write_text(text)
+        for kind, file_name, text in blocks:
+            if kind == "yaml" or file_name:
+                (tmp_path / (file_name or "ensemble.yaml")).write_text(text)
                 continue
             command = (
                 [sys.executable, "-c", text]
@@ -66,8 +70,9 @@ def test_first_hour(tmp_path: Path) -> None:
         server = Server.attach(tmp_path / ".ts-ensemble")
         if server is not None:
             server.stop()
-    _, predicted, served, asked, replaced = told
+    _, predicted, checked, served, asked, replaced = told
     assert "shufflenet" in predicted
+    assert "2 with the same decision" in checked
     assert "READY" in served
     assert '"code": 400' in asked or '"code":400' in asked
     assert asked.count('"sample"') == 2
