@@ -1,55 +1,57 @@
-"""The way of the data: parse, decode, preprocess, run, combine, answer.
+"""The stages of a batch of requests: accept, decode, run, combine, answer.
 
-No type of TorchServe appears here: the same service answers in a worker, in a test, and in
-``ts-ensemble predict --local``.
+Each stage turns the requests that are still on their way into the next type, or refuses them with a
+response. No type of TorchServe appears here: the same service answers in a worker, in a test and in
+a notebook (`torchserve_ensemble.Ensemble`).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import Any, TypeVar
 
 from .answers.encoding import Response, encode_error
 from .answers.json_answers import predictions_of
-from .answers.response_formats import check_size, form_of, too_long, write
+from .answers.response_formats import check_size, response_format, too_long, write
 from .base.errors import (
     BusyError,
     EnsembleError,
     MemberError,
     RequestError,
-    TooLargeError,
     busy,
     unforeseen,
 )
 from .base.threads import SERIAL, ThreadPool
-from .decisions.combining import Choice, Combiner, refuses
+from .decisions.choice import Choice, Chooser
+from .decisions.combining import Combination, refuses
 from .decisions.result import Result
 from .decisions.sequences import check_frame_order
-from .decoding import Decoder, Opened
-from .engine.runtime import Input, MemberScores, Runtime
-from .engine.score_cache import KnownScores, ScoreCache, with_known
+from .decoding.batch import DecodedRequest, DecodingTask, decode_batch
+from .decoding.decoder import Decoder
+from .engine.runtime import Runtime
+from .engine.score_cache import ScoreCache
 from .inputs.example_inputs import trial_images
-from .policies import Catalogue, rows_of
-from .requests.options import Form, describe_options
+from .policies import Catalogue, Outcome, rows_of
+from .requests.options import ResponseFormat, describe_options
 from .requests.parsing import (
     ParsedRequest,
     RawRequest,
-    Sample,
     is_open_inference,
     max_parts,
     parse_request,
 )
+from .running import RunningTask, inputs_of, run_lazily, run_members
 from .spec import EnsembleSpec
 
 logger = logging.getLogger(__name__)
+
+Stage = TypeVar("Stage")
+Next = TypeVar("Next")
 
 _SHARE_OF_TIMEOUT = 0.5
 """Share of the response timeout after which a batch begins nothing new.
@@ -58,11 +60,11 @@ TorchServe ends a worker that is silent for longer than that timeout, and with i
 the batch. What is left then is refused, and may be sent again.
 """
 
-_WARM = 32
-"""Most samples in one batch that a worker computes before it is ready."""
+_MAX_WARM_UP_SAMPLES = 32
+"""The largest batch that a worker computes before it is ready."""
 
-_WARM_SECONDS = 1.0
-"""After which it leaves the kernels of the remaining batch sizes to the first requests."""
+_MAX_WARM_UP_SECONDS = 1.0
+"""After so long, kernels of the remaining batch sizes are left to the first requests."""
 
 
 @dataclass(frozen=True)
@@ -78,38 +80,58 @@ class Identity:
         return {"name": self.name, "version": self.version, "archive": self.archive}
 
 
-@dataclass
-class _Pending:
-    """A request on its way through the pipeline."""
+@dataclass(frozen=True)
+class Accepted:
+    """A request whose parts and options were read and checked.
+
+    Attributes:
+        request: its samples and options.
+        choice: policy, members and thresholds that it chose.
+        accept: its Accept header.
+    """
 
     request: ParsedRequest
     choice: Choice
     accept: str
-    readable: list[int] = field(default_factory=list)
-    images: list[Input] = field(default_factory=list)
-    keys: dict[int, bytes] = field(default_factory=dict)
-    """Of the images whose scores are worth keeping, by their position."""
-    known: dict[int, KnownScores] = field(default_factory=dict)
-    """Of the images that need not be computed, which are empty."""
-    errors: dict[int, EnsembleError] = field(default_factory=dict)
-    result: Result | Response | None = None
-    """What is to be said, or the refusal; None before, and where the samples refuse it."""
-    rows: list[dict[str, Any]] | None = None
-    """The result's predictions, where they were written together with those of other requests."""
 
-    def charge(self, sample: Opened | KnownScores | EnsembleError) -> None:
-        """Take what decoding a sample costs from the request's budget; beyond it, refuse."""
-        if not isinstance(sample, Opened) or self.result is not None:
-            return
-        try:
-            self.request.budget.take_pixels(sample.cost, sample.sample.where)
-        except TooLargeError as error:
-            self.result = _failure(self, error)
+    def refusal(self, error: EnsembleError) -> Response:
+        """The response that refuses the request."""
+        return encode_error(error, open_inference=self.request.infer is not None)
+
+    def refusal_by_samples(self, errors: Mapping[int, EnsembleError]) -> Response:
+        """The response that refuses the request because samples failed; the first gives the status.
+
+        Args:
+            errors: position of the sample -> why it failed.
+        """
+        failed = [errors[index] for index in sorted(errors)]
+        return encode_error(failed[0], failed, open_inference=self.request.infer is not None)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A request whose samples were decoded, or have scores in the cache."""
+
+    accepted: Accepted
+    decoded: DecodedRequest
 
     @property
-    def refused(self) -> bool:
-        """Whether an unreadable sample refuses the whole request."""
-        return refuses(self.errors, len(self.images), self.request.options)
+    def readable(self) -> tuple[int, ...]:
+        """Positions in the request of the samples that could be decoded."""
+        return tuple(sample.index for sample in self.decoded.samples)
+
+    @property
+    def running(self) -> RunningTask:
+        """What the members have to do for it."""
+        return RunningTask(self.decoded.samples, self.accepted.choice)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A request whose result is there and waits to be written."""
+
+    accepted: Accepted
+    result: Result
 
 
 class EnsembleService:
@@ -123,14 +145,23 @@ class EnsembleService:
         offered: Catalogue,
         pool: ThreadPool = SERIAL,
     ) -> None:
+        """Put a service together; `deployment.load_service` does so from a spec and its files.
+
+        Args:
+            spec: the ensemble.
+            runtime: its loaded members.
+            identity: what answers call the model.
+            offered: the policies that clients may choose.
+            pool: decodes images.
+        """
         self.spec = spec
-        self._decoder = Decoder(spec.limits, runtime, pool)
         self.identity = identity
+        self._decoder = Decoder(spec.limits, runtime, pool)
         self._runtime = runtime
-        most = spec.runtime.score_cache_mb * 1_000_000
-        self.cache = ScoreCache(most, identity.archive or "") if most else None
-        """Scores of earlier samples, if the spec wants that."""
-        self._combiner = Combiner(spec, offered, identity.as_json())
+        max_bytes = spec.runtime.score_cache_mb * 1_000_000
+        self.cache = ScoreCache(max_bytes, identity.archive or "") if max_bytes else None
+        """Scores of earlier samples, if the spec wants them kept."""
+        self._chooser = Chooser(spec, offered)
 
     @property
     def max_parts(self) -> int:
@@ -139,14 +170,14 @@ class EnsembleService:
 
     def warm_up(self) -> None:
         """Compute a full batch, then smaller ones: kernels are made when a size is first seen."""
-        full = min(self.spec.serving.batch_size, _WARM)
-        images = trial_images(full)
-        end = time.monotonic() + _WARM_SECONDS
+        largest = min(self.spec.serving.batch_size, _MAX_WARM_UP_SAMPLES)
+        images = trial_images(largest)
+        end = time.monotonic() + _MAX_WARM_UP_SECONDS
         self._runtime.run(images)
-        for samples in range(1, full):
+        for num_samples in range(1, largest):
             if time.monotonic() >= end:
                 break
-            self._runtime.run(images[:samples])
+            self._runtime.run(images[:num_samples])
 
     def answer(
         self, requests: Sequence[RawRequest], *, arrived: float | None = None
@@ -159,102 +190,14 @@ class EnsembleService:
         """
         start = time.monotonic() if arrived is None else arrived
         end = start + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout_s
-        accepted = self._accept_all(requests)
-        self._decode_all([entry for entry in accepted if isinstance(entry, _Pending)], end)
-        live = [
-            entry
-            for entry in accepted
-            if isinstance(entry, _Pending) and entry.result is None and not entry.refused
+        accepted = self._accept(requests)
+        decoded = _advance(accepted, partial(self._decode, end=end))
+        combined = _advance(decoded, partial(self._run_and_combine, start=start, end=end))
+        return [
+            response
+            for response in _advance(combined, self._write)
+            if isinstance(response, Response)
         ]
-        self._combine_lazily([entry for entry in live if entry.choice.lazy], end)
-        self._combine_all([entry for entry in live if entry.result is None], start, end)
-        _write_rows(live)
-        return [entry if isinstance(entry, Response) else self._write(entry) for entry in accepted]
-
-    def _combine_lazily(self, entries: Sequence[_Pending], end: float) -> None:
-        """Requests of one policy together, each with no more members than its samples need.
-
-        Where a member fails there is no result: with all members the deployment's rule for failed
-        members holds.
-        """
-        groups: dict[tuple[object, ...], list[_Pending]] = {}
-        for entry in entries:
-            groups.setdefault(entry.choice.key, []).append(entry)
-        for group in groups.values():
-            images = [image for entry in group for image in entry.images]
-            try:
-                outcome = group[0].choice.run_lazily(self._runtime, images, end)
-            except MemberError:
-                continue
-            except BusyError as error:
-                for entry in group:
-                    entry.result = _failure(entry, error)
-                continue
-            first = 0
-            for entry in group:
-                part = rows_of(outcome, slice(first, first + len(entry.images)))
-                choice, request = entry.choice, entry.request
-                self._conclude(entry, partial(choice.result_of, request, entry.readable, part))
-                first += len(entry.images)
-
-    def _combine_all(self, entries: Sequence[_Pending], start: float, end: float) -> None:
-        """Each request by itself: how a sum is rounded may depend on how many samples there are."""
-        try:
-            outputs = self._run(entries, start, end)
-        except MemberError as error:
-            for entry in entries:
-                entry.result = _failure(entry, error)
-            return
-        first = 0
-        for entry in entries:
-            rows = range(first, first + len(entry.images))
-            choice, request = entry.choice, entry.request
-            self._conclude(entry, partial(choice.result, request, entry.readable, rows, outputs))
-            first = rows.stop
-
-    def _run(self, live: Sequence[_Pending], start: float, end: float) -> MemberScores:
-        images = [image for entry in live for image in entry.images]
-        wanted: list[Sequence[bool]] = []
-        deadlines: list[float | None] = []
-        for entry in live:
-            allowed = entry.choice.deadline_ms
-            limit = None if allowed is None else start + allowed / 1000
-            deadlines += [limit] * len(entry.images)
-            wanted += [entry.choice.asked] * len(entry.images)
-        # Not by repeat_interleave, which would wake torch's own threads for a handful of numbers.
-        asked = torch.tensor(wanted, dtype=torch.bool).reshape(-1, len(self.spec.members)).T
-        if self.cache is None:
-            return self._runtime.run(images, asked=asked, deadlines=deadlines, end=end)
-        return self._run_unknown(self.cache, live, images, asked, deadlines, end)
-
-    def _run_unknown(
-        self,
-        cache: ScoreCache,
-        live: Sequence[_Pending],
-        images: Sequence[Input],
-        asked: Tensor,
-        deadlines: Sequence[float | None],
-        end: float,
-    ) -> MemberScores:
-        """The scores of all samples; members run for those that are not known."""
-        known: dict[int, KnownScores] = {}
-        keys: dict[int, bytes] = {}
-        first = 0
-        for entry in live:
-            known |= {first + position: found for position, found in entry.known.items()}
-            keys |= {first + position: key for position, key in entry.keys.items()}
-            first += len(entry.images)
-        unknown = [column for column in range(len(images)) if column not in known]
-        computed = self._runtime.run(
-            [images[column] for column in unknown],
-            asked=asked[:, unknown],
-            deadlines=[deadlines[column] for column in unknown],
-            end=end,
-        )
-        for position, column in enumerate(unknown):
-            if column in keys:
-                cache.keep(keys[column], computed, position)
-        return with_known(computed, unknown, known)
 
     def describe(self) -> dict[str, Any]:
         """What a client needs to know: members, labels, policies, options, limits."""
@@ -273,7 +216,7 @@ class EnsembleService:
                 }
                 for member in spec.members
             ],
-            "policies": self._combiner.catalogue.describe(),
+            "policies": self._chooser.catalogue.describe(),
             "options": describe_options(),
             "limits": asdict(spec.limits),
             "input_shape": self._runtime.input_shape,
@@ -281,158 +224,199 @@ class EnsembleService:
             "score_cache": None if self.cache is None else self.cache.describe(),
         }
 
-    def _accept_all(self, requests: Sequence[RawRequest]) -> list[_Pending | Response]:
-        """Requests on their way, or their refusals.
+    def _accept(self, requests: Sequence[RawRequest]) -> list[Accepted | Response]:
+        """Read and check the requests.
 
         What archives unpack to lies in memory until the batch is answered, so the archives of a
         batch unpack to no more than those of one request may; the others may be sent again.
         """
-        accepted: list[_Pending | Response] = []
+        accepted: list[Accepted | Response] = []
         unpacked_bytes = 0
         for request in requests:
-            entry = self._accept(request)
-            if isinstance(entry, _Pending) and (own := entry.request.budget.unpacked_bytes):
+            entry = self._accept_one(request)
+            if isinstance(entry, Accepted) and (own := entry.request.budget.unpacked_bytes):
                 if unpacked_bytes and unpacked_bytes + own > self.spec.limits.max_unpacked_bytes:
-                    entry = _failure(entry, busy())
+                    entry = entry.refusal(busy())
                 else:
                     unpacked_bytes += own
             accepted.append(entry)
         return accepted
 
-    def _accept(self, request: RawRequest) -> _Pending | Response:
-        """The request on its way, or its refusal; no error of one reaches its neighbours."""
-        try:
-            return self._parse(request)
-        except Exception:
-            logger.exception("a request could not be parsed")
-            return encode_error(unforeseen())
-
-    def _parse(self, request: RawRequest) -> _Pending | Response:
+    def _accept_one(self, request: RawRequest) -> Accepted | Response:
         try:
             parsed = parse_request(request, self.spec.limits)
             check_frame_order(parsed)
-            choice = self._combiner.choose(parsed.options)
+            choice = self._chooser.choose(parsed.options)
         except RequestError as error:
             return encode_error(error, open_inference=is_open_inference(request))
-        return _Pending(parsed, choice, request.headers.get("accept", ""))
+        except Exception:
+            logger.exception("a request could not be parsed")
+            return encode_error(unforeseen())
+        return Accepted(parsed, choice, request.headers.get("accept", ""))
 
-    def _decode_all(self, entries: Sequence[_Pending], end: float) -> None:
-        """The samples of all requests: headers, then pixels where the budget of a request allows.
-
-        Args:
-            entries: the requests.
-            end: the time of ``time.monotonic`` from which on no further image is begun.
-        """
-        samples = [(entry, sample) for entry in entries for sample in entry.request.samples]
-        known = [self._look_up(entry, sample) for entry, sample in samples]
-        unknown = [
-            sample
-            for (_, sample), found in zip(samples, known, strict=True)
-            if not isinstance(found, KnownScores)
+    def _decode(self, entries: Sequence[Accepted], *, end: float) -> list[Decoded | Response]:
+        tasks = [
+            DecodingTask(entry.request, entry.choice.members, uses_cache=not entry.choice.lazy)
+            for entry in entries
         ]
-        opened = iter(self._decoder.open_all(unknown))
-        found_or_opened = [
-            found if isinstance(found, KnownScores) else next(opened) for found in known
-        ]
-        for (entry, _), found in zip(samples, found_or_opened, strict=True):
-            entry.charge(found)
-        decoded = iter(
-            self._decoder.decode_all(
-                [
-                    (found, entry.choice.members)
-                    for (entry, _), found in zip(samples, found_or_opened, strict=True)
-                    if isinstance(found, Opened) and entry.result is None
-                ],
-                end,
-            )
-        )
-        for (entry, sample), key, found in zip(samples, known, found_or_opened, strict=True):
-            if entry.result is not None:
-                continue
-            position = len(entry.images)
-            image: Input | EnsembleError
-            if isinstance(found, KnownScores):
-                entry.known[position] = found
-                image = torch.empty(0)
+        results = decode_batch(tasks, self._decoder, self.cache, end)
+        decoded: list[Decoded | Response] = []
+        for entry, result in zip(entries, results, strict=True):
+            if isinstance(result, EnsembleError):
+                decoded.append(entry.refusal(result))
+            elif refuses(result.errors, len(result.samples), entry.request.options):
+                decoded.append(entry.refusal_by_samples(result.errors))
             else:
-                image = next(decoded) if isinstance(found, Opened) else found
-            if isinstance(image, EnsembleError):
-                entry.errors[sample.index] = image
-                continue
-            entry.images.append(image)
-            entry.readable.append(sample.index)
-            if isinstance(key, bytes):
-                entry.keys[position] = key
+                decoded.append(Decoded(entry, result))
+        return decoded
 
-    def _conclude(self, entry: _Pending, combine: Callable[[], Result]) -> None:
-        """Note the request's result; no error of one reaches its neighbours."""
+    def _run_and_combine(
+        self, entries: Sequence[Decoded], *, start: float, end: float
+    ) -> list[Combined | Response]:
+        """Run the members and make each request's result, lazily where its policy allows that.
+
+        Where a member fails a lazy policy gives no outcome. All members then run for its requests,
+        and the deployment's rule for failed members holds.
+        """
+        outcomes = self._outcomes(entries, end)
+        eager = [entry for entry, outcome in zip(entries, outcomes, strict=True) if outcome is None]
+        by_scores = iter(self._combine_scores(eager, start, end))
+        combined: list[Combined | Response] = []
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if outcome is None:
+                combined.append(next(by_scores))
+            elif isinstance(outcome, BusyError):
+                combined.append(entry.accepted.refusal(outcome))
+            else:
+                combination = self._combination(entry)
+                combined.append(self._concluded(entry, partial(combination.of_outcome, outcome)))
+        return combined
+
+    def _outcomes(self, entries: Sequence[Decoded], end: float) -> list[Outcome | BusyError | None]:
+        """For each request what its policy decides lazily; None where all members have to run.
+
+        Requests of one policy run together, each with no more members than its samples need.
+        """
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for position, entry in enumerate(entries):
+            if entry.accepted.choice.lazy:
+                groups.setdefault(entry.accepted.choice.key, []).append(position)
+        outcomes: list[Outcome | BusyError | None] = [None] * len(entries)
+        for positions in groups.values():
+            choice = entries[positions[0]].accepted.choice
+            samples = [s for position in positions for s in entries[position].decoded.samples]
+            try:
+                outcome = run_lazily(choice, inputs_of(samples), self._runtime, end=end)
+            except MemberError:
+                continue
+            except BusyError as error:
+                for position in positions:
+                    outcomes[position] = error
+                continue
+            first = 0
+            for position in positions:
+                stop = first + len(entries[position].decoded.samples)
+                outcomes[position] = rows_of(outcome, slice(first, stop))
+                first = stop
+        return outcomes
+
+    def _combine_scores(
+        self, entries: Sequence[Decoded], start: float, end: float
+    ) -> Iterator[Combined | Response]:
+        """Run the members for all requests together, and combine for each request by itself.
+
+        Combined together, requests could get other scores than alone: how a sum is rounded may
+        depend on how many samples there are.
+        """
+        tasks = [entry.running for entry in entries]
+        try:
+            outputs = run_members(tasks, self._runtime, self.cache, start=start, end=end)
+        except MemberError as error:
+            yield from (entry.accepted.refusal(error) for entry in entries)
+            return
+        first = 0
+        for entry in entries:
+            columns = range(first, first + len(entry.decoded.samples))
+            combination = self._combination(entry)
+            yield self._concluded(entry, partial(combination.of_scores, columns, outputs))
+            first = columns.stop
+
+    def _combination(self, entry: Decoded) -> Combination:
+        accepted = entry.accepted
+        model = self.identity.as_json()
+        return Combination(accepted.choice, accepted.request, entry.readable, model)
+
+    def _concluded(self, entry: Decoded, combine: Callable[[], Result]) -> Combined | Response:
+        """The request with its result, or its refusal; no error of one reaches its neighbours."""
+        accepted = entry.accepted
         try:
             result = combine()
-            entry.errors |= result.errors
-            if refuses(entry.errors, len(result.answered), entry.request.options):
-                entry.result = _refused(entry)
-                return
-            entry.result = replace(result, errors=entry.errors) if entry.errors else result
+            errors = {**entry.decoded.errors, **result.errors}
+            if refuses(errors, len(result.answered), accepted.request.options):
+                return accepted.refusal_by_samples(errors)
+            result = replace(result, errors=errors) if errors else result
             max_bytes = self.spec.limits.max_response_bytes
-            check_size(entry.result, max_bytes, infer=entry.request.infer)
+            check_size(result, max_bytes, infer=accepted.request.infer)
         except EnsembleError as error:
-            entry.result = _failure(entry, error)
+            return accepted.refusal(error)
         except Exception:
             logger.exception("a request could not be answered")
-            entry.result = _failure(entry, unforeseen())
+            return accepted.refusal(unforeseen())
+        return Combined(accepted, result)
 
-    def _write(self, entry: _Pending) -> Response:
-        if not isinstance(entry.result, Result):
-            return entry.result or _refused(entry)
+    def _write(self, entries: Sequence[Combined]) -> list[Response]:
+        predictions = _predictions_together(entries)
+        return [
+            self._write_one(entry, rows) for entry, rows in zip(entries, predictions, strict=True)
+        ]
+
+    def _write_one(self, entry: Combined, rows: list[dict[str, Any]] | None) -> Response:
+        accepted, max_bytes = entry.accepted, self.spec.limits.max_response_bytes
         try:
-            infer = entry.request.infer
-            response = write(entry.result, accept=entry.accept, infer=infer, rows=entry.rows)
-            max_bytes = self.spec.limits.max_response_bytes
+            response = write(
+                entry.result, accept=accepted.accept, infer=accepted.request.infer, rows=rows
+            )
             if len(response.body) > max_bytes:
                 raise too_long(len(response.body), max_bytes)
-            return response
         except EnsembleError as error:
-            return _failure(entry, error)
+            return accepted.refusal(error)
         except Exception:
             logger.exception("a request could not be answered")
-            return _failure(entry, unforeseen())
-
-    def _look_up(self, entry: _Pending, sample: Sample) -> KnownScores | bytes | None:
-        """Scores, or the key to keep them by.
-
-        None where neither is of use: a lazy policy asks fewer members than there would be scores
-        of, and a tensor is no file that comes again.
-        """
-        if self.cache is None or entry.choice.lazy or not isinstance(sample.data, bytes):
-            return None
-        key = self.cache.key(sample.data)
-        return self.cache.find(key, entry.choice.members) or key
+            return accepted.refusal(unforeseen())
+        return response
 
 
-def _write_rows(entries: Sequence[_Pending]) -> None:
-    """The predictions of requests answered in JSON, at once where clients want the same fields.
+def _advance(
+    entries: Sequence[Stage | Response],
+    stage: Callable[[Sequence[Stage]], Sequence[Next | Response]],
+) -> list[Next | Response]:
+    """Run a stage on the requests that are not answered yet; the others keep their response.
 
-    Whatever goes wrong comes again in `_write`, and stays with its request there.
+    Args:
+        entries: all requests of the batch, in order.
+        stage: one result for each request that it is given, in order.
     """
-    groups: dict[tuple[object, ...], list[tuple[_Pending, Result]]] = {}
-    for entry in entries:
-        result = entry.result
-        if not isinstance(result, Result) or entry.request.infer is not None:
-            continue
-        if form_of(result, entry.accept) is Form.JSON:
-            groups.setdefault(result.wanted, []).append((entry, result))
-    for group in groups.values():
+    advanced = iter(stage([entry for entry in entries if not isinstance(entry, Response)]))
+    return [entry if isinstance(entry, Response) else next(advanced) for entry in entries]
+
+
+def _predictions_together(entries: Sequence[Combined]) -> list[list[dict[str, Any]] | None]:
+    """For each request answered in JSON its predictions; None for the others.
+
+    Requests whose clients want the same fields are written at once, which takes less time.
+    Whatever goes wrong comes again when the request is written alone, and stays with it there.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for position, entry in enumerate(entries):
+        result, accepted = entry.result, entry.accepted
+        if accepted.request.infer is None and (
+            response_format(result, accepted.accept) is ResponseFormat.JSON
+        ):
+            groups.setdefault(result.written_together_key, []).append(position)
+    predictions: list[list[dict[str, Any]] | None] = [None] * len(entries)
+    for positions in groups.values():
         with suppress(Exception):
-            rows = predictions_of([result for _, result in group])
-            for (entry, _), found in zip(group, rows, strict=True):
-                entry.rows = found
-
-
-def _refused(entry: _Pending) -> Response:
-    """The refusal of a request whose samples failed; the first one gives the status."""
-    failed = [entry.errors[index] for index in sorted(entry.errors)]
-    return encode_error(failed[0], failed, open_inference=entry.request.infer is not None)
-
-
-def _failure(entry: _Pending, error: EnsembleError) -> Response:
-    return encode_error(error, open_inference=entry.request.infer is not None)
+            rows = predictions_of([entries[position].result for position in positions])
+            for position, own in zip(positions, rows, strict=True):
+                predictions[position] = own
+    return predictions

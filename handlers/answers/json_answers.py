@@ -88,7 +88,7 @@ def predictions_of(results: Sequence[Result]) -> list[list[dict[str, Any]]]:
     """The `predictions` of several results whose clients want the same.
 
     Args:
-        results: of one deployment, with the same `Result.wanted`.
+        results: of one deployment, with the same `Result.written_together_key`.
     """
     first = results[0]
     parts = [part for each in results for group in each.groups for part in _opinions(each, group)]

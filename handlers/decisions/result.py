@@ -93,7 +93,7 @@ class Result:
         return asked | frozenset(self.options.include)
 
     @property
-    def wanted(self) -> tuple[object, ...]:
+    def written_together_key(self) -> tuple[object, ...]:
         """Equal for results whose `predictions` can be written together."""
         options = self.options
         return self.fields, options.fields is None, options.top_k

@@ -17,7 +17,7 @@ _OVERHEAD = 1024
 
 
 @dataclass(frozen=True)
-class KnownScores:
+class CachedScores:
     """What the members said about one sample.
 
     Attributes:
@@ -45,16 +45,16 @@ class ScoreCache:
     anew, so that each request may have its own. Not for several threads.
     """
 
-    def __init__(self, most_bytes: int, archive: str) -> None:
+    def __init__(self, max_bytes: int, archive: str) -> None:
         """An empty one.
 
         Args:
-            most_bytes: beyond it the samples go that were not asked for for the longest time.
+            max_bytes: beyond it the samples go that were not asked for for the longest time.
             archive: its digest.
         """
-        self._most = most_bytes
+        self._most = max_bytes
         self._archive = archive.encode()
-        self._known: OrderedDict[bytes, KnownScores] = OrderedDict()
+        self._known: OrderedDict[bytes, CachedScores] = OrderedDict()
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -66,7 +66,7 @@ class ScoreCache:
         """Of an encoded image."""
         return hashlib.sha256(self._archive + b"\0" + sample).digest()
 
-    def find(self, key: bytes, members: Sequence[int]) -> KnownScores | None:
+    def find(self, key: bytes, members: Sequence[int]) -> CachedScores | None:
         """Scores in which all these members answered; counts a hit or a miss."""
         known = self._known.get(key)
         if known is None or not bool((known.states[list(members)] == State.ANSWERED).all()):
@@ -78,7 +78,7 @@ class ScoreCache:
 
     def keep(self, key: bytes, outputs: MemberScores, column: int) -> None:
         """Remember what the members that answered said about one sample of a batch."""
-        found = KnownScores(
+        found = CachedScores(
             scores=outputs.scores[:, column].clone(),
             logits=outputs.logits[:, column].clone(),
             states=outputs.states[:, column].clone(),
@@ -88,7 +88,7 @@ class ScoreCache:
         if before is not None:
             self.bytes -= before.size
             # Other members may have been asked then.
-            found = KnownScores(
+            found = CachedScores(
                 scores=torch.where(answered[:, None], found.scores, before.scores),
                 logits=torch.where(answered[:, None], found.logits, before.logits),
                 states=torch.where(answered, found.states, before.states),
@@ -108,12 +108,12 @@ class ScoreCache:
             "misses": self.misses,
             "samples": len(self),
             "bytes": self.bytes,
-            "most_bytes": self._most,
+            "max_bytes": self._most,
         }
 
 
-def with_known(
-    computed: MemberScores, columns: Sequence[int], known: Mapping[int, KnownScores]
+def with_cached(
+    computed: MemberScores, columns: Sequence[int], known: Mapping[int, CachedScores]
 ) -> MemberScores:
     """Computed and known scores as those of one batch.
 

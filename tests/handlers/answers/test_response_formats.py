@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from torchserve_ensemble.handlers.answers.encoding import Response
-from torchserve_ensemble.handlers.answers.response_formats import LINES, TENSORS
+from torchserve_ensemble.handlers.answers.json_lines import JSON_LINES
+from torchserve_ensemble.handlers.answers.safetensors_answer import SAFETENSORS
 from torchserve_ensemble.handlers.requests.parsing import HEADER_LENGTH, Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
@@ -57,8 +58,8 @@ def infer(
 
 def test_lines(service: EnsembleService) -> None:
     expected = read(answer(service, DARK, b"junk", BRIGHT, on_error="skip"))
-    response = answer(service, DARK, b"junk", BRIGHT, on_error="skip", accept=LINES)
-    assert response.content_type == LINES
+    response = answer(service, DARK, b"junk", BRIGHT, on_error="skip", accept=JSON_LINES)
+    assert response.content_type == JSON_LINES
     lines = [json.loads(line) for line in response.body.splitlines()]
     assert [line.pop("index") for line in lines] == [0, 1, 2]
     assert lines == expected["predictions"]
@@ -77,7 +78,7 @@ def test_flexserve(service: EnsembleService) -> None:
 
 def test_tensors(service: EnsembleService, tmp_path: Path) -> None:
     expected = read(answer(service, DARK, GRAY, include="scores"))["predictions"]
-    response = answer(service, DARK, b"junk", GRAY, on_error="skip", accept=TENSORS)
+    response = answer(service, DARK, b"junk", GRAY, on_error="skip", accept=SAFETENSORS)
     found = load(response.body)
     assert found["answered"].tolist() == [True, False, True]
     assert found["scores"].isnan().any(dim=1).tolist() == [False, True, False]
@@ -99,8 +100,8 @@ def test_tensors(service: EnsembleService, tmp_path: Path) -> None:
         ("", "application/json"),
         ("*/*", "application/json"),
         ("text/html, application/json;q=0.9", "application/json"),
-        ("application/x-ndjson", LINES),
-        ("image/webp, application/octet-stream", TENSORS),
+        ("application/x-ndjson", JSON_LINES),
+        ("image/webp, application/octet-stream", SAFETENSORS),
         ("nonsense", "application/json"),
     ],
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from probe_ensemble import ask, form, image, probes, read
 
 from torchserve_ensemble.handlers.engine.runtime import MemberScores, Runtime, State
-from torchserve_ensemble.handlers.engine.score_cache import KnownScores, ScoreCache, with_known
+from torchserve_ensemble.handlers.engine.score_cache import CachedScores, ScoreCache, with_cached
 from torchserve_ensemble.handlers.service import EnsembleService
 
 DARK, DIM, GRAY, BRIGHT = image(0.1), image(0.4), image(0.6), image(0.9)
@@ -130,7 +130,7 @@ def test_memory_is_bounded_and_the_last_ones_stay(asked: list[int], most: int) -
         assert cache.bytes <= most
         assert cache.bytes == sum(known.size for known in cache._known.values())
     assert cache.hits + cache.misses == len(asked)
-    room = most // KnownScores(*(t[:, 0] for t in vars_of(outputs(0)))).size
+    room = most // CachedScores(*(t[:, 0] for t in vars_of(outputs(0)))).size
     latest = list(dict.fromkeys(reversed(asked)))[:room]
     assert set(cache._known) == {cache.key(bytes([number])) for number in latest}
 
@@ -142,8 +142,8 @@ def vars_of(found: MemberScores) -> tuple[torch.Tensor, ...]:
 def test_reasons_follow_their_samples() -> None:
     computed = outputs(1.0)
     computed.fail(1, torch.tensor([0]), "broken")
-    known = KnownScores(*(t[:, 0] for t in vars_of(outputs(5.0))))
-    whole = with_known(computed, [1], {0: known, 2: known})
+    known = CachedScores(*(t[:, 0] for t in vars_of(outputs(5.0))))
+    whole = with_cached(computed, [1], {0: known, 2: known})
     assert whole.reasons == {(1, 1): "broken"}
     assert whole.scores[0, :, 0].tolist() == [5.0, 1.0, 5.0]
     assert whole.states.tolist() == [[1, 1, 1], [1, 2, 1]]

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from .base.errors import (
+from ..base.errors import (
     EnsembleError,
     PreprocessingError,
     SampleError,
@@ -19,14 +19,14 @@ from .base.errors import (
     reason,
     unforeseen,
 )
-from .base.memory import give_back
-from .base.threads import ThreadPool
-from .engine.runtime import Input, Runtime
-from .inputs.image_header import too_large
-from .inputs.images import open_image
-from .requests.bundles import Frame
-from .requests.parsing import Sample
-from .spec import Limits
+from ..base.memory import give_back
+from ..base.threads import ThreadPool
+from ..engine.runtime import Input, Runtime
+from ..inputs.image_header import too_large
+from ..inputs.images import open_image
+from ..requests.bundles import Frame
+from ..requests.parsing import Sample
+from ..spec import Limits
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
