@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import __version__, predict_command
 from .archiver import commands as archive_commands
+from .commands import check
 from .handlers.base.errors import EnsembleError, WorkerDiedError
 from .serving import commands as serving_commands
 from .tuning import commands as tuning_commands
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     serving_commands.add_commands(subparsers)
     predict_command.add_command(subparsers)
     profile_command.add_command(subparsers)
+    check.add_command(subparsers)
     return root
 
 
