@@ -6,14 +6,16 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..base.errors import SpecError
 from ..base.suggestions import nearest
 from ..base.threads import SERIAL, ThreadPool
 from ..base.torchvision_imports import ImageClassification, InterpolationMode, functional, models
-from ..spec import Color, EnsembleSpec, Interpolation, Preprocessing
+from ..spec import Color, EnsembleSpec, Interpolation, Preprocessing, ResizeLibrary
 
 _MAX_ASPECT = 16
 _MAX_RESIZED_PIXELS = 1 << 20
@@ -32,6 +34,12 @@ _PIXELS_IN_BAND = 1 << 20
 _ONE_PIXEL = (1, (1, 1))
 """Values of ``resize`` that can make an image one pixel: 1 does so to a square one."""
 
+_PILLOW_FILTERS = {
+    Interpolation.NEAREST: Image.Resampling.NEAREST,
+    Interpolation.BILINEAR: Image.Resampling.BILINEAR,
+    Interpolation.BICUBIC: Image.Resampling.BICUBIC,
+}
+
 # torchvision ignores antialias for these.
 _UNFILTERED = {Interpolation.NEAREST, Interpolation.NEAREST_EXACT}
 
@@ -46,7 +54,8 @@ def resolve(preprocessing: Preprocessing) -> Preprocessing:
         SpecError: no such weights, or weights whose transforms are not for image classification.
     """
     if preprocessing.weights is not None:
-        preprocessing = _of_weights(preprocessing.weights)
+        of_weights = _of_weights(preprocessing.weights)
+        preprocessing = dataclasses.replace(of_weights, resize_library=preprocessing.resize_library)
     channels = preprocessing.channels
     resizes = preprocessing.resize is not None
     filtered = resizes and preprocessing.interpolation not in _UNFILTERED
@@ -55,6 +64,7 @@ def resolve(preprocessing: Preprocessing) -> Preprocessing:
         crop=None if preprocessing.crop is None else preprocessing.size,
         interpolation=preprocessing.interpolation if resizes else Interpolation.BILINEAR,
         antialias=preprocessing.antialias if filtered else True,
+        resize_library=preprocessing.resize_library if resizes else ResizeLibrary.TORCH,
         mean=_per_channel(preprocessing.mean or (0.0,), channels),
         std=_per_channel(preprocessing.std or (1.0,), channels),
     )
@@ -237,20 +247,56 @@ class Preprocessor:
         if settings.color is Color.GRAYSCALE:
             image = _gray(image)
         if settings.resize is not None:
-            # PyTorch 2.14 takes one pixel of several channels for channels in another order, and
-            # fails; as a batch of images with one channel each the channels give the same pixel.
-            by_channel = settings.resize in _ONE_PIXEL
-            size = settings.resize
-            image = functional.resize(
-                image.unsqueeze(1) if by_channel else image,
-                [size] if isinstance(size, int) else list(size),
-                interpolation=InterpolationMode(settings.interpolation.value),
-                antialias=settings.antialias,
-            )
-            image = image.squeeze(1) if by_channel else image
+            image = self._resized(image)
         if settings.crop is not None:
             image = functional.center_crop(image, list(self.shape[1:]))
         return image
+
+    def _resized(self, image: Tensor) -> Tensor:
+        settings = self.settings
+        assert settings.resize is not None
+        if settings.letterbox is None:
+            return _resize(image, settings.resize, settings)
+        height, width = self.settings.resize  # type: ignore[misc]
+        scale = min(height / image.shape[1], width / image.shape[2])
+        inner = tuple(max(1, round(side * scale)) for side in image.shape[1:])
+        framed = image.new_full((image.shape[0], height, width), settings.letterbox)
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        inside = framed[:, top : top + inner[0], left : left + inner[1]]
+        inside.copy_(_resize(image, (inner[0], inner[1]), settings))
+        return framed
+
+
+def _resize(image: Tensor, size: int | tuple[int, int], settings: Preprocessing) -> Tensor:
+    """The image with its shorter side of `size` pixels, or of the given height and width."""
+    if settings.resize_library is ResizeLibrary.PILLOW:
+        return _resize_by_pillow(image, size, settings.interpolation)
+    # PyTorch 2.14 takes one pixel of several channels for channels in another order, and
+    # fails; as a batch of images with one channel each the channels give the same pixel.
+    by_channel = size in _ONE_PIXEL
+    resized: Tensor = functional.resize(
+        image.unsqueeze(1) if by_channel else image,
+        [size] if isinstance(size, int) else list(size),
+        interpolation=InterpolationMode(settings.interpolation.value),
+        antialias=settings.antialias,
+    )
+    return resized.squeeze(1) if by_channel else resized
+
+
+def _resize_by_pillow(
+    image: Tensor, size: int | tuple[int, int], interpolation: Interpolation
+) -> Tensor:
+    """Resize as torchvision resizes a PIL image: the same sizes, and Pillow's arithmetic."""
+    height, width = image.shape[1:]
+    if isinstance(size, int):
+        shorter, longer = min(height, width), max(height, width)
+        new_longer = int(size * longer / shorter)
+        size = (size, new_longer) if height <= width else (new_longer, size)
+    # Pillow wants the channels last; a gray image has none.
+    array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+    resized = Image.fromarray(array).resize((size[1], size[0]), _PILLOW_FILTERS[interpolation])
+    pixels = torch.from_numpy(np.array(resized))
+    return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
 
 def _middle(image: Tensor, resize: int, crop: int) -> Tensor:

@@ -12,7 +12,16 @@ from ..base.archive_layout import COMPILED, ENSEMBLE, SPEC, name_problem, same_n
 from ..base.errors import SpecError
 from ..base.tasks import Task
 from .strict_yaml import Problem
-from .types import EnsembleSpec, Member, Output, Precision, Preprocessing, WeightsFormat
+from .types import (
+    EnsembleSpec,
+    Interpolation,
+    Member,
+    Output,
+    Precision,
+    Preprocessing,
+    ResizeLibrary,
+    WeightsFormat,
+)
 
 _MAX_SUGGESTIONS = 1000
 
@@ -138,14 +147,31 @@ def _check_format(
     return problems
 
 
+def _check_resize(preprocessing: Preprocessing, place: tuple[str | int, ...]) -> Iterator[Problem]:
+    if preprocessing.letterbox is not None and not isinstance(preprocessing.resize, tuple):
+        yield Problem((*place, "letterbox"), "needs resize: [height, width], which it fills")
+    if preprocessing.resize_library is not ResizeLibrary.PILLOW:
+        return
+    if preprocessing.interpolation is Interpolation.NEAREST_EXACT:
+        problem = "Pillow has nearest, bilinear and bicubic (resize_library: pillow)"
+        yield Problem((*place, "interpolation"), problem)
+    if not preprocessing.antialias:
+        problem = "Pillow always filters when it shrinks (resize_library: pillow): remove the key"
+        yield Problem((*place, "antialias"), problem)
+
+
 def _check_preprocessing(
     preprocessing: Preprocessing, place: tuple[str | int, ...]
 ) -> list[Problem]:
     if preprocessing.weights is not None:
-        if preprocessing != Preprocessing(weights=preprocessing.weights):
-            return [Problem((*place, "weights"), "goes alone: it sets every other key itself")]
+        alone = Preprocessing(
+            weights=preprocessing.weights, resize_library=preprocessing.resize_library
+        )
+        if preprocessing != alone:
+            problem = "goes alone, but for resize_library: it sets every other key itself"
+            return [Problem((*place, "weights"), problem)]
         return []
-    problems = []
+    problems = list(_check_resize(preprocessing, place))
     if preprocessing.size is None:
         problems.append(
             Problem(

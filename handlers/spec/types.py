@@ -57,6 +57,13 @@ class Interpolation(StrEnum):
     BICUBIC = "bicubic"
 
 
+class ResizeLibrary(StrEnum):
+    """Whose arithmetic resizes an image."""
+
+    TORCH = "torch"
+    PILLOW = "pillow"
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Preprocessing:
     """From a decoded image to a member's input. Steps run in the order of the keys."""
@@ -72,12 +79,29 @@ class Preprocessing:
         Size | tuple[Size, Size] | None,
         Field(description="Shorter side, or [height, width], in pixels"),
     ] = None
+    letterbox: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=255,
+            description="With resize [height, width]: the image keeps its proportions, lies in the "
+            "middle, and the rest has this level (0 is black; YOLO trains with 114). Left out: the "
+            "image is stretched",
+        ),
+    ] = None
     crop: Annotated[
         Size | tuple[Size, Size] | None,
         Field(description="Side of a centred square, or [height, width], in pixels"),
     ] = None
     interpolation: Interpolation = Interpolation.BILINEAR
     antialias: Annotated[bool, Field(description="Low-pass filter when shrinking")] = True
+    resize_library: Annotated[
+        ResizeLibrary,
+        Field(
+            description="torch resizes as torchvision does tensors; pillow as it does PIL images, "
+            "which most training code loads. Pixels differ by at most 1 of 255"
+        ),
+    ] = ResizeLibrary.TORCH
     value_range: Annotated[
         tuple[Finite, Finite], Field(description="What black and white (0 and 255) become")
     ] = (0.0, 1.0)
