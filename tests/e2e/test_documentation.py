@@ -72,7 +72,7 @@ class Reader:
         return re.sub(r"\b(8080|8081|8082|7070|7071)\b", lambda m: self.ports[m[0]], text)
 
     def types(self, text: str, **variables: str) -> str:
-        """Run lines one after the other and return their output; a line that fails ends the test."""
+        """Run lines one after the other and return their output; a failing line fails the test."""
         # The output goes to a file, since a server that keeps running would keep a pipe open.
         output = self.folder / "output.txt"
         with output.open("w") as file:
