@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .base.errors import (
     EnsembleError,
+    PreprocessingError,
     SampleError,
     TooLargeError,
     busy,
@@ -118,7 +119,10 @@ class Decoder:
         pixels = opened.decode()
         if pixels.is_floating_point():
             return pixels
-        return self._runtime.prepare(pixels, members)
+        try:
+            return self._runtime.prepare(pixels, members)
+        except PreprocessingError as error:
+            raise PreprocessingError(f"{opened.sample.where}: {error}") from error
 
     def _check_tensor(self, sample: Sample, data: Tensor) -> Opened:
         shape, problem = self._runtime.input_shape, None

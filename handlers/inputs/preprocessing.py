@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..base.errors import SpecError
+from ..base.errors import PreprocessingError, SpecError
+from ..base.own_code import described, file_of, imports_from, load_own
 from ..base.suggestions import nearest
 from ..base.threads import SERIAL, ThreadPool
 from ..base.torchvision_imports import ImageClassification, InterpolationMode, functional, models
@@ -100,15 +102,31 @@ def _of_weights(name: str) -> Preprocessing:
 
 
 def preprocessors_of(
-    spec: EnsembleSpec, device: torch.device, pool: ThreadPool = SERIAL
+    spec: EnsembleSpec, folder: Path, device: torch.device, pool: ThreadPool = SERIAL
 ) -> tuple[list[Preprocessor], list[int]]:
     """Each distinct preprocessing of an ensemble, and for each member the position of its own.
 
+    Args:
+        spec: the ensemble.
+        folder: where the files that the spec names are.
+        device: where the batches are wanted.
+        pool: does the work on single images.
+
     Raises:
         SpecError: a preprocessing that does not exist.
+        MemberError: a file with a function of the user's own cannot be imported.
     """
     groups, positions = group([resolve(spec.preprocessing_of(member)) for member in spec.members])
-    return [Preprocessor(settings, device, pool) for settings in groups], positions
+    with imports_from(folder):
+        functions = [
+            None if settings.function is None else load_own(folder, settings.function)
+            for settings in groups
+        ]
+    preprocessors = [
+        Preprocessor(settings, device, pool, function)
+        for settings, function in zip(groups, functions, strict=True)
+    ]
+    return preprocessors, positions
 
 
 def group(settings: Sequence[Preprocessing]) -> tuple[list[Preprocessing], list[int]]:
@@ -130,7 +148,7 @@ class Resized:
     """An image at the size that a preprocessing asks for.
 
     Attributes:
-        pixels: uint8 (channels, height, width).
+        pixels: uint8 (channels, height, width), or float32 from a function of the user's own.
     """
 
     pixels: Tensor
@@ -148,7 +166,11 @@ class Preprocessor:
     """
 
     def __init__(
-        self, settings: Preprocessing, device: torch.device, pool: ThreadPool = SERIAL
+        self,
+        settings: Preprocessing,
+        device: torch.device,
+        pool: ThreadPool = SERIAL,
+        function: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Prepare.
 
@@ -156,6 +178,7 @@ class Preprocessor:
             settings: need not be resolved.
             device: where the batches are wanted.
             pool: does the work on single images.
+            function: the user's own, which ``settings.function`` names.
 
         Raises:
             SpecError: as `resolve`; or images of different sizes would not end alike.
@@ -163,6 +186,7 @@ class Preprocessor:
         self.settings = resolve(settings)
         self.device = device
         self._pool = pool
+        self._function = function
         size = self.settings.size
         if size is None:
             raise SpecError(
@@ -171,7 +195,8 @@ class Preprocessor:
             )
         self.shape = (self.settings.channels, *size)
         """Channels, height and width of the result."""
-        low, high = self.settings.value_range
+        # What a function of the user's own returns is taken as it is.
+        low, high = (0.0, 255.0) if function is not None else self.settings.value_range
         mean = torch.tensor(self.settings.mean, dtype=torch.float64)
         std = torch.tensor(self.settings.std, dtype=torch.float64)
         # ((x / 255) * (high - low) + low - mean) / std as one multiplication and one addition.
@@ -206,6 +231,8 @@ class Preprocessor:
             width: of the image.
             height: of the image.
         """
+        if self.settings.function is not None:
+            return math.prod(self.shape[1:])
         size = self.settings.resize
         if size is None:
             return 0
@@ -242,6 +269,8 @@ class Preprocessor:
 
     def _geometry(self, image: Tensor) -> Tensor:
         settings = self.settings
+        if self._function is not None:
+            return self._from_function(self._function, image)
         if isinstance(settings.resize, int) and settings.crop is not None:
             image = _middle(image, settings.resize, max(self.shape[1:]))
         if settings.color is Color.GRAYSCALE:
@@ -251,6 +280,27 @@ class Preprocessor:
         if settings.crop is not None:
             image = functional.center_crop(image, list(self.shape[1:]))
         return image
+
+    def _from_function(self, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        text = str(self.settings.function)
+        try:
+            # Threads of a pool do not inherit it.
+            with torch.inference_mode():
+                # A copy, since other preprocessings see the same pixels.
+                result = function(image.clone())
+        except Exception as error:
+            message = described(error, file_of(text) or text)
+            raise PreprocessingError(f"preprocessing {text}: {message}") from error
+        if not isinstance(result, Tensor) or tuple(result.shape) != self.shape:
+            found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise PreprocessingError(
+                f"preprocessing {text}: it returned {found}, not a tensor of shape {self.shape}; "
+                "correct it, or the spec's shape"
+            )
+        result = result.to("cpu", torch.float32)
+        if not bool(result.isfinite().all()):
+            raise PreprocessingError(f"preprocessing {text}: it returned NaN or infinite numbers")
+        return result
 
     def _resized(self, image: Tensor) -> Tensor:
         settings = self.settings

@@ -171,6 +171,16 @@ def _check_preprocessing(
             problem = "goes alone, but for resize_library: it sets every other key itself"
             return [Problem((*place, "weights"), problem)]
         return []
+    if preprocessing.function is not None or preprocessing.shape is not None:
+        alone = Preprocessing(function=preprocessing.function, shape=preprocessing.shape)
+        if preprocessing != alone:
+            return [Problem((*place, "function"), "goes with shape alone: it does the rest itself")]
+        if preprocessing.function is None:
+            return [Problem((*place, "shape"), "belongs to function (FILE.py:FUNCTION)")]
+        if preprocessing.shape is None:
+            problem = "needs shape: [channels, height, width] of what it returns"
+            return [Problem((*place, "function"), problem)]
+        return []
     problems = list(_check_resize(preprocessing, place))
     if preprocessing.size is None:
         problems.append(

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 from ..base.errors import SpecError
+from ..base.own_code import file_of
 from ..base.tasks import Task
 
 _STRICT = ConfigDict(extra="forbid", strict=False, arbitrary_types_allowed=False)
@@ -74,6 +75,19 @@ class Preprocessing:
             description="Take everything from torchvision weights, e.g. ResNet18_Weights.DEFAULT"
         ),
     ] = None
+    function: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z_0-9]*$",
+            description="FILE.py:FUNCTION relative to the spec, instead of all other keys but "
+            "shape: takes the pixels of one image, a uint8 tensor (3, height, width), and returns "
+            "the member's input, a float tensor of `shape`",
+        ),
+    ] = None
+    shape: Annotated[
+        tuple[Size, Size, Size] | None,
+        Field(description="Channels, height and width of what `function` returns"),
+    ] = None
     color: Annotated[Color, Field(description="Channels that the member sees")] = Color.RGB
     resize: Annotated[
         Size | tuple[Size, Size] | None,
@@ -114,12 +128,16 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """1 for grayscale, 3 for RGB."""
+        """1 for grayscale, 3 for RGB, or those that the user's function returns."""
+        if self.shape is not None:
+            return self.shape[0]
         return 1 if self.color is Color.GRAYSCALE else 3
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the result in pixels; None if they depend on the image."""
+        if self.shape is not None:
+            return self.shape[1:]
         if self.crop is not None:
             return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
         return self.resize if isinstance(self.resize, tuple) else None
@@ -504,6 +522,10 @@ class EnsembleSpec:
         named = {member.weights for member in self.members}
         named |= {m.architecture_file for m in self.members if m.architecture_file is not None}
         named |= set(self.policies.fitted.values())
+        inline = [member.preprocessing for member in self.members]
+        for each in (*self.preprocessing.values(), *inline):
+            if isinstance(each, Preprocessing) and each.function is not None:
+                named |= {file_of(each.function) or each.function}
         return tuple(
             sorted({PurePosixPath(file).as_posix() for file in named | set(self.extra_files)})
         )
