@@ -107,6 +107,12 @@ def test_named_tests_exist(document: str) -> None:
     assert named <= names_of_tests(), sorted(named - names_of_tests())
 
 
+def test_the_site_has_every_page() -> None:
+    in_navigation = re.findall(r": (\S+\.md)$", text_of("mkdocs.yml"), re.MULTILINE)
+    pages = [document.removeprefix("docs/") for document in DOCUMENTS if "docs/" in document]
+    assert sorted(in_navigation) == sorted(pages)
+
+
 def test_every_document_is_reached_from_the_readme() -> None:
     reached, waiting = set(), ["README.md"]
     while waiting:
