@@ -1,4 +1,4 @@
-"""The wheel: installed elsewhere it gives the command, and takes no generic top-level name."""
+"""The wheel gives the command when it is installed elsewhere, and has one top-level name only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def installed(package: str) -> int:
-    """The major version that the wheel can be built with without an index."""
+def installed_major_version(package: str) -> int:
+    """The major version of an installed package; 0 if it is not installed."""
     try:
         return int(metadata.version(package).partition(".")[0])
     except metadata.PackageNotFoundError:
@@ -29,7 +29,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "*.mar", "weights")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out), "."]
-    if installed("setuptools") >= 77:
+    # With a setuptools that can read pyproject.toml here, building needs no package index.
+    if installed_major_version("setuptools") >= 77:
         command.insert(4, "--no-build-isolation")
     subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=300)
     (built,) = out.glob("*.whl")
@@ -46,7 +47,7 @@ def test_one_top_level_name(wheel: Path) -> None:
 def test_every_source_is_in_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for package in ("handlers", "archiver", "serving"):
+    for package in ("handlers", "archiver", "serving", "tuning"):
         files = [p for kind in ("*.py", "*.xml") for p in (ROOT / package).rglob(kind)]
         expected = {f"torchserve_ensemble/{file.relative_to(ROOT).as_posix()}" for file in files}
         assert expected <= names
