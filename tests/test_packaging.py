@@ -23,18 +23,50 @@ def installed_major_version(package: str) -> int:
         return 0
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copy, out = tmp_path_factory.mktemp("source") / "copy", tmp_path_factory.mktemp("out")
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "*.mar", "weights")
-    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out), "."]
+def build(kind: str, source: Path, out: Path) -> Path:
+    """Build one distribution, ``wheel`` or ``sdist``, from a folder."""
+    command = [sys.executable, "-m", "build", f"--{kind}", "--outdir", str(out), "."]
     # With a setuptools that can read pyproject.toml here, building needs no package index.
     if installed_major_version("setuptools") >= 77:
-        command.insert(4, "--no-build-isolation")
-    subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=300)
-    (built,) = out.glob("*.whl")
+        command.insert(3, "--no-isolation")
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=300)
+    (built,) = [path for path in out.iterdir() if path.is_file()]
     return built
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("source") / "copy"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "*.mar", "weights")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_source_distribution_gives_the_same_wheel(
+    source: Path, wheel: Path, tmp_path: Path
+) -> None:
+    for folder in ("sdist", "unpacked", "wheel"):
+        (tmp_path / folder).mkdir()
+    sdist = build("sdist", source, tmp_path / "sdist")
+    shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    again = build("wheel", unpacked, tmp_path / "wheel")
+    assert again.name == wheel.name
+    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
+        modules = [name for name in first.namelist() if ".dist-info/" not in name]
+        assert [n for n in second.namelist() if ".dist-info/" not in n] == modules
+        assert all(first.read(name) == second.read(name) for name in modules)
+
+
+def test_the_version_is_told_in_one_voice() -> None:
+    version = metadata.version("torchserve-ensemble")
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_one_top_level_name(wheel: Path) -> None:
