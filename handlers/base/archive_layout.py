@@ -59,7 +59,7 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def same_names(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def names_that_collide(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Pairs of names that some file systems take for one: they differ in case or accents alone."""
     first: dict[str, str] = {}
     for name in names:

@@ -106,7 +106,7 @@ def test_a_function_that_is_not_there(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"shape": None}, "needs shape"),
-        ({"resize": 8}, "goes with shape alone"),
+        ({"resize": 8}, "no other key but shape"),
         ({"function": "own.py"}, "function"),
         ({"function": None}, "belongs to function"),
     ],

@@ -177,7 +177,7 @@ def test_names_that_an_archive_cannot_hold(folder: Path, file: str, reason: str)
 
 def test_names_that_differ_in_case_alone(folder: Path) -> None:
     (folder / "Members.py").touch()
-    assert "Members.py and members.py are one name" in problem(
+    assert "take the files Members.py and members.py for one" in problem(
         folder, "extra_files: [Members.py]\n"
     )
 
