@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchserve_ensemble.handlers.answers.encoding import numbers
-from torchserve_ensemble.handlers.answers.json_answers import _best_scores
+from torchserve_ensemble.handlers.answers.label_rows import _best_scores
 
 singles = st.floats(width=32)
 

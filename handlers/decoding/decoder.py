@@ -1,4 +1,4 @@
-"""From the samples of requests to inputs of bounded size: headers first, then pixels, in turns."""
+"""Decodes samples: first all headers, then the pixels of a bounded number of images at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from .base.errors import (
+from ..base.errors import (
     EnsembleError,
     SampleError,
     TooLargeError,
@@ -18,36 +18,37 @@ from .base.errors import (
     reason,
     unforeseen,
 )
-from .base.memory import give_back
-from .base.threads import ThreadPool
-from .engine.runtime import Input, Runtime
-from .inputs.image_header import too_large
-from .inputs.images import open_image
-from .requests.bundles import Frame
-from .requests.parsing import Sample
-from .spec import Limits
+from ..base.memory import give_back
+from ..base.threads import ThreadPool
+from ..engine.runtime import Input, Runtime
+from ..inputs.image_header import too_large
+from ..inputs.images import open_image
+from ..requests.bundles import Frame
+from ..requests.parsing import Sample
+from ..spec import Limits
 
-Job = TypeVar("Job")
-Done = TypeVar("Done")
+Argument = TypeVar("Argument")
+Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
 
 _MAX_PIXELS_AT_ONCE = 37_000_000
-"""Pixels of the images that are decoded side by side, each of which takes up to 7 bytes."""
+"""Images are decoded side by side up to this many pixels; a pixel takes up to 7 bytes."""
 
 _LARGE_PIXELS = 8_000_000
-"""Pixels of an image whose memory goes back to the system: members take a hundredth of them."""
+"""After a larger image, free memory is returned to the system: members need a hundredth of it."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A sample that was looked at but not decoded.
+    """A sample whose header was read and whose pixels are not decoded yet.
 
     Attributes:
         sample: the sample.
-        pixels: that decoding has to hold; 0 where there is nothing to decode.
-        cost: time to decode and resize them, in pixels of a PNG file.
-        decode: gives the pixels, uint8 (3, H, W), or the input that a client preprocessed itself.
+        pixels: number of pixels that decoding holds in memory; 0 if there is nothing to decode.
+        cost: time to decode and resize the sample, in pixels of a PNG file that take as long.
+        decode: returns the pixels, uint8 (3, H, W), or the input that a client preprocessed itself,
+            float32 (C, H, W).
     """
 
     sample: Sample
@@ -57,7 +58,7 @@ class Opened:
 
 
 class Decoder:
-    """Decodes samples on the threads of a pool, and resizes each before the next one comes."""
+    """Decodes samples on the threads of a pool and resizes each one right after decoding it."""
 
     def __init__(self, limits: Limits, runtime: Runtime, pool: ThreadPool) -> None:
         self._limits = limits
@@ -65,31 +66,31 @@ class Decoder:
         self._pool = pool
 
     def open_all(self, samples: Sequence[Sample]) -> list[Opened | EnsembleError]:
-        """Look at each sample's header; the errors are those of single samples.
+        """Read the header of each sample; an error takes the place of a sample that is unreadable.
 
-        Not on the pool: Pillow reads headers in Python, which runs on one thread at a time.
+        The pool is not used: Pillow reads headers in Python, which runs on one thread at a time.
         """
         return [self._guarded(self._open, sample) for sample in samples]
 
     def decode_all(
         self, jobs: Sequence[tuple[Opened, Sequence[int]]], end: float
     ) -> list[Input | EnsembleError]:
-        """Decode samples, and resize them for the members that are to see them.
+        """Decode samples and resize each one for the members that will run on it.
 
         Args:
             jobs: the samples, each with the positions of its members.
             end: the time of ``time.monotonic`` from which on no further image is begun.
 
         Returns:
-            In the order of the jobs.
+            For each job, in order, the input of the members or the error of the sample.
         """
         decoded: list[Input | EnsembleError] = []
         for turn in _turns(jobs):
             if time.monotonic() > end:
                 decoded += [busy() for unit in turn for _ in unit]
                 continue
-            for results in self._pool.map(self._decode_unit, turn):
-                decoded += results
+            for inputs in self._pool.map(self._decode_unit, turn):
+                decoded += inputs
             if any(opened.pixels > _LARGE_PIXELS for unit in turn for opened, _ in unit):
                 give_back()
         return decoded
@@ -144,10 +145,12 @@ class Decoder:
             raise _sample_error(sample, problem)
         return Opened(sample, 0, 0, lambda: data)
 
-    def _guarded(self, function: Callable[[Job], Done], job: Job) -> Done | EnsembleError:
-        """What a function gives, or why it failed: an error of one sample stays with it."""
+    def _guarded(
+        self, function: Callable[[Argument], Value], argument: Argument
+    ) -> Value | EnsembleError:
+        """Call the function and return its error, if it raises one, instead of its value."""
         try:
-            return function(job)
+            return function(argument)
         except EnsembleError as error:
             return error
         except Exception:
@@ -176,9 +179,10 @@ def _sample_error(sample: Sample, problem: str) -> SampleError:
 def _turns(
     jobs: Sequence[tuple[Opened, Sequence[int]]],
 ) -> Iterator[list[list[tuple[Opened, Sequence[int]]]]]:
-    """Units of samples that one thread decodes, so many at once as memory is meant for.
+    """Split the jobs into turns of at most `_MAX_PIXELS_AT_ONCE` pixels; a turn is a list of units.
 
-    A unit is one sample, or the frames of one animation, which come one after the other.
+    One thread decodes a whole unit. A unit is one sample, or the frames of one animation, which
+    can only be decoded one after the other.
     """
     turn: list[list[tuple[Opened, Sequence[int]]]] = []
     pixels = 0
