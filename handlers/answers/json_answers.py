@@ -13,7 +13,7 @@ from ..base.tasks import Task
 from ..decisions.result import Group, Result
 from ..policies.uncertainty import Uncertainty
 from ..requests.options import AnswerField
-from .encoding import error_content, numbers
+from .encoding import error_content, to_json_numbers
 from .label_rows import by_label, label_rows
 
 
@@ -112,7 +112,7 @@ def _group_answers(
                 # Presence has no label for "neither"; beside a label the flag could be overlooked.
                 answer |= {k: v for k, v in (("label", None), ("labels", [])) if k in answer}
     for name, values in outcome.spread.items():
-        columns[name] = by_label(result, numbers(values))
+        columns[name] = by_label(result, to_json_numbers(values))
     if uncertainty is not None:
         columns["uncertainty"] = _uncertainty_rows(uncertainty)
     if outcome.members_used is not None:
@@ -138,9 +138,9 @@ def _group_answers(
 
 def _uncertainty_rows(uncertainty: Uncertainty) -> list[dict[str, float]]:
     columns = (
-        numbers(uncertainty.predictive_entropy),
-        numbers(uncertainty.mutual_information),
-        numbers(uncertainty.disagreement),
+        to_json_numbers(uncertainty.predictive_entropy),
+        to_json_numbers(uncertainty.mutual_information),
+        to_json_numbers(uncertainty.disagreement),
     )
     return [
         {"predictive_entropy": total, "mutual_information": information, "disagreement": differ}

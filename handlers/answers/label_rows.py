@@ -11,7 +11,7 @@ from torch import Tensor
 from ..base.tasks import Task
 from ..decisions.result import Result
 from ..requests.options import AnswerField
-from .encoding import numbers
+from .encoding import to_json_numbers
 
 
 def label_rows(
@@ -33,7 +33,7 @@ def label_rows(
     columns: dict[str, list[Any]] = {}
     if decisions is None:
         if AnswerField.VALUES in fields:
-            columns["values"] = by_label(result, numbers(scores))
+            columns["values"] = by_label(result, to_json_numbers(scores))
         return _rows(columns, len(scores))
     labels = _labels(result, decisions)
     is_multilabel = result.task is Task.MULTILABEL
@@ -42,11 +42,11 @@ def label_rows(
     if AnswerField.LABELS in fields:
         columns["labels"] = labels
     if AnswerField.SCORE in fields and not is_multilabel:
-        columns["score"] = numbers(_best_scores(scores, decisions))
+        columns["score"] = to_json_numbers(_best_scores(scores, decisions))
     # Several labels have no single score: they are given by label unless the client narrows.
     all_scores = AnswerField.SCORES in fields or (is_multilabel and result.options.fields is None)
     # Writing decimals is slow, and most clients ask only for the best of a thousand labels.
-    rows = numbers(scores) if all_scores or top_k is not None else []
+    rows = to_json_numbers(scores) if all_scores or top_k is not None else []
     if all_scores:
         columns["scores"] = by_label(result, rows)
     if top_k is not None:
