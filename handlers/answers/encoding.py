@@ -33,7 +33,7 @@ class Response:
 
 
 def to_json_numbers(values: Tensor) -> Any:
-    """Convert a tensor to nested lists of numbers with the fewest decimals that restore each float32.
+    """Convert float32 to nested lists of the shortest decimals that read back as the same numbers.
 
     NaN and infinity become None, because JSON has neither.
 
@@ -49,8 +49,8 @@ def to_json_numbers(values: Tensor) -> Any:
 def compact(content: object) -> bytes:
     """Encode JSON in UTF-8 without spaces; NaN raises ValueError.
 
-    JSON can spell half a character (``\\ud800``), which UTF-8 cannot encode. It is spelt as in JSON,
-    so that a client's own text in an error message never prevents the message from being sent.
+    JSON can spell half a character (``\\ud800``), which UTF-8 cannot encode. It is
+    written as JSON spells it, so that an error message that quotes a client can always be sent.
     """
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", errors="backslashreplace")

@@ -24,24 +24,24 @@ def content(result: Result, rows: list[dict[str, Any]] | None = None) -> dict[st
         result: the result of one request.
         rows: its `predictions`, if they exist already.
     """
-    written: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     if AnswerField.MODEL in result.fields:
-        written["model"] = dict(result.model)
+        answer["model"] = dict(result.model)
     if AnswerField.POLICY in result.fields:
-        written["policy"] = dict(result.policy)
-    written |= sequence(result)
-    written["predictions"] = predictions(result) if rows is None else rows
-    return written
+        answer["policy"] = dict(result.policy)
+    answer |= _sequence_fields(result)
+    answer["predictions"] = predictions(result) if rows is None else rows
+    return answer
 
 
-def sequence(result: Result) -> dict[str, Any]:
+def _sequence_fields(result: Result) -> dict[str, Any]:
     """Make the fields ``stream``, as it was sent, and ``sequence``, the decision at its end."""
-    written: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if result.options.stream is not None:
-        written["stream"] = result.options.stream
+        fields["stream"] = result.options.stream
     if result.smoothed is not None:
-        written["sequence"] = _smoothed_answers(result)[-1]
-    return written
+        fields["sequence"] = _smoothed_answers(result)[-1]
+    return fields
 
 
 def predictions(result: Result) -> list[dict[str, Any]]:
@@ -56,13 +56,13 @@ def predictions_of(results: Sequence[Result]) -> list[list[dict[str, Any]]]:
         results: results of one deployment with equal `Result.json_row_key`.
     """
     first = results[0]
-    parts = [
-        part for each in results for group in each.groups for part in _score_blocks(each, group)
+    blocks = [
+        block for each in results for group in each.groups for block in _score_blocks(each, group)
     ]
     rows: Iterator[dict[str, Any]] = iter(())
-    if parts:
-        scores = torch.cat([scores for scores, _ in parts])
-        decisions = [decisions for _, decisions in parts if decisions is not None]
+    if blocks:
+        scores = torch.cat([scores for scores, _ in blocks])
+        decisions = [decisions for _, decisions in blocks if decisions is not None]
         joined = torch.cat(decisions) if decisions else None
         rows = iter(label_rows(first, scores, joined, first.fields, first.options.top_k))
     return [_predictions(result, rows) for result in results]
@@ -137,18 +137,20 @@ def _group_answers(
 
 
 def _uncertainty_rows(uncertainty: Uncertainty) -> list[dict[str, float]]:
+    """Make a dict of the three measures of uncertainty for each sample."""
     columns = (
         to_json_numbers(uncertainty.predictive_entropy),
         to_json_numbers(uncertainty.mutual_information),
         to_json_numbers(uncertainty.disagreement),
     )
     return [
-        {"predictive_entropy": total, "mutual_information": information, "disagreement": differ}
-        for total, information, differ in zip(*columns, strict=True)
+        {"predictive_entropy": total, "mutual_information": information, "disagreement": differing}
+        for total, information, differing in zip(*columns, strict=True)
     ]
 
 
 def _smoothed_answers(result: Result) -> list[dict[str, Any]]:
+    """Make labels and scores of the smoothed decisions, in the order of time."""
     assert result.smoothed is not None
     fields = result.fields - {AnswerField.MEMBERS}
     return label_rows(result, result.smoothed.scores, result.smoothed.decisions, fields, None)

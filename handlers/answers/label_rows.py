@@ -43,19 +43,20 @@ def label_rows(
         columns["labels"] = labels
     if AnswerField.SCORE in fields and not is_multilabel:
         columns["score"] = to_json_numbers(_best_scores(scores, decisions))
-    # Several labels have no single score: they are given by label unless the client narrows.
+    # Several labels have no single score: all are given unless the client chose fields.
     all_scores = AnswerField.SCORES in fields or (is_multilabel and result.options.fields is None)
     # Writing decimals is slow, and most clients ask only for the best of a thousand labels.
     rows = to_json_numbers(scores) if all_scores or top_k is not None else []
     if all_scores:
         columns["scores"] = by_label(result, rows)
     if top_k is not None:
-        columns["top_k"] = [_best(row, result.score_labels, top_k) for row in rows]
+        columns["top_k"] = [_top_k(row, result.score_labels, top_k) for row in rows]
     return _rows(columns, len(scores))
 
 
-def _rows(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
-    return [{name: values[row] for name, values in columns.items()} for row in range(count)]
+def _rows(columns: Mapping[str, Sequence[Any]], num_rows: int) -> list[dict[str, Any]]:
+    """Turn columns into one dict for each row."""
+    return [{name: values[row] for name, values in columns.items()} for row in range(num_rows)]
 
 
 def by_label(result: Result, rows: Sequence[Sequence[Any]]) -> list[Any]:
@@ -83,6 +84,7 @@ def _best_scores(scores: Tensor, decisions: Tensor) -> Tensor:
     return scores.gather(-1, best).squeeze(-1)
 
 
-def _best(scores: list[float], labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:
+def _top_k(scores: list[float], labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:
+    """The labels with the highest scores, best first."""
     best = sorted(range(len(scores)), key=lambda label: -scores[label])[:top_k]
     return [{"label": labels[label], "score": scores[label]} for label in best]

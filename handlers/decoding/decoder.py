@@ -57,6 +57,13 @@ class Opened:
     decode: Callable[[], Tensor]
 
 
+DecodeJob = tuple[Opened, Sequence[int]]
+"""A sample, and the positions of the members that it is resized for."""
+
+DecodeUnit = list[DecodeJob]
+"""Jobs that one thread does one after the other: one sample, or the frames of one animation."""
+
+
 class Decoder:
     """Decodes samples on the threads of a pool and resizes each one right after decoding it."""
 
@@ -72,9 +79,7 @@ class Decoder:
         """
         return [self._guarded(self._open, sample) for sample in samples]
 
-    def decode_all(
-        self, jobs: Sequence[tuple[Opened, Sequence[int]]], end: float
-    ) -> list[Input | EnsembleError]:
+    def decode_all(self, jobs: Sequence[DecodeJob], end: float) -> list[Input | EnsembleError]:
         """Decode samples and resize each one for the members that will run on it.
 
         Args:
@@ -95,12 +100,11 @@ class Decoder:
                 give_back()
         return decoded
 
-    def _decode_unit(
-        self, unit: Sequence[tuple[Opened, Sequence[int]]]
-    ) -> list[Input | EnsembleError]:
+    def _decode_unit(self, unit: DecodeUnit) -> list[Input | EnsembleError]:
         return [self._guarded(self._decode, job) for job in unit]
 
     def _open(self, sample: Sample) -> Opened:
+        """Read the header of one sample; raises what makes it unreadable."""
         data = sample.data
         if isinstance(data, SampleError):
             raise data
@@ -114,7 +118,8 @@ class Decoder:
             return Opened(sample, image.pixels, cost, image.decode)
         return Opened(sample, data.pixels, data.cost, lambda: _decode_frame(sample, data))
 
-    def _decode(self, job: tuple[Opened, Sequence[int]]) -> Input:
+    def _decode(self, job: DecodeJob) -> Input:
+        """Decode one sample and resize it; a preprocessed input is returned unchanged."""
         opened, members = job
         pixels = opened.decode()
         if pixels.is_floating_point():
@@ -122,6 +127,7 @@ class Decoder:
         return self._runtime.prepare(pixels, members)
 
     def _check_tensor(self, sample: Sample, data: Tensor) -> Opened:
+        """Check pixels or a preprocessed input that a client sent as numbers."""
         shape, problem = self._runtime.input_shape, None
         if not data.is_floating_point():
             height, width = data.shape[1:]
@@ -176,24 +182,22 @@ def _sample_error(sample: Sample, problem: str) -> SampleError:
     )
 
 
-def _turns(
-    jobs: Sequence[tuple[Opened, Sequence[int]]],
-) -> Iterator[list[list[tuple[Opened, Sequence[int]]]]]:
-    """Split the jobs into turns of at most `_MAX_PIXELS_AT_ONCE` pixels; a turn is a list of units.
+def _turns(jobs: Sequence[DecodeJob]) -> Iterator[list[DecodeUnit]]:
+    """Split the jobs into turns of at most `_MAX_PIXELS_AT_ONCE` pixels.
 
-    One thread decodes a whole unit. A unit is one sample, or the frames of one animation, which
-    can only be decoded one after the other.
+    A larger image has a turn of its own. An animation counts with its first frame alone, because
+    its frames are decoded one after the other.
     """
-    turn: list[list[tuple[Opened, Sequence[int]]]] = []
+    turn: list[DecodeUnit] = []
     pixels = 0
-    animation: object = None
+    last_animation: object = None
     for job in jobs:
         data = job[0].sample.data
-        own = None if isinstance(data, bytes | Tensor | SampleError) else data.animation
-        if turn and own is not None and own is animation:
+        animation = None if isinstance(data, bytes | Tensor | SampleError) else data.animation
+        if turn and animation is not None and animation is last_animation:
             turn[-1].append(job)
             continue
-        animation = own
+        last_animation = animation
         if turn and pixels + job[0].pixels > _MAX_PIXELS_AT_ONCE:
             yield turn
             turn, pixels = [], 0
