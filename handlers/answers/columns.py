@@ -37,6 +37,7 @@ def result_columns(result: Result) -> dict[str, Tensor]:
 def _scatter_members(
     member_scores: Tensor, names: tuple[str, ...], group: Group, rows: list[int]
 ) -> None:
+    """Write the member scores of a group into the rows of its samples."""
     if group.ballot is not None:
         for position, name in enumerate(group.ballot.member_names):
             member_scores[names.index(name), rows] = group.ballot.scores[position]

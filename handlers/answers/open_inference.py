@@ -17,17 +17,20 @@ from ..requests.open_inference import InferRequest, OutputTensor, encode_infer_r
 from ..requests.options import AnswerField
 from ..requests.parsing import HEADER_LENGTH
 from .columns import result_columns
-from .encoding import Response
-from .json_answers import predictions
+from .encoding import Response, error_content
 from .label_rows import label_rows
 
 
 def write(result: Result, infer: InferRequest) -> Response:
     """Write the outputs that the client asked for, or all of them.
 
-    ``label`` (BYTES), ``score``, ``scores`` (FP32), ``decisions`` (BOOL), each member's
-    ``NAME.label`` and ``NAME.scores``, the three measures of uncertainty (FP32), ``answered``
-    (BOOL), and ``error`` (BYTES) for samples that were skipped.
+    The outputs are ``label`` (BYTES), ``score`` and ``scores`` (FP32), ``decisions`` (BOOL),
+    ``NAME.scores`` of each member (FP32), the three measures of uncertainty (FP32), ``answered``
+    (BOOL), and ``error`` (BYTES) if samples were skipped.
+
+    Args:
+        result: the result of one request.
+        infer: the request in that protocol.
 
     Raises:
         RequestError: the client asked for an output that does not exist.
@@ -44,7 +47,7 @@ def write(result: Result, infer: InferRequest) -> Response:
         model_name=str(result.model["name"]),
         model_version=str(result.model["version"]),
         id=infer.id,
-        parameters={"policy": str(result.policy["name"]), **_archive(result)},
+        parameters={"policy": str(result.policy["name"]), **_archive_parameter(result)},
         outputs=[_output(name, columns[name], binary) for name, binary in chosen.items()],
     )
     if header_length is None:
@@ -56,12 +59,14 @@ def write(result: Result, infer: InferRequest) -> Response:
     )
 
 
-def _archive(result: Result) -> dict[str, str]:
+def _archive_parameter(result: Result) -> dict[str, str]:
+    """The digest of the archive as a parameter of the answer, if there is an archive."""
     archive = result.model.get("archive")
     return {"archive": archive} if archive else {}
 
 
 def _output(name: str, column: Tensor | list[str], binary: bool) -> OutputTensor:
+    """Make one output; text becomes BYTES."""
     if isinstance(column, list):
         data: np.ndarray[Any, Any] = np.array([text.encode() for text in column], dtype=object)
         return OutputTensor(name, "BYTES", (len(column),), data, binary)
@@ -70,13 +75,14 @@ def _output(name: str, column: Tensor | list[str], binary: bool) -> OutputTensor
 
 
 def _outputs(result: Result) -> dict[str, Tensor | list[str]]:
+    """Make all outputs that the result has, by name."""
     columns = result_columns(result)
-    rows = predictions(result)
     outputs: dict[str, Tensor | list[str]] = {}
     if result.task in (Task.CLASSIFICATION, Task.PRESENCE):
-        outputs["label"] = [row.get("label") or "" for row in _label_and_score_rows(result)]
+        rows = _label_and_score_rows(result)
+        outputs["label"] = [row.get("label") or "" for row in rows]
         outputs["score"] = torch.tensor(
-            [row.get("score", float("nan")) for row in _label_and_score_rows(result)],
+            [row.get("score", float("nan")) for row in rows],
             dtype=torch.float32,
         )
     outputs["scores"] = columns["scores"]
@@ -87,7 +93,10 @@ def _outputs(result: Result) -> dict[str, Tensor | list[str]]:
     outputs |= _uncertainty_outputs(result)
     outputs["answered"] = columns["answered"]
     if result.errors:
-        outputs["error"] = [row.get("error", {}).get("message", "") for row in rows]
+        outputs["error"] = [
+            error_content(result.errors[index])["message"] if index in result.errors else ""
+            for index in range(len(result.samples))
+        ]
     return outputs
 
 
@@ -104,6 +113,7 @@ def _label_and_score_rows(result: Result) -> list[dict[str, Any]]:
 
 
 def _uncertainty_outputs(result: Result) -> dict[str, Tensor]:
+    """Make one output (N,) for each measure of uncertainty; NaN for samples without an answer."""
     if not result.uncertainties:
         return {}
     outputs = {}

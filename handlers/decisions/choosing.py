@@ -89,6 +89,7 @@ class Chooser:
         return choice
 
     def _check(self, options: RequestOptions) -> Choice:
+        """Make the choice of these options, or raise PolicyError."""
         panel = self._panel_with_overrides(options)
         names = options.members or panel.member_names
         choice = Choice(self, options, panel, tuple(map(panel.member_names.index, names)))
@@ -100,6 +101,11 @@ class Chooser:
         return choice
 
     def _panel_with_overrides(self, options: RequestOptions) -> Panel:
+        """All members, with the weights and thresholds that the client gave in place of the spec's.
+
+        Raises:
+            PolicyError: the deployment does not allow it, or a member does not exist.
+        """
         panel = self.panel
         overrides = {
             "members": options.members or (),
@@ -118,7 +124,9 @@ class Chooser:
                         f"{', '.join(panel.member_names)}{nearest(name, panel.member_names)}"
                     )
         if options.members and len(set(options.members)) < len(options.members):
-            raise PolicyError(f"option members names one twice: {shown_names(options.members)}")
+            raise PolicyError(
+                f"option members names a member twice: {shown_names(options.members)}"
+            )
         weights, thresholds = panel.weights.clone(), panel.member_thresholds.clone()
         for name, weight in options.weights.items():
             weights[panel.member_names.index(name)] = weight
