@@ -1,142 +1,123 @@
-"""Run members on the decoded samples of a batch: all of them, or no more than a policy needs."""
+"""The run stage: members run on the samples of a batch, all of them or as few as decide it."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .base.errors import busy
-from .decisions.choice import Choice
-from .decoding.batch import DecodedSample
+from .decisions.choosing import Choice
 from .engine.runtime import Input, MemberScores, Runtime
-from .engine.score_cache import ScoreCache, with_cached
+from .engine.score_cache import CachedScores, ScoreCache, merge_cached
 from .policies import Outcome, combine_lazily, joined
+from .stages import Decoded
 
 
-@dataclass(frozen=True)
-class RunningTask:
-    """The decoded samples of one request, and what its client chose.
-
-    Attributes:
-        samples: N.
-        choice: policy, members and deadline.
-    """
-
-    samples: Sequence[DecodedSample]
-    choice: Choice
-
-
-def run_members(
-    tasks: Sequence[RunningTask],
+def run_chosen_members(
     runtime: Runtime,
     cache: ScoreCache | None,
+    requests: Sequence[Decoded],
     *,
-    start: float,
+    arrived: float,
     end: float,
 ) -> MemberScores:
-    """Run the members that each request asks on its samples, all requests together.
-
-    Members do not run for samples whose scores are cached; what is computed is kept in the cache.
+    """Run for each sample all members that its request chose, and merge in the cached scores.
 
     Args:
-        tasks: the requests.
         runtime: the members.
-        cache: scores of earlier samples, if the deployment keeps them.
-        start: when the batch arrived, in ``time.monotonic`` seconds; deadlines count from it.
-        end: the time from which on no further micro-batch begins.
-
-    Returns:
-        Scores of the samples of all tasks, one task after the other.
-
-    Raises:
-        MemberError: the device has no memory for even a single sample.
-    """
-    samples = [sample for task in tasks for sample in task.samples]
-    deadlines: list[float | None] = []
-    selected: list[Sequence[bool]] = []
-    for task in tasks:
-        allowed = task.choice.deadline_ms
-        deadline = None if allowed is None else start + allowed / 1000
-        deadlines += [deadline] * len(task.samples)
-        selected += [task.choice.selected] * len(task.samples)
-    # Not by repeat_interleave, which would wake torch's own threads for a handful of numbers.
-    asked = torch.tensor(selected, dtype=torch.bool).reshape(-1, len(runtime.spec.members)).T
-    columns = [column for column, sample in enumerate(samples) if sample.cached is None]
-    computed = runtime.run(
-        [_input(samples[column]) for column in columns],
-        asked=_columns(asked, columns),
-        deadlines=[deadlines[column] for column in columns],
-        end=end,
-    )
-    if cache is None:
-        return computed
-    for position, column in enumerate(columns):
-        key = samples[column].cache_key
-        if key is not None:
-            cache.keep(key, computed, position)
-    cached = {
-        column: sample.cached for column, sample in enumerate(samples) if sample.cached is not None
-    }
-    return with_cached(computed, columns, cached)
-
-
-def run_lazily(
-    choice: Choice, inputs: Sequence[Input], runtime: Runtime, *, end: float = math.inf
-) -> Outcome:
-    """Run as few members as decide each of N samples, and combine them.
-
-    Members run from the cheapest on, where the policy leaves the order open.
-
-    Args:
-        choice: its policy can stop early (`Choice.lazy`).
-        inputs: N, as `Runtime.run` takes them.
-        runtime: the members.
+        cache: the score cache, if the deployment has one; new scores are stored in it.
+        requests: the requests of the batch.
+        arrived: when the batch arrived, in ``time.monotonic`` seconds; deadlines count from it.
         end: the time of ``time.monotonic`` from which on no further micro-batch begins.
 
     Raises:
-        BusyError: samples were left at the end.
-        MemberError: a member failed, or gave NaN; run all members instead.
+        MemberError: memory is too short for a single sample.
     """
-    policy, members = choice.policy, choice.members
+    inputs = [each for request in requests for each in request.samples.inputs]
+    members_of_sample: list[Sequence[bool]] = []
+    deadlines: list[float | None] = []
+    for request in requests:
+        choice, num_samples = request.accepted.choice, len(request.samples.inputs)
+        allowed_ms = choice.deadline_ms
+        deadline = None if allowed_ms is None else arrived + allowed_ms / 1000
+        deadlines += [deadline] * num_samples
+        members_of_sample += [choice.chosen_flags] * num_samples
+    # repeat_interleave would wake torch's own threads for a handful of numbers.
+    num_members = len(runtime.spec.members)
+    asked = torch.tensor(members_of_sample, dtype=torch.bool).reshape(-1, num_members).T
+    if cache is None:
+        return runtime.run(inputs, asked=asked, deadlines=deadlines, end=end)
+    return _run_uncached(runtime, cache, requests, inputs, asked, deadlines, end)
+
+
+def _run_uncached(
+    runtime: Runtime,
+    cache: ScoreCache,
+    requests: Sequence[Decoded],
+    inputs: Sequence[Input],
+    asked: Tensor,
+    deadlines: Sequence[float | None],
+    end: float,
+) -> MemberScores:
+    """Run members on the samples without cached scores, and store what they give in the cache."""
+    cached: dict[int, CachedScores] = {}
+    keys: dict[int, bytes] = {}
+    first = 0
+    for request in requests:
+        cached |= {first + position: each for position, each in request.samples.cached.items()}
+        keys |= {first + position: key for position, key in request.samples.keys.items()}
+        first += len(request.samples.inputs)
+    uncached = [column for column in range(len(inputs)) if column not in cached]
+    computed = runtime.run(
+        [inputs[column] for column in uncached],
+        asked=asked[:, uncached],
+        deadlines=[deadlines[column] for column in uncached],
+        end=end,
+    )
+    for position, column in enumerate(uncached):
+        if column in keys:
+            cache.put(keys[column], computed, position)
+    return merge_cached(computed, uncached, cached)
+
+
+def run_lazily(runtime: Runtime, choice: Choice, inputs: Sequence[Input], end: float) -> Outcome:
+    """Run members one after the other, until the policy's decision on every sample is certain.
+
+    The fastest members run first, unless the policy prescribes an order.
+
+    Args:
+        runtime: the members.
+        choice: a lazy one; has the policy and its members.
+        inputs: N inputs, as `Runtime.run` takes them.
+        end: the time of ``time.monotonic`` from which on no further micro-batch begins.
+
+    Raises:
+        BusyError: the end came before the last micro-batch had begun.
+        MemberError: a member failed or gave NaN; the caller can run all members instead.
+    """
     order = None
-    if policy.name != "cascade":
-        seconds = [runtime.seconds[member] for member in members]
+    if choice.policy.name != "cascade":
+        seconds = [runtime.seconds[member] for member in choice.members]
         order = sorted(range(len(seconds)), key=seconds.__getitem__)
     outcomes = []
-    size = runtime.spec.runtime.micro_batch
-    for first in range(0, len(inputs), size):
-        if first and time.monotonic() > end:
+    micro_batch = runtime.spec.runtime.micro_batch
+    for start in range(0, len(inputs), micro_batch):
+        if start and time.monotonic() > end:
             raise busy()
-        micro_batch = inputs[first : first + size]
-        batch = runtime.inputs(micro_batch)
+        part = inputs[start : start + micro_batch]
+        batch = runtime.inputs(part)
         outcomes.append(
             combine_lazily(
-                policy,
-                choice.selected_panel,
+                choice.policy,
+                choice.chosen_panel,
                 lambda member, rows, batch=batch: batch.scores(  # type: ignore[misc]
-                    members[member], rows
+                    choice.members[member], rows
                 ),
-                samples=len(micro_batch),
+                samples=len(part),
                 order=order,
             )
         )
     return joined(outcomes)
-
-
-def inputs_of(samples: Sequence[DecodedSample]) -> list[Input]:
-    """The inputs of samples that are not cached."""
-    return [_input(sample) for sample in samples]
-
-
-def _input(sample: DecodedSample) -> Input:
-    assert sample.input is not None
-    return sample.input
-
-
-def _columns(asked: Tensor, columns: Sequence[int]) -> Tensor:
-    return asked if len(columns) == asked.shape[1] else asked[:, list(columns)]

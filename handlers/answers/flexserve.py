@@ -1,4 +1,4 @@
-"""The answer of FlexServe (Verenich et al. 2020)."""
+"""The response format ``flexserve``: the labels of each member (Verenich et al. 2020)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from ..base.tasks import Task
 from ..decisions.result import Result
 from ..requests.options import AnswerField
 from .encoding import Response, encode
-from .json_answers import answers_of
+from .label_rows import label_rows
 
 
-def write_flexserve(result: Result) -> Response:
-    """FlexServe's answer: ``{member: [label, ...]}``, a label or null for each sample.
+def write(result: Result) -> Response:
+    """Write ``{member: [label, ...]}``, with a label or null for each sample.
 
-    Source: Verenich et al. 2020; several labels of one sample are a list.
+    Several labels of one sample are a list.
     """
     written: dict[str, list[Any]] = {
         name: [None] * len(result.samples) for name in result.member_names
@@ -26,7 +26,7 @@ def write_flexserve(result: Result) -> Response:
             continue
         votes = None if result.task is Task.REGRESSION else ballot.votes
         for position, name in enumerate(ballot.member_names):
-            rows = answers_of(
+            rows = label_rows(
                 result,
                 ballot.scores[position],
                 votes[position] if votes is not None else None,

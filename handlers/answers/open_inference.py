@@ -1,4 +1,4 @@
-"""Answers of the Open Inference Protocol v2."""
+"""Answers in the Open Inference Protocol v2."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from ..policies.uncertainty import Uncertainty
 from ..requests.open_inference import InferRequest, OutputTensor, encode_infer_response
 from ..requests.options import AnswerField
 from ..requests.parsing import HEADER_LENGTH
-from .encoding import Response
-from .json_answers import answers_of, predictions
-from .tensor_columns import tensor_columns
+from .columns import result_columns
+from .encoding import Response, error_content
+from .label_rows import label_rows
 
 
-def write_open_inference(result: Result, infer: InferRequest) -> Response:
-    """Open Inference v2: the outputs that were asked for, or all of them.
+def write(result: Result, infer: InferRequest) -> Response:
+    """Write the outputs that the client asked for, or all of them.
 
-    ``label`` (BYTES), ``score``, ``scores`` (FP32), ``decisions`` (BOOL), each member's
-    ``NAME.label`` and ``NAME.scores``, the three measures of uncertainty (FP32), ``answered``
-    (BOOL), and ``error`` (BYTES) for samples that were skipped.
+    The outputs are ``label`` (BYTES), ``score`` and ``scores`` (FP32), ``decisions`` (BOOL),
+    ``NAME.scores`` of each member (FP32), the three measures of uncertainty (FP32), ``answered``
+    (BOOL), and ``error`` (BYTES) if samples were skipped.
+
+    Args:
+        result: the result of one request.
+        infer: the request in that protocol.
 
     Raises:
-        RequestError: an output that does not exist.
+        RequestError: the client asked for an output that does not exist.
     """
     columns = _outputs(result)
     requested = {output.name: output.binary for output in infer.outputs or ()}
@@ -43,7 +47,7 @@ def write_open_inference(result: Result, infer: InferRequest) -> Response:
         model_name=str(result.model["name"]),
         model_version=str(result.model["version"]),
         id=infer.id,
-        parameters={"policy": str(result.policy["name"]), **_archive(result)},
+        parameters={"policy": str(result.policy["name"]), **_archive_parameter(result)},
         outputs=[_output(name, columns[name], binary) for name, binary in chosen.items()],
     )
     if header_length is None:
@@ -55,12 +59,14 @@ def write_open_inference(result: Result, infer: InferRequest) -> Response:
     )
 
 
-def _archive(result: Result) -> dict[str, str]:
+def _archive_parameter(result: Result) -> dict[str, str]:
+    """The digest of the archive as a parameter of the answer, if there is an archive."""
     archive = result.model.get("archive")
     return {"archive": archive} if archive else {}
 
 
 def _output(name: str, column: Tensor | list[str], binary: bool) -> OutputTensor:
+    """Make one output; text becomes BYTES."""
     if isinstance(column, list):
         data: np.ndarray[Any, Any] = np.array([text.encode() for text in column], dtype=object)
         return OutputTensor(name, "BYTES", (len(column),), data, binary)
@@ -69,13 +75,15 @@ def _output(name: str, column: Tensor | list[str], binary: bool) -> OutputTensor
 
 
 def _outputs(result: Result) -> dict[str, Tensor | list[str]]:
-    columns = tensor_columns(result)
-    rows = predictions(result)
+    """Make all outputs that the result has, by name."""
+    columns = result_columns(result)
     outputs: dict[str, Tensor | list[str]] = {}
     if result.task in (Task.CLASSIFICATION, Task.PRESENCE):
-        outputs["label"] = [row.get("label") or "" for row in _all_fields(result)]
+        rows = _label_and_score_rows(result)
+        outputs["label"] = [row.get("label") or "" for row in rows]
         outputs["score"] = torch.tensor(
-            [row.get("score", float("nan")) for row in _all_fields(result)], dtype=torch.float32
+            [row.get("score", float("nan")) for row in rows],
+            dtype=torch.float32,
         )
     outputs["scores"] = columns["scores"]
     if "decisions" in columns:
@@ -85,16 +93,19 @@ def _outputs(result: Result) -> dict[str, Tensor | list[str]]:
     outputs |= _uncertainty_outputs(result)
     outputs["answered"] = columns["answered"]
     if result.errors:
-        outputs["error"] = [row.get("error", {}).get("message", "") for row in rows]
+        outputs["error"] = [
+            error_content(result.errors[index])["message"] if index in result.errors else ""
+            for index in range(len(result.samples))
+        ]
     return outputs
 
 
-def _all_fields(result: Result) -> list[dict[str, Any]]:
-    """Label and score of each sample, whatever fields the client narrowed to."""
+def _label_and_score_rows(result: Result) -> list[dict[str, Any]]:
+    """Label and score of each sample, whichever fields the client chose."""
     rows: list[dict[str, Any]] = [{} for _ in result.samples]
     fields = frozenset({AnswerField.LABEL, AnswerField.SCORE})
     for group in result.groups:
-        combined = answers_of(result, group.outcome.scores, group.outcome.decisions, fields, None)
+        combined = label_rows(result, group.outcome.scores, group.outcome.decisions, fields, None)
         for row, index in enumerate(group.indices):
             abstained = group.outcome.abstained is not None and bool(group.outcome.abstained[row])
             rows[index] = combined[row] | ({"label": None} if abstained else {})
@@ -102,6 +113,7 @@ def _all_fields(result: Result) -> list[dict[str, Any]]:
 
 
 def _uncertainty_outputs(result: Result) -> dict[str, Tensor]:
+    """Make one output (N,) for each measure of uncertainty; NaN for samples without an answer."""
     if not result.uncertainties:
         return {}
     outputs = {}

@@ -1,223 +1,180 @@
-"""From the members' scores for the samples of one request to its result."""
+"""Combines the members' scores for one request into its result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..base.errors import (
-    EnsembleError,
-    LateError,
-    MemberError,
-    PolicyError,
-    SampleError,
-    busy,
-)
+from ..base.errors import EnsembleError, LateError, MemberError, PolicyError, SampleError, busy
 from ..base.tasks import Task
-from ..engine.runtime import MemberScores, State
+from ..engine.runtime import MemberScores
 from ..policies import Ballot, Outcome
 from ..policies.uncertainty import uncertainty
 from ..requests.options import AnswerField, OnError, RequestOptions
 from ..requests.parsing import ParsedRequest, Sample
 from ..spec import OnFailure
-from .choice import Choice
+from .choosing import Choice
+from .grouping import SampleGroup, ballot_of, group_samples
 from .result import Group, MembersOfSample, Result
 from .sequences import smooth
 
 
-@dataclass(frozen=True)
-class Combination:
-    """Makes the result of one request.
+def combine(
+    choice: Choice,
+    request: ParsedRequest,
+    indices: Sequence[int],
+    rows: range,
+    outputs: MemberScores,
+) -> Result:
+    """Combine the scores of a request's samples; a sample that cannot be combined has an error.
 
-    Attributes:
+    Args:
         choice: what the client chose.
         request: the request.
-        readable: positions in the request of its N samples that could be decoded.
-        model: name, version and archive digest, for the answer.
+        indices: positions in the request of its N readable samples.
+        rows: positions of these N samples in the batch.
+        outputs: scores of the batch.
     """
-
-    choice: Choice
-    request: ParsedRequest
-    readable: Sequence[int]
-    model: Mapping[str, str | None]
-
-    def of_outcome(self, outcome: Outcome) -> Result:
-        """The result where a lazy policy decided already.
-
-        Args:
-            outcome: of the N samples.
-        """
-        group = Group(indices=tuple(self.readable), ballot=None, outcome=outcome)
-        return self._result((group,), {})
-
-    def of_scores(self, columns: range, outputs: MemberScores) -> Result:
-        """The result that the policy makes of the members' scores.
-
-        Samples that the same members answered are combined together. A sample that the policy
-        cannot decide, because members failed or were late, becomes an error of this sample.
-
-        Args:
-            columns: N, where the samples are in the batch.
-            outputs: the members' scores for the batch.
-        """
-        errors: dict[int, EnsembleError] = {}
-        groups: list[Group] = []
-        for available, missing, positions in self._by_members(columns, outputs):
-            indices = tuple(self.readable[position] for position in positions)
-            try:
-                self._check_enough(available, missing)
-                ballot = self._ballot(available, [columns[each] for each in positions], outputs)
-                outcome = self._combined(ballot, missing)
-            except EnsembleError as error:
-                for index in indices:
-                    errors[index] = _of_sample(error, self.request.samples[index], missing)
-            else:
-                groups.append(
-                    Group(indices=indices, ballot=ballot, outcome=outcome, missing=missing)
-                )
-        return self._result(tuple(groups), errors)
-
-    def _by_members(
-        self, columns: range, outputs: MemberScores
-    ) -> Iterator[tuple[tuple[int, ...], MembersOfSample, list[int]]]:
-        """Group the samples for which the same members answered, failed and were late.
-
-        Yields:
-            The members that answered, those that did not, and the positions of the samples. Two
-            samples for which a member failed with different reasons are in different groups.
-        """
-        members, names = self.choice.members, self.choice.selected_panel.member_names
-        states = outputs.states[:, columns.start : columns.stop].T.tolist()
-        # For each member its state, or the reason why it failed.
-        groups: dict[tuple[int | str, ...], list[int]] = {}
-        for position, (column, of_sample) in enumerate(zip(columns, states, strict=True)):
-            reports = tuple(
-                outputs.reasons[member, column]
-                if of_sample[member] == State.FAILED
-                else of_sample[member]
-                for member in members
-            )
-            groups.setdefault(reports, []).append(position)
-        for reports, positions in groups.items():
-            named = list(zip(names, reports, strict=True))
-            missing = MembersOfSample(
-                failed={name: report for name, report in named if isinstance(report, str)},
-                late=tuple(name for name, report in named if report == State.LATE),
-            )
-            answered = zip(members, reports, strict=True)
-            yield tuple(m for m, report in answered if report == State.ANSWERED), missing, positions
-
-    def _check_enough(self, available: tuple[int, ...], missing: MembersOfSample) -> None:
-        """Check that enough members answered for the deployment's rule (``failures``)."""
-        failures = self.choice.spec.failures
-        drops = failures.on_failure is not OnFailure.FAIL
-        if drops and len(available) >= failures.min_members:
-            return
-        if not missing.failed and not missing.late:
-            return
-        consequence = (
-            f"; {len(available)} members answered, and failures.min_members is "
-            f"{failures.min_members}"
-            if drops
-            else ""
-        )
-        raise self._refusal(missing, consequence)
-
-    def _combined(self, ballot: Ballot, missing: MembersOfSample) -> Outcome:
-        """The outcome of the members that answered.
-
-        Raises:
-            PolicyError: the policy cannot combine the scores of the members that were asked.
-            MemberError, LateError, BusyError: it could, but not without those that are missing.
-        """
-        choice = self.choice
+    errors: dict[int, EnsembleError] = {}
+    groups: list[Group] = []
+    for group in group_samples(choice, rows, outputs):
+        group_indices = tuple(indices[position] for position in group.positions)
         try:
-            return choice.policy_without(ballot.member_names).combine(ballot)
-        except PolicyError as error:
-            if missing.failed or missing.late:
-                # A policy that refuses even a ballot of all members, here one of no samples, is
-                # the client's mistake. One that does not would have answered this request.
-                everyone = choice.selected_panel
-                no_samples = torch.empty(len(choice.members), 0, len(everyone.thresholds))
-                choice.policy.combine(everyone.ballot(no_samples))
-                raise self._refusal(missing, f"; {error.message}") from error
-            raise
-
-    def _refusal(self, missing: MembersOfSample, consequence: str) -> EnsembleError:
-        """The error of a sample that cannot be answered without the members that are missing."""
-        if missing.failed:
-            reasons = [f"member {name}: {why}" for name, why in missing.failed.items()]
-            reasons += [f"member {name}: had not begun in time" for name in missing.late]
-            return MemberError(f"{'; '.join(reasons)}{consequence}")
-        if self.choice.deadline_ms is None:
-            return busy()
-        return LateError(
-            f"member {', '.join(missing.late)} had not begun when the deadline of "
-            f"{self.choice.deadline_ms:g} ms was over{consequence}; allow more time (deadline_ms), "
-            "send fewer samples, or let the deployment drop late members (failures.on_failure: "
-            "drop)"
-        )
-
-    def _ballot(
-        self, available: tuple[int, ...], columns: Sequence[int], outputs: MemberScores
-    ) -> Ballot:
-        choice = self.choice
-        everyone = available == choice.members
-        panel = choice.selected_panel if everyone else choice.panel_of(available)
-        scores, logits = (
-            _part(each, available, columns) for each in (outputs.scores, outputs.logits)
-        )
-        return panel.ballot(scores, logits if bool(logits.isfinite().all()) else None)
-
-    def _result(self, groups: tuple[Group, ...], errors: Mapping[int, EnsembleError]) -> Result:
-        spec, policy, options = self.choice.spec, self.choice.policy, self.request.options
-        result = Result(
-            task=spec.task,
-            labels=spec.labels,
-            score_labels=spec.score_labels,
-            model=self.model,
-            policy={"name": policy.name, "parameters": policy.parameters},
-            options=options,
-            samples=self.request.samples,
-            groups=groups,
-            errors=errors,
-        )
-        if AnswerField.UNCERTAINTY in result.fields and spec.task is not Task.REGRESSION:
-            ballots = [group.ballot for group in groups if group.ballot is not None]
-            measures = [uncertainty(each.scores, each.votes, spec.task) for each in ballots]
-            result = replace(result, uncertainties=tuple(measures))
-        if options.smooth is not None and groups:
-            result = replace(result, smoothed=smooth(result, self.choice.panel.thresholds))
-        return result
+            _check_enough_members(choice, group)
+            ballot = ballot_of(choice, group, rows, outputs)
+            outcome = _combine_ballot(choice, ballot, group.missing)
+        except EnsembleError as error:
+            for index in group_indices:
+                errors[index] = _name_sample(error, request.samples[index], group.missing)
+        else:
+            groups.append(
+                Group(indices=group_indices, ballot=ballot, outcome=outcome, missing=group.missing)
+            )
+    return _make_result(choice, request, tuple(groups), errors)
 
 
-def refuses(
+def result_of_outcome(
+    choice: Choice, request: ParsedRequest, indices: Sequence[int], outcome: Outcome
+) -> Result:
+    """Make the result of a request whose members ran lazily, so that its outcome is known.
+
+    Args:
+        choice: what the client chose.
+        request: the request.
+        indices: positions in the request of its N readable samples.
+        outcome: what the policy made of these N samples.
+    """
+    group = Group(indices=tuple(indices), ballot=None, outcome=outcome)
+    return _make_result(choice, request, (group,), {})
+
+
+def is_refused(
     errors: Mapping[int, EnsembleError], num_answered: int, options: RequestOptions
 ) -> bool:
-    """Whether failed samples refuse the whole request."""
+    """Whether the errors of single samples refuse the whole request.
+
+    Args:
+        errors: position in the request -> error.
+        num_answered: number of the other samples.
+        options: say whether the client wants bad samples to be skipped.
+    """
     return bool(errors) and (options.on_error is OnError.FAIL or num_answered == 0)
 
 
-def _part(values: Tensor, members: tuple[int, ...], columns: Sequence[int]) -> Tensor:
-    """Some members' values (M, N, C) for some samples, whose positions increase.
+def _check_enough_members(choice: Choice, group: SampleGroup) -> None:
+    """Check that as many members answered as the deployment demands.
 
-    They lie in order and without gaps: where its numbers lie may show in how a sum is rounded.
+    Raises:
+        MemberError, LateError, BusyError: too few did.
     """
-    first, last = columns[0], columns[-1]
-    part = values[:, first : last + 1]
-    if last - first >= len(columns):
-        part = values[:, list(columns)]
-    return part.contiguous() if members == tuple(range(len(values))) else part[list(members)]
+    failures, missing = choice.chooser.spec.failures, group.missing
+    drops = failures.on_failure is not OnFailure.FAIL
+    if drops and len(group.members) >= failures.min_members:
+        return
+    if not missing.failed and not missing.late:
+        return
+    consequence = (
+        f"; {len(group.members)} members answered, and failures.min_members is "
+        f"{failures.min_members}"
+        if drops
+        else ""
+    )
+    raise _missing_members_error(choice, missing, consequence)
 
 
-def _of_sample(error: EnsembleError, sample: Sample, missing: MembersOfSample) -> EnsembleError:
-    """The error with the sample's name.
+def _combine_ballot(choice: Choice, ballot: Ballot, missing: MembersOfSample) -> Outcome:
+    """Combine the scores of the members that answered.
 
-    Numbers that a client preprocessed itself may be such that a member overflows or fails, which is
-    the client's mistake. A member that is late is not.
+    Raises:
+        PolicyError: the policy could not combine the scores of all chosen members either.
+        MemberError, LateError, BusyError: only the missing members keep the policy from combining.
+    """
+    try:
+        return choice.policy_for(ballot.member_names).combine(ballot)
+    except PolicyError as error:
+        if missing.failed or missing.late:
+            # The policy is tried on a ballot of all chosen members, without samples. If it refuses
+            # that too, the mistake is the client's; if not, the missing members are the reason.
+            panel = choice.chosen_panel
+            no_samples = torch.empty(len(choice.members), 0, len(panel.thresholds))
+            choice.policy.combine(panel.ballot(no_samples))
+            raise _missing_members_error(choice, missing, f"; {error.message}") from error
+        raise
+
+
+def _missing_members_error(
+    choice: Choice, missing: MembersOfSample, consequence: str
+) -> EnsembleError:
+    """Make the error of a sample that cannot be answered without the missing members."""
+    if missing.failed:
+        reasons = [f"member {name}: {reason}" for name, reason in missing.failed.items()]
+        reasons += [f"member {name}: had not begun in time" for name in missing.late]
+        return MemberError(f"{'; '.join(reasons)}{consequence}")
+    if choice.deadline_ms is None:
+        return busy()
+    return LateError(
+        f"member {', '.join(missing.late)} had not begun when the deadline of "
+        f"{choice.deadline_ms:g} ms was over{consequence}; allow more time (deadline_ms), send "
+        "fewer samples, or let the deployment drop late members (failures.on_failure: drop)"
+    )
+
+
+def _make_result(
+    choice: Choice,
+    request: ParsedRequest,
+    groups: tuple[Group, ...],
+    errors: Mapping[int, EnsembleError],
+) -> Result:
+    """Put the groups into a result, with uncertainty and smoothing if the client wants them."""
+    spec, options = choice.chooser.spec, request.options
+    result = Result(
+        task=spec.task,
+        labels=spec.labels,
+        score_labels=spec.score_labels,
+        model=choice.chooser.model,
+        policy={"name": choice.policy.name, "parameters": choice.policy.parameters},
+        options=options,
+        samples=request.samples,
+        groups=groups,
+        errors=errors,
+    )
+    if AnswerField.UNCERTAINTY in result.fields and spec.task is not Task.REGRESSION:
+        ballots = [group.ballot for group in groups if group.ballot is not None]
+        measures = [uncertainty(each.scores, each.votes, spec.task) for each in ballots]
+        result = replace(result, uncertainties=tuple(measures))
+    if options.smooth is not None and groups:
+        result = replace(result, smoothed=smooth(result, choice.panel.thresholds))
+    return result
+
+
+def _name_sample(error: EnsembleError, sample: Sample, missing: MembersOfSample) -> EnsembleError:
+    """Add the sample's name to an error, and decide whose mistake it is.
+
+    A client that preprocesses samples itself can send numbers with which a member overflows or
+    fails. Such a failure is the client's mistake; a late member is not.
     """
     message = f"{sample.where}: {error.message}"
     preprocessed = isinstance(sample.data, Tensor) and sample.data.is_floating_point()

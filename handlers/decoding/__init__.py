@@ -1,6 +1,7 @@
-"""Samples of all requests become inputs for the members, or scores that are known already.
+"""Samples become inputs of bounded size, or cached scores.
 
-Enters: the parsed requests of one batch, and which members each of them asks.
-Leaves: for each request its decoded samples, cached scores, and the errors of single samples.
-Must not import: `decisions`, `answers`, `service`. It knows no policy and writes no answer.
+Enters: the samples of all requests of a batch, each request with its members and its budget.
+Leaves: for each request the inputs that members run on, the scores that the cache already holds,
+and one error for each sample that could not be read.
+Must not import: `decisions`, `policies`, `answers`, `service`, `deployment` or `entry`.
 """

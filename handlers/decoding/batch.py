@@ -1,127 +1,126 @@
-"""Decode the samples of a whole batch of requests, and look up those whose scores are cached."""
+"""The decode stage: the samples of a whole batch are looked up in the score cache or decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
 
 from ..base.errors import EnsembleError, TooLargeError
 from ..engine.runtime import Input
 from ..engine.score_cache import CachedScores, ScoreCache
-from ..requests.parsing import ParsedRequest, Sample
+from ..requests.budget import RequestBudget
+from ..requests.parsing import Sample
 from .decoder import Decoder, Opened
 
 
 @dataclass(frozen=True)
-class DecodingTask:
-    """One request whose samples are to be decoded.
+class SamplesToDecode:
+    """The samples of one request, and what decoding them may cost.
 
     Attributes:
-        request: the request.
-        members: positions of the members that are to see its samples.
-        uses_cache: whether scores of earlier samples may answer it. Not for a lazy policy, which
-            runs fewer members than a cache entry has scores of.
+        samples: the samples, in the order of the request.
+        members: positions of the members that run on them.
+        budget: limits of the request; decoding is counted in it.
+        may_use_cache: whether scores of all members are needed, so that the cache is of use.
     """
 
-    request: ParsedRequest
+    samples: Sequence[Sample]
     members: Sequence[int]
-    uses_cache: bool
+    budget: RequestBudget
+    may_use_cache: bool
 
 
 @dataclass(frozen=True)
-class DecodedSample:
-    """One sample that can be answered.
+class DecodedSamples:
+    """The samples of one request after decoding; N of them are readable.
 
     Attributes:
-        index: its position in the request.
-        input: what the members take; None where the scores are cached.
-        cache_key: the key under which its scores are worth keeping.
-        cached: its scores, if an earlier request had the same sample.
+        indices: positions in the request of the N readable samples.
+        inputs: N inputs for the members; an empty tensor where the scores are cached.
+        cached: position among the N samples -> its cached scores.
+        keys: position among the N samples -> the cache key of its encoded image.
+        errors: position in the request -> why that sample is unreadable.
     """
 
-    index: int
-    input: Input | None
-    cache_key: bytes | None = None
-    cached: CachedScores | None = None
+    indices: tuple[int, ...]
+    inputs: tuple[Input, ...]
+    cached: Mapping[int, CachedScores]
+    keys: Mapping[int, bytes]
+    errors: Mapping[int, EnsembleError]
 
 
 @dataclass(frozen=True)
-class DecodedRequest:
-    """What became of the samples of one request.
+class _Lookup:
+    """The cache key of a sample, if it has one, and its cached scores, if there are any."""
 
-    Attributes:
-        samples: those that can be answered, in the request's order.
-        errors: position in the request -> why that sample cannot be decoded.
-    """
-
-    samples: tuple[DecodedSample, ...] = ()
-    errors: Mapping[int, EnsembleError] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _LookedUp:
-    """One sample after the look-up in the cache: cached scores, or a key to keep new ones under."""
-
-    sample: Sample
     key: bytes | None = None
-    cached: CachedScores | None = None
+    scores: CachedScores | None = None
 
 
 def decode_batch(
-    tasks: Sequence[DecodingTask], decoder: Decoder, cache: ScoreCache | None, end: float
-) -> list[DecodedRequest | TooLargeError]:
-    """Decode the samples of all requests: first headers, then pixels within each request's budget.
+    requests: Sequence[SamplesToDecode], decoder: Decoder, cache: ScoreCache | None, end: float
+) -> list[DecodedSamples | TooLargeError]:
+    """Decode the samples of all requests together; samples with cached scores are not decoded.
+
+    All headers are read first, and the cost of each request is taken from its budget. Pixels are
+    then decoded for the requests that stay within their budgets.
 
     Args:
-        tasks: the requests.
-        decoder: opens and decodes.
-        cache: scores of earlier samples, if the deployment keeps them.
+        requests: the requests of a batch.
+        decoder: reads headers and pixels.
+        cache: the score cache, if the deployment has one.
         end: the time of ``time.monotonic`` from which on no further image is begun.
 
     Returns:
-        One entry for each task, in order: its samples, or the error of a request whose samples
-        together exceed its budget.
+        For each request its samples, or the error if it exceeds its budget.
     """
-    looked_up = [
-        [_look_up(sample, task, cache) for sample in task.request.samples] for task in tasks
+    lookups = [[_look_up(request, each, cache) for each in request.samples] for request in requests]
+    to_open = [
+        sample
+        for request, of_request in zip(requests, lookups, strict=True)
+        for sample, lookup in zip(request.samples, of_request, strict=True)
+        if lookup.scores is None
     ]
-    unknown = [each.sample for group in looked_up for each in group if each.cached is None]
-    remaining = iter(decoder.open_all(unknown))
+    all_opened = iter(decoder.open_all(to_open))
     opened = [
-        [None if each.cached is not None else next(remaining) for each in group]
-        for group in looked_up
+        [next(all_opened) for lookup in of_request if lookup.scores is None]
+        for of_request in lookups
     ]
-    excesses = [_excess(task.request, group) for task, group in zip(tasks, opened, strict=True)]
-    jobs = [
-        (each, task.members)
-        for task, group, excess in zip(tasks, opened, excesses, strict=True)
-        if excess is None
-        for each in group
-        if isinstance(each, Opened)
+    excesses = [_charge(*each) for each in zip(requests, opened, strict=True)]
+    decoded = iter(
+        decoder.decode_all(
+            [
+                (each, request.members)
+                for request, of_request, excess in zip(requests, opened, excesses, strict=True)
+                if excess is None
+                for each in of_request
+                if isinstance(each, Opened)
+            ],
+            end,
+        )
+    )
+    return [
+        _collect(request, of_request, iter(headers), decoded) if excess is None else excess
+        for request, of_request, headers, excess in zip(
+            requests, lookups, opened, excesses, strict=True
+        )
     ]
-    decoded = iter(decoder.decode_all(jobs, end))
-    results: list[DecodedRequest | TooLargeError] = []
-    for group, found, excess in zip(looked_up, opened, excesses, strict=True):
-        if excess is not None:
-            results.append(excess)
-            continue
-        inputs = [next(decoded) if isinstance(each, Opened) else each for each in found]
-        results.append(_decoded_request(group, inputs))
-    return results
 
 
-def _look_up(sample: Sample, task: DecodingTask, cache: ScoreCache | None) -> _LookedUp:
-    # A tensor is no file that is likely to come again.
-    if cache is None or not task.uses_cache or not isinstance(sample.data, bytes):
-        return _LookedUp(sample)
+def _look_up(request: SamplesToDecode, sample: Sample, cache: ScoreCache | None) -> _Lookup:
+    """Look a sample up in the cache; only encoded images have a key, since only they repeat."""
+    if cache is None or not request.may_use_cache or not isinstance(sample.data, bytes):
+        return _Lookup()
     key = cache.key(sample.data)
-    return _LookedUp(sample, key, cache.find(key, task.members))
+    return _Lookup(key, cache.get(key, request.members))
 
 
-def _excess(
-    request: ParsedRequest, opened: Sequence[Opened | EnsembleError | None]
+def _charge(
+    request: SamplesToDecode, opened: Sequence[Opened | EnsembleError]
 ) -> TooLargeError | None:
-    """Take the cost of decoding each sample from the request's budget."""
+    """Take the cost of decoding from the request's budget; return the error if it is exceeded."""
     try:
         for each in opened:
             if isinstance(each, Opened):
@@ -131,15 +130,39 @@ def _excess(
     return None
 
 
-def _decoded_request(
-    looked_up: Sequence[_LookedUp], inputs: Sequence[Input | EnsembleError | None]
-) -> DecodedRequest:
-    samples: list[DecodedSample] = []
+def _collect(
+    request: SamplesToDecode,
+    lookups: Sequence[_Lookup],
+    opened: Iterator[Opened | EnsembleError],
+    decoded: Iterator[Input | EnsembleError],
+) -> DecodedSamples:
+    """Put the cached and the decoded samples of one request back into its order.
+
+    Args:
+        request: the request.
+        lookups: one for each of its samples.
+        opened: headers of its samples that are not cached.
+        decoded: inputs of the whole batch, of which this request's are the next ones.
+    """
+    indices: list[int] = []
+    inputs: list[Input] = []
+    cached: dict[int, CachedScores] = {}
+    keys: dict[int, bytes] = {}
     errors: dict[int, EnsembleError] = {}
-    for each, found in zip(looked_up, inputs, strict=True):
-        index = each.sample.index
-        if isinstance(found, EnsembleError):
-            errors[index] = found
+    for sample, lookup in zip(request.samples, lookups, strict=True):
+        position = len(inputs)
+        value: Input | EnsembleError
+        if lookup.scores is not None:
+            cached[position] = lookup.scores
+            value = torch.empty(0)
         else:
-            samples.append(DecodedSample(index, found, each.key, each.cached))
-    return DecodedRequest(tuple(samples), errors)
+            header = next(opened)
+            value = next(decoded) if isinstance(header, Opened) else header
+        if isinstance(value, EnsembleError):
+            errors[sample.index] = value
+            continue
+        inputs.append(value)
+        indices.append(sample.index)
+        if lookup.key is not None:
+            keys[position] = lookup.key
+    return DecodedSamples(tuple(indices), tuple(inputs), cached, keys, errors)

@@ -39,7 +39,7 @@ class OnError(StrEnum):
 
 
 class ResponseFormat(StrEnum):
-    """How an answer is written."""
+    """The format in which an answer is written."""
 
     JSON = "json"
     LINES = "lines"

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from torchserve_ensemble.handlers.answers.encoding import Response
-from torchserve_ensemble.handlers.answers.json_lines import JSON_LINES
-from torchserve_ensemble.handlers.answers.safetensors_answer import SAFETENSORS
+from torchserve_ensemble.handlers.answers.json_lines import MEDIA_TYPE as LINES
+from torchserve_ensemble.handlers.answers.tensors import MEDIA_TYPE as TENSORS
 from torchserve_ensemble.handlers.requests.parsing import HEADER_LENGTH, Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
@@ -58,8 +58,8 @@ def infer(
 
 def test_lines(service: EnsembleService) -> None:
     expected = read(answer(service, DARK, b"junk", BRIGHT, on_error="skip"))
-    response = answer(service, DARK, b"junk", BRIGHT, on_error="skip", accept=JSON_LINES)
-    assert response.content_type == JSON_LINES
+    response = answer(service, DARK, b"junk", BRIGHT, on_error="skip", accept=LINES)
+    assert response.content_type == LINES
     lines = [json.loads(line) for line in response.body.splitlines()]
     assert [line.pop("index") for line in lines] == [0, 1, 2]
     assert lines == expected["predictions"]
@@ -78,7 +78,7 @@ def test_flexserve(service: EnsembleService) -> None:
 
 def test_tensors(service: EnsembleService, tmp_path: Path) -> None:
     expected = read(answer(service, DARK, GRAY, include="scores"))["predictions"]
-    response = answer(service, DARK, b"junk", GRAY, on_error="skip", accept=SAFETENSORS)
+    response = answer(service, DARK, b"junk", GRAY, on_error="skip", accept=TENSORS)
     found = load(response.body)
     assert found["answered"].tolist() == [True, False, True]
     assert found["scores"].isnan().any(dim=1).tolist() == [False, True, False]
@@ -100,8 +100,8 @@ def test_tensors(service: EnsembleService, tmp_path: Path) -> None:
         ("", "application/json"),
         ("*/*", "application/json"),
         ("text/html, application/json;q=0.9", "application/json"),
-        ("application/x-ndjson", JSON_LINES),
-        ("image/webp, application/octet-stream", SAFETENSORS),
+        ("application/x-ndjson", LINES),
+        ("image/webp, application/octet-stream", TENSORS),
         ("nonsense", "application/json"),
     ],
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchserve_ensemble.handlers import service as service_module
 from torchserve_ensemble.handlers.base.errors import PolicyError
-from torchserve_ensemble.handlers.decisions.choice import Chooser
+from torchserve_ensemble.handlers.decisions.choosing import Chooser
 from torchserve_ensemble.handlers.engine.runtime import (
     NOT_FINITE,
     MemberScores,
@@ -194,7 +194,7 @@ class TestKeptChoices:
     ) -> None:
         chooser = services["presence", "fail"]._chooser
         for options in map(parse_options, ALIKE * 2):
-            new = Chooser(chooser.spec, chooser.catalogue)
+            new = Chooser(chooser.spec, chooser.catalogue, chooser.model)
             assert told(chooser, options) == told(new, options)
 
     def test_equal_options_share_a_choice(
@@ -369,7 +369,7 @@ class TestMissingMembers:
         }
         chooser = service._chooser
         offer = replace(chooser.catalogue, fitted=fitted)
-        service._chooser = Chooser(chooser.spec, offer)
+        service._chooser = Chooser(chooser.spec, offer, chooser.model)
         told = refusal(service, image(0.5), policy=kind)
         assert (told["code"], told["type"]) == (500, "MemberError")
         assert "member b: broken; the" in told["message"] or "all have weight 0" in told["message"]

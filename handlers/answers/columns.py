@@ -1,4 +1,4 @@
-"""Scores and decisions of all samples of a request as tensors, in the request's order."""
+"""The numbers of a result as tensors, for the response formats that hold tensors."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from ..base.tasks import Task
 from ..decisions.result import Group, Result
 
 
-def tensor_columns(result: Result) -> dict[str, Tensor]:
-    """Scatter the rows of every group to the request's order.
+def result_columns(result: Result) -> dict[str, Tensor]:
+    """Put the scores of all groups into tensors in the order of the request.
 
     Returns:
-        ``scores`` (N, C) float32 and ``member_scores`` (M, N, C) float32, NaN where there is no
-        answer; ``answered`` (N,) bool; but for regression ``decisions`` (N, C) bool.
+        ``scores`` (N, C) float32, ``member_scores`` (M, N, C) float32, ``answered`` (N,) bool, and
+        except for regression ``decisions`` (N, C) bool. Where a sample or a member has no answer,
+        they hold NaN or False.
     """
-    samples, labels = len(result.samples), len(result.score_labels)
+    num_samples, num_labels = len(result.samples), len(result.score_labels)
     names = result.member_names
-    scores = torch.full((samples, labels), float("nan"))
-    member_scores = torch.full((len(names), samples, labels), float("nan"))
-    decisions = torch.zeros((samples, labels), dtype=torch.bool)
-    answered = torch.zeros(samples, dtype=torch.bool)
+    scores = torch.full((num_samples, num_labels), float("nan"))
+    member_scores = torch.full((len(names), num_samples, num_labels), float("nan"))
+    decisions = torch.zeros((num_samples, num_labels), dtype=torch.bool)
+    answered = torch.zeros(num_samples, dtype=torch.bool)
     for group in result.groups:
         rows = list(group.indices)
         scores[rows] = group.outcome.scores
@@ -36,6 +37,7 @@ def tensor_columns(result: Result) -> dict[str, Tensor]:
 def _scatter_members(
     member_scores: Tensor, names: tuple[str, ...], group: Group, rows: list[int]
 ) -> None:
+    """Write the member scores of a group into the rows of its samples."""
     if group.ballot is not None:
         for position, name in enumerate(group.ballot.member_names):
             member_scores[names.index(name), rows] = group.ballot.scores[position]
