@@ -55,7 +55,7 @@ def build_archive(
     *,
     check: bool = True,
     samples: Path | None = None,
-    say: Callable[[str], None] = logger.info,
+    report: Callable[[str], None] = logger.info,
 ) -> Path:
     """Build ``NAME-VERSION.mar`` from a spec.
 
@@ -65,7 +65,7 @@ def build_archive(
         check: load every member and run it once before anything is written.
         samples: a folder of images as the ensemble will get them, on which compiled members
             (``runtime.compile``) must answer as the saved ones do.
-        say: told what became of each member that was to be compiled.
+        report: called with a sentence about each member that was to be compiled.
 
     Returns:
         The archive's path.
@@ -78,7 +78,7 @@ def build_archive(
     spec = load_spec(spec_path)
     if check:
         load_service(spec, spec_path.parent)
-    with _compiled(spec, spec_path.parent, samples, say) as compiled:
+    with _compiled(spec, spec_path.parent, samples, report) as compiled:
         contents = _contents(spec, spec_path)
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
         return _write_archive(spec, contents, output)
@@ -86,7 +86,7 @@ def build_archive(
 
 @contextmanager
 def _compiled(
-    spec: EnsembleSpec, folder: Path, samples: Path | None, say: Callable[[str], None]
+    spec: EnsembleSpec, folder: Path, samples: Path | None, report: Callable[[str], None]
 ) -> Iterator[dict[str, Path]]:
     if not spec.runtime.compile:
         yield {}
@@ -98,7 +98,7 @@ def _compiled(
         decode_image(path.read_bytes(), max_pixels=spec.limits.max_pixels, name=str(path))
         for path in (sample_files(samples, "--samples") if samples is not None else [])
     ]
-    with compiled_members(spec, folder, samples=images, say=say) as files:
+    with compiled_members(spec, folder, samples=images, report=report) as files:
         yield files
 
 

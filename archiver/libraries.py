@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,34 +14,12 @@ from torch import Tensor, nn
 
 from ..handlers.base.errors import ArchiveError
 from ..handlers.members.aot_library import write_constants
-from ..handlers.members.compiled import FOLDER
+from ..handlers.members.compiled_record import FOLDER
 from .packing import constants_of, pack_weights
-
-_TIMED = 7
-_GAIN = 1.1
 
 
 class NotCompiled(Exception):
     """Why a member stays as it was saved."""
-
-
-def require_faster(
-    compiled: Callable[[Tensor], Tensor], saved: Callable[[Tensor], Tensor], batch: Tensor
-) -> None:
-    """Compare two forms of a member.
-
-    Raises:
-        NotCompiled: the compiled one is hardly faster.
-    """
-    times: dict[str, list[float]] = {"saved": [], "compiled": []}
-    for _ in range(_TIMED):
-        for name, form in (("saved", saved), ("compiled", compiled)):
-            started = time.perf_counter()
-            form(batch)
-            times[name].append(1000 * (time.perf_counter() - started))
-    before, after = min(times["saved"]), min(times["compiled"])
-    if after > before / _GAIN:
-        raise NotCompiled(f"that makes it no faster ({after:.2g} ms, and {before:.2g} as saved)")
 
 
 def compile_library(
@@ -62,7 +39,7 @@ def compile_library(
     from torch._inductor import aoti_compile_and_package
 
     file = f"{FOLDER}/{name}.so"
-    with torchs_errors():
+    with compiler_errors():
         package = aoti_compile_and_package(
             exported(),
             package_path=str(work / f"{name}.pt2"),
@@ -84,13 +61,13 @@ def compile_library(
         (inside,) = (entry for entry in opened.namelist() if entry.endswith(".so"))
         (work / file).write_bytes(opened.read(inside))
     if device.type == "cpu":
-        with torchs_errors():
+        with compiler_errors():
             write_constants(work / file, constants_of(work / file))
     return file
 
 
 @contextmanager
-def torchs_errors() -> Iterator[None]:
+def compiler_errors() -> Iterator[None]:
     """Whatever torch's compiler raises, in a line.
 
     Raises:

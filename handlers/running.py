@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .base.errors import busy
 from .decisions.choosing import Choice
-from .engine.runtime import Input, MemberScores, Runtime
+from .engine.member_inputs import Input
+from .engine.member_scores import MemberScores
+from .engine.runtime import Runtime
 from .engine.score_cache import CachedScores, ScoreCache, merge_cached
 from .policies import Outcome, combine_lazily, joined
 from .stages import Decoded

@@ -18,7 +18,7 @@ needs_compiler = pytest.mark.skipif(
 def build_and_extract(spec: Path, samples: Path | None = None) -> tuple[Path, list[str]]:
     """The folder of the archive's ensemble, and what the build said."""
     said: list[str] = []
-    archive = build_archive(spec, spec.parent, samples=samples, say=said.append)
+    archive = build_archive(spec, spec.parent, samples=samples, report=said.append)
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(spec.parent / "archive")
     return spec.parent / "archive" / "ensemble", said

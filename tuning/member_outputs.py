@@ -11,7 +11,8 @@ from torch import Tensor
 from ..handlers.base.errors import MemberError, RequestError, SpecError
 from ..handlers.decisions.choosing import Chooser
 from ..handlers.deployment import catalogue, choose_device
-from ..handlers.engine.runtime import Runtime, State
+from ..handlers.engine.member_scores import State
+from ..handlers.engine.runtime import Runtime
 from ..handlers.inputs.images import decode_image
 from ..handlers.spec import EnsembleSpec
 from .fitting import Outputs

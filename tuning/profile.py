@@ -63,7 +63,7 @@ def measure(
 
     with tempfile.TemporaryDirectory(prefix="profile-") as temporary:
         folder = Path(temporary)
-        built = build_archive(spec_path, folder, samples=samples, say=print)
+        built = build_archive(spec_path, folder, samples=samples, report=print)
         store = folder / "store"
         store.mkdir()
         for number, choice in enumerate(asked):

@@ -19,7 +19,7 @@ def build_ours(work: Work, name: str, samples: Path, **runtime: object) -> str:
     """Write the spec and build the archive; the archive's file name."""
     serving = {"batch_size": work.batch_size, "max_batch_delay_ms": work.delay_ms}
     spec = ENSEMBLES[work.ensemble].write(work.folder, name, serving=serving, **runtime)
-    return build_archive(spec, work.folder / "store", samples=samples, say=print).name
+    return build_archive(spec, work.folder / "store", samples=samples, report=print).name
 
 
 @contextmanager

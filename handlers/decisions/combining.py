@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..base.errors import EnsembleError, LateError, MemberError, PolicyError, SampleError, busy
 from ..base.tasks import Task
-from ..engine.runtime import MemberScores
+from ..engine.member_scores import MemberScores
 from ..policies import Ballot, Outcome
 from ..policies.uncertainty import uncertainty
 from ..requests.options import AnswerField, OnError, RequestOptions

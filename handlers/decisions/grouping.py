@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..engine.runtime import MemberScores, State
+from ..engine.member_scores import MemberScores, State
 from ..policies import Ballot
 from .choosing import Choice
 from .result import MembersOfSample

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..base.errors import EnsembleError, TooLargeError
-from ..engine.runtime import Input
+from ..engine.member_inputs import Input
 from ..engine.score_cache import CachedScores, ScoreCache
 from ..requests.budget import RequestBudget
 from ..requests.parsing import Sample

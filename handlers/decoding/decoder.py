@@ -21,7 +21,8 @@ from ..base.errors import (
 )
 from ..base.memory import give_back
 from ..base.threads import ThreadPool
-from ..engine.runtime import Input, Runtime
+from ..engine.member_inputs import Input
+from ..engine.runtime import Runtime
 from ..inputs.image_header import too_large
 from ..inputs.images import open_image
 from ..requests.bundles import Frame

@@ -1,9 +1,9 @@
-"""Which thread computes what: members side by side, or each with all threads in turn.
+"""Decides which thread computes what: members side by side, or one after another on all threads.
 
-Several members are independent of each other, so a thread for each needs no waiting for others
-within a layer, which threads that share one member do at its every operation: on two quiet cores
-the members of the benchmark take 0.7 to 0.9 of the time, and where another process wants the cores
-too, when such waiting becomes the rule, far less.
+Members do not depend on each other. A thread that computes one member alone therefore never waits,
+while threads that share one member wait for each other at every operation. On two quiet cores the
+members of the benchmark take 0.7 to 0.9 of the time side by side. Where another process wants the
+cores too, waiting becomes the rule, and the gain is far larger.
 """
 
 from __future__ import annotations
@@ -14,102 +14,117 @@ from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import pairwise
 
-# Shares of the time of one sample: that samples of a batch have in common, and of the threads'
-# number by which one member becomes faster with all of them. Measured (benchmarks/results).
-_COMMON = 0.35
-_SHARED_GAIN = 0.75
+_FIXED_COST_SHARE = 0.35
+"""Share of a single-sample run that does not grow with the batch (benchmarks/results)."""
 
-_CALL = 1e-3
-"""Seconds below which a member's time is mostly Python's, where threads only get in the way."""
+_PARALLEL_EFFICIENCY = 0.75
+"""Speed-up of one member that uses all threads, divided by their number (benchmarks/results)."""
 
-_PIECE_BYTES = 8 * 3 * 224 * 224 * 4
-"""Of input computed at once: beyond it activations leave the cache and a sample takes longer."""
+_MIN_SECONDS_TO_PARALLELISE = 1e-3
+"""A call shorter than this is mostly Python, which runs on one thread at a time: if all calls are
+that short, they run one after another."""
+
+_MAX_INPUT_BYTES_PER_CALL = 8 * 3 * 224 * 224 * 4
+"""Larger inputs are split: their activations no longer fit the cache, which makes each sample
+slower."""
+
+_MIN_SAMPLES_PER_CALL = 8
+"""Inputs are never split below this many samples, however large a sample is."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one member is to do.
+    """The samples that one executable has to compute.
 
     Attributes:
-        samples: how many.
-        seconds: that one sample takes on one thread.
-        piece: most samples at once.
-        concurrent: whether several threads may run the member at the same time.
+        num_samples: samples to compute.
+        seconds_per_sample: time of a run with a single sample, measured on one thread.
+        max_batch_size: largest number of samples for one call.
+        concurrent: whether several threads may call the executable at the same time.
     """
 
-    samples: int
-    seconds: float
-    piece: int
+    num_samples: int
+    seconds_per_sample: float
+    max_batch_size: int
     concurrent: bool = False
 
-    def time(self, samples: int) -> float:
-        """Estimated seconds on one thread."""
-        return self.seconds * (_COMMON + (1 - _COMMON) * samples)
+    def seconds(self, num_samples: int) -> float:
+        """Estimate the seconds that one thread needs for a call with this many samples."""
+        growing = (1 - _FIXED_COST_SHARE) * num_samples
+        return self.seconds_per_sample * (_FIXED_COST_SHARE + growing)
 
 
 @dataclass(frozen=True)
 class Task:
-    """For one thread: samples of one member, piece by piece."""
+    """Calls of one executable that one thread makes, one after another.
+
+    Attributes:
+        work: position of the executable's `Work` in the list that was planned.
+        calls: for each call the range of samples that it computes.
+    """
 
     work: int
-    pieces: tuple[slice, ...]
+    calls: tuple[slice, ...]
 
 
-def piece_of(shape: Sequence[int]) -> int:
-    """Most samples of this shape (channels, height, width) that are computed at once."""
-    return max(8, _PIECE_BYTES // (4 * math.prod(shape)))
+def max_batch_size_for(sample_shape: Sequence[int]) -> int:
+    """The largest number of samples of a shape (channels, height, width) for one call on a CPU."""
+    bytes_per_sample = 4 * math.prod(sample_shape)
+    return max(_MIN_SAMPLES_PER_CALL, _MAX_INPUT_BYTES_PER_CALL // bytes_per_sample)
 
 
 def plan(works: Sequence[Work], threads: int) -> list[Task] | None:
-    """Tasks for threads that compute alone, the longest first.
+    """Divide the works among threads that each compute alone, if that ends sooner.
 
     Returns:
-        None where it is faster if every member in turn has all threads.
+        Tasks for the threads, the longest first. None where it is faster to run one executable
+        after another, each with all threads.
     """
-    if threads < 2 or all(work.seconds < _CALL for work in works):
+    if threads < 2 or all(work.seconds_per_sample < _MIN_SECONDS_TO_PARALLELISE for work in works):
         return None
-    whole = in_turn(works)
-    best = sum(_seconds(works, task) for task in whole) / (threads * _SHARED_GAIN)
-    chosen = None
-    for tasks in (whole, _cut(works, threads)):
-        ordered = sorted(tasks, key=lambda task: _seconds(works, task), reverse=True)
-        last = _last(works, ordered, threads)
-        if last < best:
-            chosen, best = ordered, last
-    return chosen
+    undivided = in_turn(works)
+    shortest = sum(_seconds(works, task) for task in undivided) / (threads * _PARALLEL_EFFICIENCY)
+    best = None
+    for tasks in (undivided, _divided(works, threads)):
+        longest_first = sorted(tasks, key=lambda task: _seconds(works, task), reverse=True)
+        makespan = _makespan(works, longest_first, threads)
+        if makespan < shortest:
+            best, shortest = longest_first, makespan
+    return best
 
 
 def in_turn(works: Sequence[Work]) -> list[Task]:
-    """One task for each member."""
-    return [Task(i, _pieces(work.samples, work.piece)) for i, work in enumerate(works)]
+    """Make one task of each work, to be run one after another."""
+    return [Task(i, _calls(work.num_samples, work.max_batch_size)) for i, work in enumerate(works)]
 
 
-def _cut(works: Sequence[Work], threads: int) -> list[Task]:
-    """The members that several threads may run are divided among them."""
+def _divided(works: Sequence[Work], threads: int) -> list[Task]:
+    """Make one task of each work, and several of those that several threads may share."""
     tasks = []
     for i, work in enumerate(works):
         if not work.concurrent:
-            tasks.append(Task(i, _pieces(work.samples, work.piece)))
+            tasks.append(Task(i, _calls(work.num_samples, work.max_batch_size)))
             continue
-        piece = min(work.piece, math.ceil(work.samples / threads))
-        tasks += [Task(i, (each,)) for each in _pieces(work.samples, piece)]
+        batch_size = min(work.max_batch_size, math.ceil(work.num_samples / threads))
+        tasks += [Task(i, (samples,)) for samples in _calls(work.num_samples, batch_size)]
     return tasks
 
 
-def _pieces(samples: int, most: int) -> tuple[slice, ...]:
-    """Slices of nearly equal lengths."""
-    count = math.ceil(samples / most)
-    bounds = [samples * i // count for i in range(count + 1)]
-    return tuple(slice(*each) for each in pairwise(bounds))
+def _calls(num_samples: int, max_batch_size: int) -> tuple[slice, ...]:
+    """Cut samples into ranges of nearly equal lengths, none longer than the largest batch."""
+    count = math.ceil(num_samples / max_batch_size)
+    bounds = [num_samples * i // count for i in range(count + 1)]
+    return tuple(slice(*pair) for pair in pairwise(bounds))
 
 
 def _seconds(works: Sequence[Work], task: Task) -> float:
-    return sum(works[task.work].time(each.stop - each.start) for each in task.pieces)
+    """Estimate the seconds that one thread needs for a task."""
+    return sum(works[task.work].seconds(call.stop - call.start) for call in task.calls)
 
 
-def _last(works: Sequence[Work], tasks: Sequence[Task], threads: int) -> float:
-    """When the last is done, if each thread takes the next task as soon as it is free."""
-    free = [0.0] * threads
+def _makespan(works: Sequence[Work], tasks: Sequence[Task], threads: int) -> float:
+    """Seconds until all tasks are done, if each thread takes the next task when it is free."""
+    free_at = [0.0] * threads
     for task in tasks:
-        heapreplace(free, free[0] + _seconds(works, task))
-    return max(free)
+        heapreplace(free_at, free_at[0] + _seconds(works, task))
+    return max(free_at)

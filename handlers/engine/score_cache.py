@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .runtime import MemberScores, State
+from .member_scores import MemberScores, State
 
 _ENTRY_OVERHEAD_BYTES = 1024
 """Memory that an entry takes beside its numbers: the key, Python's objects and three tensors."""

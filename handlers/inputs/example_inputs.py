@@ -1,4 +1,4 @@
-"""Images to try members on: the same at build and in every worker."""
+"""Example images that members are tried on, equal at build and in every worker."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 
-def trial_images(count: int) -> list[Tensor]:
-    """Smooth patches of colour with a little grain.
+def example_images(count: int) -> list[Tensor]:
+    """Make images of smooth patches of colour with a little grain.
 
-    Photographs are smooth too. On white noise, which no member was trained on, deep members amplify
-    the last bit of a sum to another answer, and nothing can be compared.
+    They are smooth because photographs are. No member was trained on white noise: there, deep
+    members amplify the rounding of a sum until the answer changes, and outputs that were computed
+    in two ways cannot be compared.
 
     Returns:
         `count` different uint8 tensors (3, 64, 48).

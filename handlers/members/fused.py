@@ -1,18 +1,16 @@
-"""Members computed as one.
+"""Small members of one architecture, fused: one call computes all of them.
 
-Small members of one architecture: their weights stacked, `torch.vmap` over them. A small member's
-time is mostly the cost of calling it; the stack is called once for all. Source: torch.func's model
-ensembling (``stack_module_state``).
-
-Members that share a backbone, which the build compiled into one library.
+A small member's time is mostly the cost of calling it. The weights of the members are stacked, and
+`torch.vmap` maps one member's program over them, so that the cost is paid once. Source: the model
+ensembling of torch.func (``stack_module_state``).
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -20,162 +18,125 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from ..spec import EnsembleSpec
-from .compiled import CompiledMembers
+from .executable import UNLIMITED
 from .loading import LoadedMember
 
 logger = logging.getLogger(__name__)
 
-_SMALL = 1_000_000
-"""Weights of a member, beyond which what it computes outweighs its calls."""
+_MAX_PARAMETERS_TO_FUSE = 1_000_000
+"""Fusing pays for members so small that Python's call overhead dominates; above this many
+parameters the arithmetic does."""
 
-_FEW = 32
-"""Samples on a CPU, beyond which the same holds."""
+_MAX_SAMPLES_TO_FUSE_ON_CPU = 32
+"""Above this many samples the arithmetic dominates on a CPU, however small the members are."""
 
-_SAME = 1e-4
+_MAX_DIFFERENCE = 1e-4
+"""Largest difference, relative and absolute, of a raw output that counts as rounding."""
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Members that run as one.
+@dataclass(frozen=True, eq=False)
+class FusedMembers:
+    """Runs small members of one architecture in one call, on their stacked weights.
 
     Attributes:
-        members: their positions in the ensemble.
-        module: what they have in common; its own weights are not used.
-        state: of each weight, those of all members: (M, ...).
-        compiled: the same ahead of time (`handlers.compiled`).
+        members: positions of the members in the ensemble.
+        module: the members' common program; its own weights are not used.
+        state: name of a weight -> the weights of all members, (M members, ...).
     """
 
     members: tuple[int, ...]
     module: nn.Module
-    state: dict[str, Tensor]
-    compiled: Callable[[Tensor], Tensor] | None = None
+    state: Mapping[str, Tensor]
     concurrent: ClassVar[bool] = False
+    max_batch_size: ClassVar[int] = UNLIMITED
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.state.values())).device
+
+    def pays_for(self, num_samples: int) -> bool:
+        """Whether it computes this many samples faster than its members one by one."""
+        return self.device.type != "cpu" or num_samples <= _MAX_SAMPLES_TO_FUSE_ON_CPU
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Raw outputs, float32 (M members, N samples, outputs)."""
-        return self.forward(batch) if self.compiled is None else self.compiled(batch)
+        """Compute raw outputs, float32 (M members, N samples, outputs)."""
 
-    def forward(self, batch: Tensor) -> Tensor:
-        """The same without the compiled form."""
+        def one_member(state: dict[str, Tensor]) -> Tensor:
+            outputs: Tensor = functional_call(self.module, state, (batch,))
+            return outputs
 
-        def one(state: dict[str, Tensor]) -> Tensor:
-            found: Tensor = functional_call(self.module, state, (batch,))
-            return found
-
-        raw: Tensor = torch.vmap(one)(self.state)
+        raw: Tensor = torch.vmap(one_member)(dict(self.state))
         return raw.float()
 
-    def suits(self, samples: int, device: torch.device) -> bool:
-        """Whether it is faster than the members one by one."""
-        return self.compiled is not None or device.type != "cpu" or samples <= _FEW
 
-
-@dataclass(frozen=True)
-class Trunk:
-    """Members that share a backbone, compiled as one.
-
-    Attributes:
-        members: their positions in the ensemble.
-        compiled: raw outputs, float32 (M members, N samples, outputs).
-        concurrent: whether several threads may run it at the same time.
-    """
-
-    members: tuple[int, ...]
-    compiled: Callable[[Tensor], Tensor]
-    concurrent: bool
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        """Raw outputs, float32 (M members, N samples, outputs)."""
-        return self.compiled(batch)
-
-    def suits(self, samples: int, device: torch.device) -> bool:
-        """Whether it is faster than the members one by one."""
-        return True
-
-
-def find_trunks(
+def fuse_members(
     spec: EnsembleSpec,
+    loaded: Mapping[int, LoadedMember],
     group_of_member: Sequence[int],
-    batches: Sequence[Tensor],
-    compiled: CompiledMembers | None,
-    threads: int,
-) -> list[Trunk]:
-    """The members that the build found to share a backbone.
+    inputs_of_member: Sequence[Tensor],
+) -> list[FusedMembers]:
+    """Fuse the members that can be, after checking that they answer as they do one by one.
 
     Args:
         spec: the ensemble.
+        loaded: position -> member, ready to run; members that are not in it are left alone.
         group_of_member: for each member the position of its preprocessing.
-        batches: for each preprocessing the trial images.
-        compiled: what was compiled ahead of time.
-        threads: how many run a trunk at once.
+        inputs_of_member: for each member the example inputs, float32 (N, channels, height, width).
     """
-    if compiled is None:
-        return []
-    found = compiled.load_trunks(spec, group_of_member, batches, threads)
-    on_cpu = batches[0].device.type == "cpu"
-    return [Trunk(members, library, on_cpu) for members, library in found]
+    result = []
+    for positions in fusible_members(spec, loaded, group_of_member):
+        fused = fuse(positions, loaded)
+        if fused is not None and _answers_agree(fused, loaded, inputs_of_member[positions[0]]):
+            _share_weights(fused, loaded)
+            logger.info("%d members of one architecture run fused", len(positions))
+            result.append(fused)
+    return result
 
 
-def find_stacks(
-    spec: EnsembleSpec,
-    members: Sequence[LoadedMember],
-    group_of_member: Sequence[int],
-    batches: Sequence[Tensor],
-    compiled: CompiledMembers | None = None,
-) -> list[Stack]:
-    """The members that can run as one, checked to answer as they do alone.
+def fusible_members(
+    spec: EnsembleSpec, loaded: Mapping[int, LoadedMember], group_of_member: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Find small members that have one architecture and one preprocessing.
 
     Args:
         spec: the ensemble.
-        members: in its order, ready to run.
-        group_of_member: for each the position of its preprocessing.
-        batches: for each preprocessing the trial images.
-        compiled: what was compiled ahead of time.
+        loaded: position -> member.
+        group_of_member: for each member the position of its preprocessing.
+
+    Returns:
+        Groups of two or more positions.
     """
-    found = []
-    for positions in alike(spec, members, group_of_member):
-        stack = stack_of(positions, members)
-        if stack is None:
-            continue
-        batch = batches[group_of_member[positions[0]]]
-        if _answers_alike(stack, members, batch):
-            _share_weights(stack, members)
-            logger.info("%d members of one architecture run as one", len(positions))
-            if compiled is not None:
-                stacked = [spec.members[i] for i in positions]
-                stack = replace(stack, compiled=compiled.load_stack(spec, stacked, batch))
-            found.append(stack)
-    return found
-
-
-def alike(
-    spec: EnsembleSpec, members: Sequence[LoadedMember], group_of_member: Sequence[int]
-) -> list[tuple[int, ...]]:
-    """Positions of small members of one architecture and one preprocessing, two or more each."""
     groups: dict[object, list[int]] = {}
-    for index, (member, loaded) in enumerate(zip(spec.members, members, strict=True)):
-        module = loaded.module
-        # One that was accelerated runs something else than its module.
-        if not isinstance(module, nn.Module) or loaded.forward is not module:
+    for position, each in loaded.items():
+        module = each.module
+        # A member that was accelerated computes more than its module.
+        if not isinstance(module, nn.Module) or each.forward is not module:
             continue
-        if sum(parameter.numel() for parameter in module.parameters()) > _SMALL:
+        if sum(weight.numel() for weight in module.parameters()) > _MAX_PARAMETERS_TO_FUSE:
             continue
-        described = (
+        member = spec.members[position]
+        architecture = (
             type(module),
             str(module),
             member.architecture,
             str(member.arguments),
             spec.output_of(member),
-            group_of_member[index],
+            group_of_member[position],
             tuple((name, value.shape) for name, value in module.state_dict().items()),
         )
-        groups.setdefault(described, []).append(index)
+        groups.setdefault(architecture, []).append(position)
     return [tuple(positions) for positions in groups.values() if len(positions) > 1]
 
 
-def stack_of(positions: tuple[int, ...], members: Sequence[LoadedMember]) -> Stack | None:
-    """Some members as one; None where their weights cannot be stacked."""
-    modules = _modules(positions, members)
+def fuse(positions: tuple[int, ...], loaded: Mapping[int, LoadedMember]) -> FusedMembers | None:
+    """Stack the weights of some members; None where that is not possible.
+
+    Args:
+        positions: positions of the members in the ensemble.
+        loaded: position -> member.
+    """
+    modules = _modules(positions, loaded)
     if isinstance(modules[0], torch.jit.ScriptModule):
         return None
     try:
@@ -184,29 +145,32 @@ def stack_of(positions: tuple[int, ...], members: Sequence[LoadedMember]) -> Sta
         logger.info("members of one architecture run one by one: %s", error)
         return None
     state = {name: value.detach() for name, value in (parameters | buffers).items()}
-    return Stack(positions, copy.deepcopy(modules[0]).to("meta"), state)
+    if not state:
+        return None
+    return FusedMembers(positions, copy.deepcopy(modules[0]).to("meta"), state)
 
 
 @torch.inference_mode()
-def _answers_alike(stack: Stack, members: Sequence[LoadedMember], batch: Tensor) -> bool:
-    expected = torch.stack([members[i](batch) for i in stack.members])
+def _answers_agree(fused: FusedMembers, loaded: Mapping[int, LoadedMember], batch: Tensor) -> bool:
+    """Whether fused members give the outputs that they give one by one."""
+    expected = torch.stack([loaded[position](batch) for position in fused.members])
     try:
-        changed = not torch.allclose(stack(batch), expected, rtol=_SAME, atol=_SAME)
+        agree = torch.allclose(fused(batch), expected, rtol=_MAX_DIFFERENCE, atol=_MAX_DIFFERENCE)
         reason = "their answers change"
     except Exception as error:
-        # E.g. a branch on a value, which torch.vmap does not do.
-        changed, reason = True, str(error)
-    if changed:
+        # For example a branch on a value, which torch.vmap does not support.
+        agree, reason = False, str(error)
+    if not agree:
         logger.info("members of one architecture run one by one: %s", reason)
-    return not changed
+    return agree
 
 
-def _modules(positions: Sequence[int], members: Sequence[LoadedMember]) -> list[nn.Module]:
-    return [m.module for i in positions if (m := members[i]).module is not None]
+def _modules(positions: Iterable[int], loaded: Mapping[int, LoadedMember]) -> list[nn.Module]:
+    return [module for i in positions if (module := loaded[i].module) is not None]
 
 
-def _share_weights(stack: Stack, members: Sequence[LoadedMember]) -> None:
-    """Alone they run on the stack's memory, so that it is there once."""
-    for row, module in enumerate(_modules(stack.members, members)):
+def _share_weights(fused: FusedMembers, loaded: Mapping[int, LoadedMember]) -> None:
+    """Let the single members use the stacked weights, so that they are in memory once."""
+    for row, module in enumerate(_modules(fused.members, loaded)):
         for name, value in [*module.named_parameters(), *module.named_buffers()]:
-            value.data = stack.state[name][row]
+            value.data = fused.state[name][row]

@@ -1,4 +1,4 @@
-"""Members: a weights file and an architecture become a callable on a device."""
+"""Loads a member from its weights and architecture, and checks what it computes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .state_dict import load_weights
 
 __all__ = [
     "LoadedMember",
+    "as_outputs",
     "build_architecture",
     "check_member",
     "difference",
@@ -28,7 +29,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# A member's answers to one sample, alone and among others, may differ by the kernels chosen.
+# A member may answer a sample slightly differently alone and in a batch, because libraries choose
+# other kernels for other batch sizes.
 _RELATIVE_TOLERANCE = 1e-2
 _ABSOLUTE_TOLERANCE = 1e-3
 _LFS_POINTER = b"version https://git-lfs"
@@ -36,25 +38,23 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class LoadedMember:
-    """A member on its device.
+    """A member on its device, as a function.
 
     Attributes:
-        name: as in the spec.
+        name: the member's name in the spec.
         forward: float32 (N, channels, height, width) -> float (N, outputs), or (N,).
-        module: what `forward` runs, where it is a torch module.
-        concurrent: whether several threads may run it at the same time.
+        module: the torch module that `forward` runs; None where it is not a torch module.
     """
 
     name: str
     forward: Callable[[Tensor], Tensor]
     module: nn.Module | None
-    concurrent: bool = False
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Raw outputs, float32 (N, outputs).
+        """Compute raw outputs, float32 (N, outputs).
 
         Raises:
-            MemberError: forward gives anything but one tensor.
+            MemberError: forward returns anything but one tensor.
         """
         raw = self.forward(batch)
         if not isinstance(raw, Tensor):
@@ -62,8 +62,13 @@ class LoadedMember:
                 f"member '{self.name}': forward gave {type(raw).__name__}, not one tensor; wrap "
                 "the model so that it returns its logits alone"
             )
-        raw = raw.float()
-        return raw.unsqueeze(1) if raw.dim() == 1 else raw
+        return as_outputs(raw)
+
+
+def as_outputs(raw: Tensor) -> Tensor:
+    """Bring what a member returned, (N, outputs) or (N,), to float32 (N, outputs)."""
+    raw = raw.float()
+    return raw.unsqueeze(1) if raw.dim() == 1 else raw
 
 
 def load_member(
@@ -106,21 +111,22 @@ def load_member(
 def scores(
     raw: Tensor, task: Task, output: Output, temperature: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Raw outputs to scores.
+    """Convert raw outputs to scores.
 
     Classification: ``softmax(raw / temperature)`` (temperature scaling: Guo et al. 2017). Presence
     and multilabel: ``sigmoid(raw / temperature)``; a presence member with two outputs, [absent,
     present], gives the softmax's second column, which is the sigmoid of their difference.
-    Probabilities and values are taken as they are.
+    Probabilities and values are scores already.
 
     Args:
         raw: float32 (N, outputs), or of several members (M, N, outputs).
-        task: the kind of answer.
-        output: what the member gives.
-        temperature: divides logits; of several members (M, 1, 1).
+        task: the ensemble's kind of answer.
+        output: whether the raw outputs are logits, probabilities or values.
+        temperature: the number that logits are divided by; for several members (M, 1, 1).
 
     Returns:
-        Scores, float32 (..., N, C score labels), and the logits that they come from, or None.
+        Scores, float32 (..., N, C score labels), and the logits that they were computed from;
+        None where the raw outputs are no logits.
     """
     two_columns = task is Task.PRESENCE and raw.shape[-1] == 2
     if output is not Output.LOGITS:
@@ -132,25 +138,25 @@ def scores(
 
 
 def difference(first: Tensor, second: Tensor, spec: EnsembleSpec, member: Member) -> float:
-    """Largest difference of a score, for values relative to their size.
+    """Compare two ways of running a member by the largest difference between their scores.
+
+    Regression has no fixed scale, so the difference is divided by the largest value (at least 1).
 
     Args:
-        first: raw outputs of a member, float32 (N, outputs).
-        second: its outputs for the same samples in another layout, precision or form.
+        first: raw outputs of the member, float32 (N, outputs).
+        second: its raw outputs for the same samples, computed in another way.
         spec: the ensemble.
         member: the member's part of the spec.
     """
     output = spec.output_of(member)
-    found, other = (
-        scores(raw, spec.task, output, member.temperature)[0] for raw in (first, second)
-    )
-    scale = float(found.abs().max().clamp(min=1.0)) if spec.task is Task.REGRESSION else 1.0
-    return float((found - other).abs().max()) / scale
+    one, other = (scores(raw, spec.task, output, member.temperature)[0] for raw in (first, second))
+    scale = float(one.abs().max().clamp(min=1.0)) if spec.task is Task.REGRESSION else 1.0
+    return float((one - other).abs().max()) / scale
 
 
 @torch.inference_mode()
 def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch: Tensor) -> None:
-    """Run a member on batches of 3, 2 and 1, and compare what comes with what the spec says.
+    """Run a member on batches of 3, 2 and 1 samples, and compare its outputs with the spec.
 
     Args:
         loaded: the member.
@@ -159,8 +165,9 @@ def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch
         batch: three different samples, float32 (3, channels, height, width).
 
     Raises:
-        MemberError: it fails, gives another number of outputs, no finite numbers, no probabilities
-            where it should, or answers that depend on the other samples of the batch.
+        MemberError: the member fails, or gives another number of outputs than the spec's labels
+            need, numbers that are not finite, numbers outside 0 to 1 where the spec says
+            probabilities, or answers that depend on the other samples of the batch.
         torch.OutOfMemoryError: the device has no room for its activations.
     """
     where = f"ensemble '{spec.name}', member '{loaded.name}' ({member.weights})"
@@ -226,7 +233,7 @@ def _check_file(path: Path) -> None:
 
 
 def _run_in_sizes(loaded: LoadedMember, where: str, batches: list[Tensor]) -> list[Tensor]:
-    """Outputs of each batch, or one error that says whether the batch size was to blame."""
+    """Run a member on several batches; one error says whether the batch size was to blame."""
     outputs: list[Tensor] = []
     failures: list[tuple[Tensor, Exception]] = []
     for batch in batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -20,18 +21,21 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from torchserve_ensemble.archiver import libraries
+from torchserve_ensemble.archiver import libraries, trial
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.archiver.shared_backbone import sharing
 from torchserve_ensemble.handlers.base.errors import ArchiveError, MemberError
 from torchserve_ensemble.handlers.base.threads import ThreadPool
-from torchserve_ensemble.handlers.engine.runtime import MemberScores, Runtime
-from torchserve_ensemble.handlers.inputs.example_inputs import trial_images
-from torchserve_ensemble.handlers.members import aot_library
-from torchserve_ensemble.handlers.members import fused as stacking
+from torchserve_ensemble.handlers.engine.member_scores import MemberScores
+from torchserve_ensemble.handlers.engine.runtime import Runtime
+from torchserve_ensemble.handlers.inputs.example_inputs import example_images
+from torchserve_ensemble.handlers.members import aot_library, fused
 from torchserve_ensemble.handlers.members.aot_library import AotLibrary, read_constants
-from torchserve_ensemble.handlers.members.compiled import OUTPUTS, RECORD, CompiledRecord, Target
+from torchserve_ensemble.handlers.members.compiled_record import OUTPUTS, RECORD, CompiledRecord
+from torchserve_ensemble.handlers.members.executables import Executables
+from torchserve_ensemble.handlers.members.fused import FusedMembers
 from torchserve_ensemble.handlers.members.loading import LoadedMember
+from torchserve_ensemble.handlers.members.target import Target
 from torchserve_ensemble.handlers.spec import load_spec
 
 CPU = torch.device("cpu")
@@ -54,12 +58,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The extracted archive's ensemble, and what the build said."""
     folder = tmp_path_factory.mktemp("compiled")
     (folder / "samples").mkdir()
-    pixels = trial_images(1)[0].permute(1, 2, 0).numpy()
+    pixels = example_images(1)[0].permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(folder / "samples" / "a.png")
     spec = write_spec(folder, micro_batch=5)
     with pytest.MonkeyPatch.context() as patch:
         # So small a member is no faster compiled.
-        patch.setattr(libraries, "_GAIN", 0.001)
+        patch.setattr(trial, "_MIN_SPEED_UP", 0.001)
         return build_and_extract(spec, folder / "samples")
 
 
@@ -71,7 +75,7 @@ def extracted(built: tuple[Path, list[str]], tmp_path: Path) -> Path:
 
 def run(folder: Path) -> MemberScores:
     runtime = Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU, compiled=True)
-    return runtime.run(trial_images(12))
+    return runtime.run(example_images(12))
 
 
 def check_falls_back(folder: Path, caplog: pytest.LogCaptureFixture, reason: str) -> None:
@@ -90,7 +94,7 @@ def test_a_compiled_member_answers_as_the_saved_one(
     with caplog.at_level(logging.INFO):
         # Batches of five, five and two: the library takes any number up to the micro-batch.
         found = run(folder)
-    assert "member eager runs compiled, in float32" in caplog.text
+    assert "eager: the compiled executable runs, in float32" in caplog.text
     assert said[0].startswith("member 'eager' compiled in float32: its scores differ by at most")
     assert (
         said[1] == "member 'script' is not compiled: it is saved as torchscript, and runs as that"
@@ -222,7 +226,9 @@ def test_a_library_that_answers_otherwise_is_not_used(
         name: value + 1 - value * 2 for name, value in load_file(extracted / OUTPUTS).items()
     }
     save_file(outputs, extracted / OUTPUTS)
-    check_falls_back(extracted, caplog, "member eager: its compiled form answers otherwise")
+    check_falls_back(
+        extracted, caplog, "eager: the compiled executable cannot be used (its answers differ"
+    )
 
 
 @needs_compiler
@@ -231,16 +237,16 @@ def test_a_library_that_does_not_load_is_not_used(
 ) -> None:
     (library,) = (extracted / "compiled").glob("*.so")
     library.write_bytes(b"no library")
-    check_falls_back(extracted, caplog, "member eager: its compiled form cannot be used")
+    check_falls_back(extracted, caplog, "eager: the compiled executable cannot be used")
 
 
 @needs_compiler
 def test_a_member_that_gains_nothing_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libraries, "_GAIN", 1000)
+    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 1000)
     said: list[str] = []
-    archive = build_archive(write_spec(tmp_path), tmp_path, say=said.append)
+    archive = build_archive(write_spec(tmp_path), tmp_path, report=said.append)
     assert "member 'eager' is not compiled: that makes it no faster" in said[0]
     with zipfile.ZipFile(archive) as opened:
         assert not [name for name in opened.namelist() if "compiled/" in name]
@@ -268,16 +274,16 @@ def test_a_newer_processor_runs_what_an_older_one_built() -> None:
     assert new.misfit(old) == "made for a processor with avx512f, which this one lacks"
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"target": {}, "members": {}}', "[]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"target": {}, "executables": []}', "[]"])
 def test_a_damaged_record_is_named(text: str) -> None:
     with pytest.raises(ArchiveError, match="compiled/compiled.json is damaged"):
         CompiledRecord.from_json(text)
 
 
 @pytest.fixture(scope="module")
-def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def alike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The extracted ensemble of three members of one architecture, and what the build said."""
-    folder = tmp_path_factory.mktemp("stacked")
+    folder = tmp_path_factory.mktemp("alike")
     write_code(folder)
     members = []
     for seed in range(3):
@@ -288,8 +294,15 @@ def stacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         )
     spec = write_ensemble(folder, members, runtime={"compile": True})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(libraries, "_GAIN", 0.001)
+        patch.setattr(trial, "_MIN_SPEED_UP", 0.001)
         return build_and_extract(spec)
+
+
+def one_by_one(runtime: Runtime) -> Runtime:
+    """The same members, none of which runs together with others."""
+    alone = copy.copy(runtime)
+    alone._executables = Executables(runtime._executables.single)
+    return alone
 
 
 def runtime_of(folder: Path) -> Runtime:
@@ -299,38 +312,36 @@ def runtime_of(folder: Path) -> Runtime:
 
 @needs_compiler
 def test_members_of_one_architecture_are_compiled_as_one(
-    stacked: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
+    alike: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, said = stacked
+    folder, said = alike
     assert len(said) == 1
     assert said[0].startswith("members m0 to m2 (3 of one architecture) compiled as one")
     with caplog.at_level(logging.INFO):
         runtime = runtime_of(folder)
-    assert "3 members run compiled, as one" in caplog.text
-    images = trial_images(11)
+    assert "m0, m1, m2: the compiled executable runs, in float32" in caplog.text
+    images = example_images(11)
     for samples in (1, 4, 5, 11):
         together = runtime.run(images[:samples])
-        stacks, runtime._stacks = runtime._stacks, []
-        alone = runtime.run(images[:samples])
-        runtime._stacks = stacks
+        alone = one_by_one(runtime).run(images[:samples])
         torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-6)
         assert together.scores.std(dim=0).min() > 1e-4, "each member has its own weights"
 
 
 @needs_compiler
-def test_a_compiled_stack_that_answers_otherwise_is_not_used(
-    stacked: tuple[Path, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_compiled_fused_members_that_answer_otherwise_are_not_used(
+    alike: tuple[Path, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = Path(shutil.copytree(stacked[0], tmp_path / "ensemble"))
+    folder = Path(shutil.copytree(alike[0], tmp_path / "ensemble"))
     outputs = load_file(folder / OUTPUTS)
     save_file(outputs | {"m1": outputs["m1"].flip(1)}, folder / OUTPUTS)
     with caplog.at_level(logging.INFO):
         runtime = runtime_of(folder)
-    assert "members m0, m1, m2: their joint compiled form cannot be used (it answers otherwise" in (
-        caplog.text
+    assert (
+        "m0, m1, m2: the compiled executable cannot be used (its answers differ by" in caplog.text
     )
-    assert [stack.compiled for stack in runtime._stacks] == [None]
-    runtime.run(trial_images(3))
+    assert [type(each) for each in runtime._executables.joint] == [FusedMembers]
+    runtime.run(example_images(3))
 
 
 HEADS = """
@@ -370,9 +381,9 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         preprocessing={"shared": {"resize": [64, 64]}},
     )
     with pytest.MonkeyPatch.context() as patch:
-        # Each alone is compiled whatever it gains, and no three are stacked.
-        patch.setattr(libraries, "_GAIN", 0.001)
-        patch.setattr(stacking, "_SMALL", 1)
+        # Each alone is compiled whatever it gains, and no three are fused.
+        patch.setattr(trial, "_MIN_SPEED_UP", 0.001)
+        patch.setattr(fused, "_MAX_PARAMETERS_TO_FUSE", 1)
         return build_and_extract(spec)
 
 
@@ -386,23 +397,21 @@ def test_members_that_share_a_backbone_run_as_one(
     assert said[-1].startswith(
         "members first and last share a backbone, compiled as one in float32: their scores differ "
     )
-    monkeypatch.setattr(stacking, "_SMALL", 1)
+    monkeypatch.setattr(fused, "_MAX_PARAMETERS_TO_FUSE", 1)
     pool = ThreadPool(2)
     with caplog.at_level(logging.INFO):
         spec = load_spec(folder / "ensemble.yaml")
         runtime = Runtime.load(spec, folder, CPU, pool, compiled=True)
-    assert "2 members run compiled, as one" in caplog.text
-    assert [stack.members for stack in runtime._stacks] == [(0, 2)]
-    together = runtime.run(trial_images(12))
-    trunks, runtime._stacks = runtime._stacks, []
-    alone = runtime.run(trial_images(12))
+    assert "first, last: the compiled executable runs, in float32" in caplog.text
+    assert [each.members for each in runtime._executables.joint] == [(0, 2)]
+    together = runtime.run(example_images(12))
+    alone = one_by_one(runtime).run(example_images(12))
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-5)
 
-    # One of the two alone for some samples: no trunk for those members then.
-    runtime._stacks = trunks
+    # One of the two alone for some samples: each then runs by itself.
     asked = torch.ones((3, 12), dtype=torch.bool)
     asked[2, :6] = False
-    part = runtime.run(trial_images(12), asked=asked)
+    part = runtime.run(example_images(12), asked=asked)
     assert bool((part.states == asked).all())
     torch.testing.assert_close(part.scores[asked], alone.scores[asked], rtol=1e-5, atol=1e-5)
 
@@ -410,12 +419,12 @@ def test_members_that_share_a_backbone_run_as_one(
 @needs_compiler
 def test_the_backbone_is_computed_once(heads: tuple[Path, list[str]]) -> None:
     record = CompiledRecord.from_json((heads[0] / RECORD).read_text())
-    (trunk,) = record.trunks
+    (shared,) = [each for each in record.executables if len(each.members) > 1]
     code = f"""
 import torch
 from pathlib import Path
 from torchserve_ensemble.handlers.members.aot_library import AotLibrary
-library = AotLibrary(Path({str(heads[0] / trunk.file)!r}), (3, 64, 64), 4)
+library = AotLibrary(Path({str(heads[0] / shared.files[0])!r}), (3, 64, 64), 4)
 print(library(torch.rand(2, 3, 64, 64)).shape)
 """
     printed = printed_by(code, ONEDNN_VERBOSE="1")

@@ -15,11 +15,11 @@ from member_files import write_ensemble
 from PIL import Image
 from safetensors.torch import save_file
 
-from torchserve_ensemble.archiver import compilation, libraries
+from torchserve_ensemble.archiver import trial
 from torchserve_ensemble.archiver.quantization import LEAST_SAMPLES
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 from torchserve_ensemble.handlers.engine.runtime import Runtime
-from torchserve_ensemble.handlers.inputs.example_inputs import trial_images
+from torchserve_ensemble.handlers.inputs.example_inputs import example_images
 from torchserve_ensemble.handlers.spec import load_spec
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def write_wide(folder: Path, samples: int = LEAST_SAMPLES) -> Path:
     torch.manual_seed(0)
     save_file(scope["Wide"]().state_dict(), folder / "w.safetensors")
     (folder / "samples").mkdir()
-    for index, image in enumerate(trial_images(samples)):
+    for index, image in enumerate(example_images(samples)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "samples" / f"{index}.png")
     return write_ensemble(
         folder,
@@ -64,16 +64,16 @@ def test_a_member_in_int8_answers_as_the_saved_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Whatever is faster on this machine.
-    monkeypatch.setattr(libraries, "_GAIN", 0.001)
+    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 0.001)
     write_wide(tmp_path)
     folder, said = build(tmp_path)
     assert said[-1].startswith("member 'wide' compiled in int8: its scores differ by at most")
     spec = load_spec(folder / "ensemble.yaml")
     with caplog.at_level(logging.INFO):
-        found = Runtime.load(spec, folder, CPU, compiled=True).run(trial_images(12))
-    assert "member wide runs compiled, in int8" in caplog.text
+        found = Runtime.load(spec, folder, CPU, compiled=True).run(example_images(12))
+    assert "wide: the compiled executable runs, in int8" in caplog.text
     shutil.rmtree(folder / "compiled")
-    expected = Runtime.load(spec, folder, CPU).run(trial_images(12))
+    expected = Runtime.load(spec, folder, CPU).run(example_images(12))
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-2)
 
 
@@ -81,15 +81,15 @@ def test_a_member_in_int8_answers_as_the_saved_one(
 def test_one_that_answers_otherwise_runs_in_floating_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libraries, "_GAIN", 0.001)
+    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 0.001)
     write_wide(tmp_path)
     differences = iter([0.5])
-    original = compilation.difference
+    original = trial.difference
 
     def first_is_large(*arguments: Any) -> float:
         return next(differences, None) or original(*arguments)
 
-    monkeypatch.setattr(compilation, "difference", first_is_large)
+    monkeypatch.setattr(trial, "difference", first_is_large)
     _, said = build(tmp_path)
     assert said[-2] == (
         "member 'wide' does not run in int8: in int8 its scores differ by 5.0e-01, more than 0.01"

@@ -15,10 +15,10 @@ from PIL import Image
 from probe_ensemble import image, probes
 from safetensors.torch import save_file
 
-from torchserve_ensemble.archiver import libraries
+from torchserve_ensemble.archiver import trial
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
-from torchserve_ensemble.handlers.inputs.example_inputs import trial_images
+from torchserve_ensemble.handlers.inputs.example_inputs import example_images
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.serving.server import Server, server_log
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
@@ -69,13 +69,13 @@ def test_repeats_come_from_the_score_cache_and_are_counted(tmp_path: Path) -> No
 @needs_compiler
 def test_compiled_members_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So small a member is no faster compiled.
-    monkeypatch.setattr(libraries, "_GAIN", 0.001)
+    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 0.001)
     write_code(tmp_path)
     save_file(net().state_dict(), tmp_path / "w.safetensors")
     one = {"name": "one", "architecture": "net.py:Net", "weights": "w.safetensors"}
     write_ensemble(tmp_path, [one], runtime={"compile": True})
     archive = build_archive(tmp_path / "ensemble.yaml", tmp_path)
-    pixels = trial_images(1)[0]
+    pixels = example_images(1)[0]
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     settings = ServerSettings(tmp_path, (archive.name,), overrides=throw_away())
     with Server.start(settings, tmp_path / "run") as server:

@@ -43,7 +43,7 @@ def _build(arguments: argparse.Namespace) -> int:
         arguments.output,
         check=not arguments.no_check,
         samples=arguments.samples,
-        say=print,
+        report=print,
     )
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     return 0

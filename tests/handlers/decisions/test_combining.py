@@ -19,12 +19,9 @@ from torch import Tensor
 from torchserve_ensemble.handlers import service as service_module
 from torchserve_ensemble.handlers.base.errors import PolicyError
 from torchserve_ensemble.handlers.decisions.choosing import Chooser
-from torchserve_ensemble.handlers.engine.runtime import (
-    NOT_FINITE,
-    MemberScores,
-    PreparedImage,
-    State,
-)
+from torchserve_ensemble.handlers.engine.member_inputs import PreparedImage
+from torchserve_ensemble.handlers.engine.member_scores import MemberScores, State
+from torchserve_ensemble.handlers.engine.runtime import NOT_FINITE
 from torchserve_ensemble.handlers.policies import (
     ClassWeightsModel,
     FittedModel,

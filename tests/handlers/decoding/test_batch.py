@@ -15,7 +15,7 @@ from torchserve_ensemble.handlers.decoding.batch import (
     SamplesToDecode,
     decode_batch,
 )
-from torchserve_ensemble.handlers.engine.runtime import MemberScores, State
+from torchserve_ensemble.handlers.engine.member_scores import MemberScores, State
 from torchserve_ensemble.handlers.engine.score_cache import ScoreCache
 from torchserve_ensemble.handlers.requests.budget import RequestBudget
 from torchserve_ensemble.handlers.requests.parsing import Sample

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probe_ensemble import ask, form, image, probes, read
 
-from torchserve_ensemble.handlers.engine.runtime import MemberScores, Runtime, State
+from torchserve_ensemble.handlers.engine.member_scores import MemberScores, State
+from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.engine.score_cache import CachedScores, ScoreCache, merge_cached
 from torchserve_ensemble.handlers.service import EnsembleService
 

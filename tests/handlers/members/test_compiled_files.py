@@ -13,14 +13,24 @@ from probe_ensemble import ask, image, probes
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 from torchserve_ensemble.handlers.members import aot_library
-from torchserve_ensemble.handlers.members.compiled import RECORD, CompiledRecord, Target
+from torchserve_ensemble.handlers.members.compiled_record import RECORD, CompiledRecord
+from torchserve_ensemble.handlers.members.target import Target
 
 
-def compiled_record(file: str) -> str:
-    """Of a member `a` whose library is that file."""
-    member = {"file": file, "precision": "float32", "shape": [3, 2, 2], "most": 1, "difference": 0}
+def compiled_record(*files: str, **keys: object) -> str:
+    """The record of a member `a` whose libraries are these files."""
+    executable = {
+        "engine": "aot_inductor",
+        "members": ["a"],
+        "files": files,
+        "batch_sizes": list(range(1, len(files) + 1)),
+        "dynamic": len(files) == 1,
+        "precision": "float32",
+        "shape": [3, 2, 2],
+        "difference": 0,
+    }
     target = asdict(Target.here(torch.device("cpu")))
-    return json.dumps({"target": target, "members": {"a": member}, "stacks": [], "trunks": []})
+    return json.dumps({"target": target, "executables": [executable | keys]})
 
 
 def test_machine_code_beside_a_spec_is_never_loaded(
@@ -57,10 +67,24 @@ def test_machine_code_beside_a_spec_is_never_loaded(
 def test_libraries_lie_in_the_folder_of_compiled_members(file: str) -> None:
     with pytest.raises(ArchiveError, match="does not lie in compiled/"):
         CompiledRecord.from_json(compiled_record(file))
-    stack = {"members": ["a"], "files": ["compiled/a.so", file], "samples": [4], "shape": [1]}
-    text = json.loads(compiled_record("compiled/a.so")) | {"stacks": [stack | {"difference": 0}]}
     with pytest.raises(ArchiveError, match="does not lie in compiled/"):
-        CompiledRecord.from_json(json.dumps(text))
+        CompiledRecord.from_json(compiled_record("compiled/a.so", file))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"engine": "other"},
+        {"members": []},
+        {"files": []},
+        {"batch_sizes": [1, 2]},
+        {"dynamic": False, "files": ["compiled/a.so", "compiled/b.so"]},
+        {"surprise": 1},
+    ],
+)
+def test_what_does_not_fit_together_is_refused(keys: dict[str, object]) -> None:
+    with pytest.raises(ArchiveError, match="is damaged"):
+        CompiledRecord.from_json(compiled_record("compiled/a.so", **keys))
 
 
 @pytest.mark.parametrize(

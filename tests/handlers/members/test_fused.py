@@ -1,4 +1,4 @@
-"""Members of one architecture give the same answers as one and one by one."""
+"""Fused members give the answers that they give one by one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from member_files import CODE, Net, write_code, write_ensemble
 from safetensors.torch import save_file
 from torch import Tensor
 
-from torchserve_ensemble.handlers.engine import runtime as runtime_module
-from torchserve_ensemble.handlers.engine.runtime import MemberScores, Runtime, State
-from torchserve_ensemble.handlers.inputs.example_inputs import trial_images
-from torchserve_ensemble.handlers.members import fused as stacking
-from torchserve_ensemble.handlers.members.fused import Stack
+from torchserve_ensemble.handlers.engine.member_scores import MemberScores, State
+from torchserve_ensemble.handlers.engine.runtime import Runtime
+from torchserve_ensemble.handlers.inputs.example_inputs import example_images
+from torchserve_ensemble.handlers.members import fused
+from torchserve_ensemble.handlers.members.executable import SingleMember
+from torchserve_ensemble.handlers.members.executables import Executables
+from torchserve_ensemble.handlers.members.fused import FusedMembers
 from torchserve_ensemble.handlers.spec import load_spec
 
 CPU = torch.device("cpu")
@@ -45,15 +47,21 @@ def load(folder: Path, architectures: Sequence[str], temperatures: Sequence[floa
 
 
 def both(runtime: Runtime, asked: Tensor | None = None) -> tuple[MemberScores, MemberScores]:
-    """As one, and one by one."""
-    images = trial_images(6)
+    """The scores of the members fused, and one by one."""
+    images = example_images(6)
     together = runtime.run(images, asked=asked)
-    runtime._stacks = []
+    runtime._executables = Executables(runtime._executables.single)
     return together, runtime.run(images, asked=asked)
 
 
+def fused_of(runtime: Runtime) -> FusedMembers:
+    (joint,) = runtime._executables.joint
+    assert isinstance(joint, FusedMembers)
+    return joint
+
+
 def sizes(runtime: Runtime) -> list[int]:
-    return [len(stack.members) for stack in runtime._stacks]
+    return [len(joint.members) for joint in runtime._executables.joint]
 
 
 def test_answers_are_those_of_the_members_alone(tmp_path: Path) -> None:
@@ -67,11 +75,12 @@ def test_answers_are_those_of_the_members_alone(tmp_path: Path) -> None:
 
 def test_the_weights_are_there_once(tmp_path: Path) -> None:
     runtime = load(tmp_path, ["Net"] * 3)
-    (stack,) = runtime._stacks
-    for row, loaded in enumerate(runtime._members):
-        assert loaded.module is not None
-        for name, value in loaded.module.state_dict().items():
-            assert value.data_ptr() == stack.state[name][row].data_ptr()
+    joint = fused_of(runtime)
+    for row, single in enumerate(runtime._executables.single):
+        assert isinstance(single, SingleMember)
+        assert single.loaded.module is not None
+        for name, value in single.loaded.module.state_dict().items():
+            assert value.data_ptr() == joint.state[name][row].data_ptr()
 
 
 def test_samples_that_not_all_members_see(tmp_path: Path) -> None:
@@ -85,9 +94,7 @@ def test_samples_that_not_all_members_see(tmp_path: Path) -> None:
 
 def test_other_architectures_stay_apart(tmp_path: Path) -> None:
     runtime = load(tmp_path, ["Net", "Branching", "Net", "Branching", "Net"])
-    assert [stack.members for stack in runtime._stacks] == [(0, 2, 4)], (
-        "a branch on a weight cannot be stacked"
-    )
+    assert fused_of(runtime).members == (0, 2, 4), "a branch on a weight cannot be fused"
     together, alone = both(runtime)
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-6)
 
@@ -96,22 +103,23 @@ def test_large_batches_and_large_members_run_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = load(tmp_path, ["Net"] * 2)
-    (stack,) = runtime._stacks
-    assert stack.suits(32, CPU)
-    assert not stack.suits(33, CPU)
-    assert stack.suits(1000, torch.device("cuda"))
-    monkeypatch.setattr(stacking, "_SMALL", 10)
+    joint = fused_of(runtime)
+    assert joint.pays_for(32)
+    assert not joint.pays_for(33)
+    state = {name: value.to("meta") for name, value in joint.state.items()}
+    assert FusedMembers(joint.members, joint.module, state).pays_for(1000), "not on a CPU"
+    monkeypatch.setattr(fused, "_MAX_PARAMETERS_TO_FUSE", 10)
     assert sizes(load(tmp_path, ["Net"] * 2)) == []
 
 
-def test_a_stack_that_fails_leaves_the_members_their_chance(
+def test_fused_members_that_fail_leave_the_members_their_chance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = load(tmp_path, ["Net"] * 3)
 
-    def broken(self: Stack, batch: Tensor) -> Tensor:
+    def broken(self: FusedMembers, batch: Tensor) -> Tensor:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(runtime_module.Stack, "__call__", broken)
-    result = runtime.run(trial_images(4))
+    monkeypatch.setattr(FusedMembers, "__call__", broken)
+    result = runtime.run(example_images(4))
     assert bool((result.states == State.ANSWERED).all())

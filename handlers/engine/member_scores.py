@@ -1,0 +1,56 @@
+"""What the members answered to a batch: scores, or why there are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class State(IntEnum):
+    """What became of one sample at one member."""
+
+    NOT_ASKED = 0
+    ANSWERED = 1
+    FAILED = 2
+    LATE = 3
+
+
+@dataclass
+class MemberScores:
+    """The answers of the members to a batch, on the CPU.
+
+    Attributes:
+        scores: (M members, N samples, C score labels) float32; NaN where a member gave no answer.
+        logits: same shape; NaN where a member gave no logits.
+        states: (M, N) uint8, each a value of `State`.
+        reasons: (member, sample) -> why the member failed on the sample.
+    """
+
+    scores: Tensor
+    logits: Tensor
+    states: Tensor
+    reasons: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, num_members: int, num_samples: int, num_labels: int) -> MemberScores:
+        """Make the answers of members that were not asked yet."""
+        shape = (num_members, num_samples, num_labels)
+        return cls(
+            scores=torch.full(shape, float("nan")),
+            logits=torch.full(shape, float("nan")),
+            states=torch.zeros(shape[:2], dtype=torch.uint8),
+        )
+
+    def fail(self, member: int, samples: Tensor, reason: str) -> None:
+        """Record that a member failed on some samples.
+
+        Args:
+            member: position of the member in the ensemble.
+            samples: (n,) int64 positions of the samples in the batch.
+            reason: why it failed.
+        """
+        self.states[member, samples] = State.FAILED
+        self.reasons |= dict.fromkeys(((member, sample) for sample in samples.tolist()), reason)

@@ -1,0 +1,121 @@
+"""The record of compiled executables in an archive: which there are, and for which machine.
+
+``ts-ensemble build`` writes it where the spec sets ``runtime.compile`` (`archiver.compilation`).
+The worker reads it in `members.compiled`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from ..base.archive_layout import name_problem
+from ..base.errors import ArchiveError
+from .target import Target
+
+FOLDER = "compiled"
+"""The folder beside the spec with the libraries, the record and the outputs at build."""
+
+RECORD = f"{FOLDER}/compiled.json"
+"""The file with the `CompiledRecord`."""
+
+OUTPUTS = f"{FOLDER}/outputs.safetensors"
+"""The file with each compiled member's raw outputs for the example inputs, by member name."""
+
+
+class Engine(StrEnum):
+    """What made an executable's files and runs them."""
+
+    AOT_INDUCTOR = "aot_inductor"
+
+
+@dataclass(frozen=True)
+class CompiledExecutable:
+    """One compiled executable: its members and its files.
+
+    Attributes:
+        engine: what runs the files.
+        members: names of the members that it computes, in the spec's order.
+        files: paths of the files, relative to the spec.
+        batch_sizes: for each file the largest number of samples that one call takes, increasing.
+        dynamic: whether a call may also have fewer samples than that; a file that is not dynamic
+            takes exactly its batch size.
+        precision: ``float32``, ``bfloat16`` or ``int8``.
+        shape: shape of one sample, (channels, height, width).
+        difference: largest difference of its scores from those of the members as they were saved,
+            measured at build.
+    """
+
+    engine: Engine
+    members: tuple[str, ...]
+    files: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    dynamic: bool
+    precision: str
+    shape: tuple[int, ...]
+    difference: float
+
+    def __post_init__(self) -> None:
+        """Check what the JSON of an archive may get wrong.
+
+        Raises:
+            ValueError: the engine is unknown, the numbers of files and batch sizes differ, or a
+                file lies outside the folder of compiled executables.
+        """
+        Engine(self.engine)
+        counts = (1 if self.dynamic else len(self.batch_sizes), len(self.batch_sizes))
+        if not self.members or not self.files or counts != (len(self.files),) * 2:
+            raise ValueError(
+                f"{len(self.members)} members, {len(self.files)} files and "
+                f"{len(self.batch_sizes)} batch sizes do not fit together"
+            )
+        for file in self.files:
+            if not file.startswith(f"{FOLDER}/") or name_problem(file) is not None:
+                raise ValueError(f"{file[:100]!r} does not lie in {FOLDER}/")
+
+
+@dataclass(frozen=True)
+class CompiledRecord:
+    """The contents of `RECORD`.
+
+    Attributes:
+        target: the machine that all executables were compiled for.
+        executables: what was compiled; executables of several members come before those of one.
+    """
+
+    target: Target
+    executables: tuple[CompiledExecutable, ...]
+
+    def to_json(self) -> str:
+        """Write the record as the text of its file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> CompiledRecord:
+        """Read the text of a record's file.
+
+        Raises:
+            ArchiveError: the text is not such a record.
+        """
+        try:
+            content: Any = json.loads(text)
+            if content.keys() != {"target", "executables"}:
+                raise ValueError(f"its keys are {', '.join(content)[:100]}")
+            return cls(
+                Target(**_with_tuples(content["target"])),
+                tuple(CompiledExecutable(**_with_tuples(each)) for each in content["executables"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ArchiveError(
+                f"{RECORD} is damaged ({error!r}); build the archive again"
+            ) from None
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the lists that JSON made of tuples back into tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }

@@ -1,0 +1,77 @@
+"""The one protocol for what runs: members, one or several, that compute a batch in one call.
+
+Each engine has a class that implements it: `SingleMember` runs a member as it was saved,
+`fused.FusedMembers` runs small members of one architecture through `torch.vmap`, and
+`compiled.CompiledMembers` runs libraries that the build made. `executables.load_executables` is
+where they are chosen, and where a further engine is added.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from .loading import LoadedMember
+
+UNLIMITED = sys.maxsize
+"""The `max_batch_size` of an executable that takes any number of samples in one call."""
+
+
+class Executable(Protocol):
+    """Computes the raw outputs of one or several members for a batch."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Positions in the ensemble of the members that it computes, increasing."""
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether several threads may call it at the same time."""
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest number of samples that one call takes."""
+
+    def pays_for(self, num_samples: int) -> bool:
+        """Whether it computes this many samples faster than its members one by one."""
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Compute the members.
+
+        Args:
+            batch: float32 (N, channels, height, width).
+
+        Returns:
+            Raw outputs, float32 (M members, N samples, outputs).
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class SingleMember:
+    """Runs one member with the library that its weights format belongs to.
+
+    Attributes:
+        position: position of the member in the ensemble.
+        loaded: the member as a function, (N, channels, height, width) -> (N, outputs).
+    """
+
+    position: int
+    loaded: LoadedMember
+    concurrent: ClassVar[bool] = False
+    max_batch_size: ClassVar[int] = UNLIMITED
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The position of the member, alone."""
+        return (self.position,)
+
+    def pays_for(self, num_samples: int) -> bool:
+        """Always: nothing smaller computes the member."""
+        return True
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Compute raw outputs, float32 (1, N samples, outputs)."""
+        return self.loaded(batch).unsqueeze(0)
