@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..base.archive_layout import MANIFEST, SPEC, name_problem, same_names
+from ..base.archive_layout import MANIFEST, SPEC, name_problem, names_that_collide
 from ..base.errors import ArchiveError
 from ..spec import parse_spec
 from .record import (
@@ -131,7 +131,7 @@ def _problems_of_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> Itera
     for name, count in names.items():
         if count > 1:
             yield f"{name} is in it {count} times"
-    for first, second in same_names(names):
+    for first, second in names_that_collide(names):
         yield f"{first} and {second} are one name to some file systems"
     for entry in entries:
         name = shown(entry.filename)

@@ -28,7 +28,7 @@ from ..base.archive_layout import (
     REQUIREMENTS,
     SPEC,
     name_problem,
-    same_names,
+    names_that_collide,
 )
 from ..base.errors import ArchiveError
 
@@ -224,7 +224,7 @@ def _problems_of_list(files: Mapping[str, str]) -> Iterator[str]:
             yield f"{path} has no SHA-256 in {RECORD}"
         elif not _has_place(path):
             yield f"{path} does not belong there: no build puts a file there"
-    for first, second in same_names(files):
+    for first, second in names_that_collide(files):
         yield f"{first} and {second} are one name to some file systems"
     for needed in (MANIFEST, MODEL_CONFIG, REQUIREMENTS, ENTRY, SPEC):
         if needed not in files:

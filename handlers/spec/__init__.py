@@ -1,27 +1,29 @@
 """The ensemble spec: one strict YAML file that says what an ensemble is.
 
-The dataclasses in `types` are the only description of the format: the parser, the JSON Schema in
-``docs/ensemble.schema.json`` and the reference in ``docs/spec.md`` all come from them.
-Nothing here imports torch, so that editors and build tools can read a spec quickly.
+Enters: the text of ensemble.yaml.
+Leaves: an `EnsembleSpec`, whose parts are known to fit together; or one error that lists every
+mistake with its line, its key and a remedy.
+Must not import: any package of `handlers` except `base`; nor torch, so that editors and build tools
+read a spec quickly.
+
+The dataclasses (`ensemble`, `member`, `preprocessing`, `settings`) are the only description of the
+format: the parser, the JSON Schema in ``docs/ensemble.schema.json`` and the reference in
+``docs/spec.md`` are made from them.
 """
 
+from .ensemble import EnsembleSpec
+from .member import Member, Output, WeightsFormat
+from .preprocessing import Color, Interpolation, Preprocessing
 from .reading import json_schema, load_spec, parse_spec
-from .types import (
-    Color,
-    EnsembleSpec,
+from .settings import (
     Failures,
-    Interpolation,
     Limits,
-    Member,
     OnFailure,
-    Output,
     Policies,
     Precision,
-    Preprocessing,
     Provenance,
     Runtime,
     Serving,
-    WeightsFormat,
 )
 
 __all__ = [

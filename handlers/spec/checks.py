@@ -1,4 +1,4 @@
-"""What the dataclasses alone cannot say: how the parts of a spec must fit together."""
+"""Checks that the parts of a spec fit together, which types alone cannot express."""
 
 from __future__ import annotations
 
@@ -8,21 +8,31 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from ..base.archive_layout import COMPILED, ENSEMBLE, SPEC, name_problem, same_names
+from ..base.archive_layout import COMPILED, ENSEMBLE, SPEC, name_problem, names_that_collide
 from ..base.errors import SpecError
 from ..base.tasks import Task
-from .strict_yaml import Problem
-from .types import EnsembleSpec, Member, Output, Precision, Preprocessing, WeightsFormat
+from .ensemble import EnsembleSpec
+from .member import Member, Output, WeightsFormat
+from .preprocessing import Preprocessing
+from .settings import Precision
+from .strict_yaml import Place, Problem
 
-_MAX_SUGGESTIONS = 1000
+_MAX_SUGGESTED_FILES = 1000
+"""A missing file's name is compared with at most this many files of its folder."""
 
-# Beside the spec in an archive, where the build puts files of its own.
+# In an archive the spec's files lie beside two names that the build itself needs.
 _SPEC_NAME = SPEC.rpartition("/")[2]
 _COMPILED_FOLDER = COMPILED.rpartition("/")[2]
 
 
-def check(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
-    """Every mistake; with a folder, the files that the spec names must exist in it."""
+def check_spec(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
+    """Find every place where the parts of a spec do not fit together.
+
+    Args:
+        spec: parsed, each value being of the right type.
+        folder: the folder in which every file named in the spec must exist; None to leave that
+            unchecked.
+    """
     yield from _check_labels(spec)
     yield from _check_members(spec)
     yield from _check_runtime(spec)
@@ -31,22 +41,22 @@ def check(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
 
 def _check_labels(spec: EnsembleSpec) -> list[Problem]:
     problems = []
-    twice = sorted(label for label, count in Counter(spec.labels).items() if count > 1)
-    if twice:
-        problems.append(Problem(("labels",), f"labels must differ; given twice: {twice[:10]}"))
+    repeated = sorted(label for label, count in Counter(spec.labels).items() if count > 1)
+    if repeated:
+        problems.append(Problem(("labels",), f"labels must differ; given twice: {repeated[:10]}"))
     if spec.task is Task.PRESENCE and len(spec.labels) != 2:
         problems.append(
             Problem(("labels",), "task presence takes exactly two labels: [absent, present]")
         )
     if spec.task is Task.CLASSIFICATION and len(spec.labels) < 2:
         problems.append(Problem(("labels",), "task classification takes at least two labels"))
-    places: list[tuple[tuple[str | int, ...], object]] = [(("threshold",), spec.threshold)]
-    places += [(("members", i, "threshold"), m.threshold) for i, m in enumerate(spec.members)]
-    for place, threshold in places:
-        if isinstance(threshold, Mapping):
+    thresholds: list[tuple[Place, object]] = [(("threshold",), spec.threshold)]
+    thresholds += [(("members", i, "threshold"), m.threshold) for i, m in enumerate(spec.members)]
+    for place, by_label in thresholds:
+        if isinstance(by_label, Mapping):
             problems += [
                 Problem((*place, label), "not a label that is scored", label, spec.score_labels)
-                for label in threshold
+                for label in by_label
                 if label not in spec.score_labels
             ]
     return problems
@@ -64,7 +74,7 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
     problems = []
     names: set[str] = set()
     for index, member in enumerate(spec.members):
-        place: tuple[str | int, ...] = ("members", index)
+        place: Place = ("members", index)
         if member.name in names:
             problems.append(Problem((*place, "name"), f"two members are named '{member.name}'"))
         names.add(member.name)
@@ -74,8 +84,8 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
             problems.append(
                 Problem(
                     place,
-                    "preprocessing is missing: the member must say which, unless the ensemble "
-                    "has exactly one",
+                    "preprocessing is missing: the member must name one, unless the ensemble's "
+                    "preprocessing has exactly one entry",
                 )
             )
         elif isinstance(choice, str) and choice not in spec.preprocessing and "." not in choice:
@@ -94,16 +104,16 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
         problems += _check_preprocessing(preprocessing, ("preprocessing", name))
     if spec.failures.min_members > len(spec.members):
         problems.append(
-            Problem(("failures", "min_members"), f"there are {len(spec.members)} members only")
+            Problem(
+                ("failures", "min_members"), f"the ensemble has only {len(spec.members)} members"
+            )
         )
     if all(member.voting_weight == 0 for member in spec.members):
         problems.append(Problem(("members",), "at least one voting_weight must be above 0"))
     return problems
 
 
-def _check_format(
-    spec: EnsembleSpec, member: Member, place: tuple[str | int, ...]
-) -> list[Problem]:
+def _check_format(spec: EnsembleSpec, member: Member, place: Place) -> list[Problem]:
     problems = []
     try:
         needs_architecture = member.weights_format in {
@@ -129,60 +139,74 @@ def _check_format(
         )
     regression = spec.task is Task.REGRESSION
     if member.output is not None and (member.output is Output.VALUES) != regression:
-        fitting = "values" if regression else "logits or probabilities"
+        suitable = "values" if regression else "logits or probabilities"
         problems.append(
-            Problem((*place, "output"), f"task {spec.task} takes members that give {fitting}")
+            Problem((*place, "output"), f"task {spec.task} takes members that give {suitable}")
         )
     if member.temperature != 1 and spec.output_of(member) is not Output.LOGITS:
-        problems.append(Problem((*place, "temperature"), "only logits can be divided by it"))
+        problems.append(
+            Problem((*place, "temperature"), "only logits can be divided by a temperature")
+        )
     return problems
 
 
-def _check_preprocessing(
-    preprocessing: Preprocessing, place: tuple[str | int, ...]
-) -> list[Problem]:
+def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Problem]:
     if preprocessing.weights is not None:
         if preprocessing != Preprocessing(weights=preprocessing.weights):
-            return [Problem((*place, "weights"), "goes alone: it sets every other key itself")]
+            return [
+                Problem(
+                    (*place, "weights"),
+                    "no other key may stand beside it: the weights set all of them",
+                )
+            ]
         return []
     problems = []
     if preprocessing.size is None:
         problems.append(
             Problem(
-                place, "images of every size must end alike: set crop, or resize: [height, width]"
+                place,
+                "images of all sizes must become inputs of one size: set crop, or "
+                "resize: [height, width]",
             )
         )
     for key in ("mean", "std"):
         values = getattr(preprocessing, key)
         if values is not None and len(values) not in (1, preprocessing.channels):
             problems.append(
-                Problem((*place, key), f"takes {preprocessing.channels} numbers, or one for all")
+                Problem(
+                    (*place, key),
+                    f"takes {preprocessing.channels} numbers, one for each channel, or one for all",
+                )
             )
     if math.isclose(*preprocessing.value_range):
-        problems.append(Problem((*place, "value_range"), "black and white must differ"))
+        problems.append(
+            Problem((*place, "value_range"), "black and white must become different numbers")
+        )
     return problems
 
 
 def _check_files(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
-    places: list[tuple[tuple[str | int, ...], str]] = []
+    named_files: list[tuple[Place, str]] = []
     for index, member in enumerate(spec.members):
-        places.append((("members", index, "weights"), member.weights))
+        named_files.append((("members", index, "weights"), member.weights))
         if member.architecture_file is not None:
-            places.append((("members", index, "architecture"), member.architecture_file))
-    places += [(("policies", "fitted", name), f) for name, f in spec.policies.fitted.items()]
-    places += [(("extra_files", index), file) for index, file in enumerate(spec.extra_files)]
-    for place, file in places:
-        reason = _misplaced(file)
+            named_files.append((("members", index, "architecture"), member.architecture_file))
+    named_files += [(("policies", "fitted", name), f) for name, f in spec.policies.fitted.items()]
+    named_files += [(("extra_files", index), file) for index, file in enumerate(spec.extra_files)]
+    for place, file in named_files:
+        reason = _misplacement(file)
         if reason is not None:
             yield Problem(place, f"{file[:200]!r} {reason}")
         elif folder is not None:
             yield from _check_file(folder, file, place)
-    for first, second in same_names(spec.files()):
-        yield Problem((), f"files {first} and {second} are one name to some file systems: rename")
+    for first, second in names_that_collide(spec.files()):
+        yield Problem(
+            (), f"some file systems take the files {first} and {second} for one: rename one"
+        )
 
 
-def _misplaced(file: str) -> str | None:
-    """Why a file cannot go into an archive under this name; None if it can."""
+def _misplacement(file: str) -> str | None:
+    """Say why an archive cannot contain a file under this path; None if it can."""
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts or "\\" in file:
         return "must lie in the spec's folder, written with '/'"
@@ -192,13 +216,13 @@ def _misplaced(file: str) -> str | None:
     return f"cannot go into an archive: {reason}" if reason is not None else None
 
 
-def _check_file(folder: Path, file: str, place: tuple[str | int, ...]) -> Iterator[Problem]:
+def _check_file(folder: Path, file: str, place: Place) -> Iterator[Problem]:
     path = folder / file
     if not path.is_file():
         others = tuple(
-            found.relative_to(folder).as_posix()
-            for found in islice(path.parent.glob("*"), _MAX_SUGGESTIONS)
-            if found.is_file()
+            other.relative_to(folder).as_posix()
+            for other in islice(path.parent.glob("*"), _MAX_SUGGESTED_FILES)
+            if other.is_file()
         )
         yield Problem(place, f"no such file: {path}", file, others)
     elif not path.resolve().is_relative_to(folder.resolve()):

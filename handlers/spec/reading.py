@@ -1,4 +1,4 @@
-"""From YAML to a checked spec."""
+"""Reads ensemble.yaml into a checked `EnsembleSpec`, and publishes its JSON Schema."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ..base.errors import SpecError
-from .checks import check
+from .checks import check_spec
+from .ensemble import EnsembleSpec
 from .strict_yaml import MAX_CHARACTERS, parse_strictly
-from .types import EnsembleSpec
 
-_ADAPTER = TypeAdapter(EnsembleSpec)
+_SPEC_ADAPTER = TypeAdapter(EnsembleSpec)
 
 
 def load_spec(path: Path, *, check_files: bool = True) -> EnsembleSpec:
-    """Read and check an ensemble spec.
+    """Read and check the ensemble spec in a YAML file.
 
     Args:
         path: the YAML file.
-        check_files: also check that every file that the spec names exists.
+        check_files: whether to check also that every file named in the spec exists.
 
     Raises:
-        SpecError: with one line for each mistake: file, line, key, what is wrong, the remedy.
+        SpecError: the message has one line for each mistake, with the file, the line, the key,
+            what is wrong and the remedy.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -36,15 +37,29 @@ def load_spec(path: Path, *, check_files: bool = True) -> EnsembleSpec:
 
 
 def parse_spec(text: str, *, source: str = "spec", folder: Path | None = None) -> EnsembleSpec:
-    """As `load_spec`, from the text; with a folder, the files named must exist in it."""
+    """Parse and check the text of an ensemble spec.
+
+    Args:
+        text: the YAML document.
+        source: where the text comes from, for messages.
+        folder: the folder in which every file named in the spec must exist; None to leave that
+            unchecked.
+
+    Raises:
+        SpecError: the message has one line for each mistake.
+    """
     return parse_strictly(
-        text, _ADAPTER, EnsembleSpec, source=source, check=lambda spec: check(spec, folder)
+        text,
+        _SPEC_ADAPTER,
+        EnsembleSpec,
+        source=source,
+        check=lambda spec: check_spec(spec, folder),
     )
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the spec, for editors."""
-    schema = _ADAPTER.json_schema()
+    """Return the JSON Schema of the spec, with which editors complete and check ensemble.yaml."""
+    schema = _SPEC_ADAPTER.json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "torchserve-ensemble spec"
     return schema

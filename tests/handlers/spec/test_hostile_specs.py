@@ -163,7 +163,7 @@ def test_names_are_written_in_one_way(folder: Path) -> None:
         ("a\\b", "must lie in the spec's folder"),
         ("ensemble.yaml", "a name that the archive itself needs"),
         ("./compiled/compiled.json", "a name that the archive itself needs"),
-        ("__pycache__/members.cpython-311.pyc", "byte code of Python"),
+        ("__pycache__/members.cpython-311.pyc", "Python's byte code"),
         ("a:b", "a colon"),
         ("a\x07", "an invisible character"),
         ("a.", "ends with a dot"),
@@ -177,7 +177,7 @@ def test_names_that_an_archive_cannot_hold(folder: Path, file: str, reason: str)
 
 def test_names_that_differ_in_case_alone(folder: Path) -> None:
     (folder / "Members.py").touch()
-    assert "Members.py and members.py are one name" in problem(
+    assert "take the files Members.py and members.py for one" in problem(
         folder, "extra_files: [Members.py]\n"
     )
 

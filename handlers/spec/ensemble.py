@@ -1,0 +1,149 @@
+"""The spec as a whole: the top-level keys of ensemble.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import PurePosixPath
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from ..base.tasks import Task
+from .member import Member, Output
+from .preprocessing import Preprocessing
+from .settings import Failures, Limits, Policies, Provenance, Runtime, Serving
+from .value_types import UNKNOWN_KEYS_ARE_ERRORS, Name, Probability
+
+_DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class EnsembleSpec:
+    """Several models that are served together, behind one endpoint."""
+
+    name: Annotated[
+        Name, Field(description="Name of the ensemble and of its endpoint, /predictions/NAME")
+    ]
+    version: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9]+(\.[0-9]+)*$",
+            description="Numbers separated by dots, in quotes, e.g. '1.0'",
+        ),
+    ]
+    task: Annotated[
+        Task,
+        Field(
+            description="What the ensemble answers. classification: exactly one of the labels. "
+            "presence: whether one thing is there. multilabel: any number of the labels. "
+            "regression: numbers"
+        ),
+    ]
+    labels: Annotated[
+        tuple[str, ...],
+        Field(
+            min_length=1,
+            description="Names of the members' outputs, in their order. For presence: "
+            "[absent, present]",
+        ),
+    ]
+    members: Annotated[
+        tuple[Member, ...], Field(min_length=1, description="The models of the ensemble")
+    ]
+    description: Annotated[
+        str | None, Field(description="What the ensemble is for, shown to clients that ask")
+    ] = None
+    preprocessing: Annotated[
+        Mapping[str, Preprocessing],
+        Field(description="Preprocessing settings by name, which members refer to"),
+    ] = field(default_factory=dict)
+    threshold: Annotated[
+        Probability | Mapping[str, Probability],
+        Field(
+            description="The answer is positive for a label if its combined score is at least "
+            "this: one number for all labels, or one by label. For the tasks presence and "
+            "multilabel"
+        ),
+    ] = _DEFAULT_THRESHOLD
+    policies: Annotated[Policies, Field(description="How the members' scores are combined")] = (
+        field(default_factory=Policies)
+    )
+    runtime: Annotated[Runtime, Field(description="How the members are computed")] = field(
+        default_factory=Runtime
+    )
+    failures: Annotated[
+        Failures, Field(description="What happens when a member fails or is late")
+    ] = field(default_factory=Failures)
+    limits: Annotated[Limits, Field(description="Bounds on one request")] = field(
+        default_factory=Limits
+    )
+    serving: Annotated[Serving, Field(description="TorchServe's settings of the model")] = field(
+        default_factory=Serving
+    )
+    provenance: Annotated[Provenance, Field(description="Where the ensemble comes from")] = field(
+        default_factory=Provenance
+    )
+    extra_files: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Further files that the archive contains, with their paths from the "
+            "spec's folder, e.g. modules that an architecture's Python file imports"
+        ),
+    ] = ()
+
+    @property
+    def score_labels(self) -> tuple[str, ...]:
+        """Labels of the score columns: the second label alone for presence, otherwise all."""
+        return self.labels[1:] if self.task is Task.PRESENCE else self.labels
+
+    def preprocessing_of(self, member: Member) -> Preprocessing:
+        """Return a member's preprocessing settings, with a name replaced by what it stands for.
+
+        The name of torchvision weights is not replaced by the weights' settings, which
+        `inputs.preprocessing` looks up.
+        """
+        choice = member.preprocessing
+        if isinstance(choice, Preprocessing):
+            return choice
+        if choice is None:
+            return next(iter(self.preprocessing.values()))
+        return self.preprocessing.get(choice) or Preprocessing(weights=choice)
+
+    def output_of(self, member: Member) -> Output:
+        """Return what a member's forward gives: as its entry says, or the task's default."""
+        default = Output.VALUES if self.task is Task.REGRESSION else Output.LOGITS
+        return member.output or default
+
+    def thresholds(self, member: Member | None = None) -> tuple[float, ...]:
+        """Return one threshold for each of `score_labels`.
+
+        Args:
+            member: the member whose votes the thresholds are for; None for the thresholds of the
+                ensemble's combined scores.
+        """
+        of_member = member.threshold if member is not None else None
+        return tuple(
+            _threshold_of(
+                label, of_member, _threshold_of(label, self.threshold, _DEFAULT_THRESHOLD)
+            )
+            for label in self.score_labels
+        )
+
+    def files(self) -> tuple[str, ...]:
+        """Return the sorted paths, from the spec's folder, of all files that the spec names."""
+        named = {member.weights for member in self.members}
+        named |= {m.architecture_file for m in self.members if m.architecture_file is not None}
+        named |= set(self.policies.fitted.values())
+        return tuple(
+            sorted({PurePosixPath(file).as_posix() for file in named | set(self.extra_files)})
+        )
+
+
+def _threshold_of(
+    label: str, thresholds: float | Mapping[str, float] | None, default: float
+) -> float:
+    if thresholds is None:
+        return default
+    return thresholds.get(label, default) if isinstance(thresholds, Mapping) else thresholds

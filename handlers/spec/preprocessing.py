@@ -1,0 +1,94 @@
+"""The `preprocessing` sections of a spec: how a decoded image becomes a member's input."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from .value_types import UNKNOWN_KEYS_ARE_ERRORS, FiniteNumber, PositiveNumber, SideInPixels
+
+
+class Color(StrEnum):
+    """The colour channels of a member's input."""
+
+    RGB = "rgb"
+    GRAYSCALE = "grayscale"
+
+
+class Interpolation(StrEnum):
+    """How pixels between pixels are computed when an image is resized; torchvision's names."""
+
+    NEAREST = "nearest"
+    NEAREST_EXACT = "nearest-exact"
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class Preprocessing:
+    """How a decoded image becomes a member's input. The steps run in the order of these keys."""
+
+    weights: Annotated[
+        str | None,
+        Field(
+            description="Name of torchvision weights, e.g. ResNet18_Weights.DEFAULT, whose own "
+            "transforms set all the other keys; no other key may stand beside it"
+        ),
+    ] = None
+    color: Annotated[
+        Color, Field(description="The input has three channels (rgb) or one (grayscale)")
+    ] = Color.RGB
+    resize: Annotated[
+        SideInPixels | tuple[SideInPixels, SideInPixels] | None,
+        Field(
+            description="Pixels of the shorter side, keeping the proportions, or [height, width]; "
+            "left out: the image is not resized"
+        ),
+    ] = None
+    crop: Annotated[
+        SideInPixels | tuple[SideInPixels, SideInPixels] | None,
+        Field(
+            description="The middle of the image is kept: pixels of a square's side, or "
+            "[height, width]; left out: the image is not cropped"
+        ),
+    ] = None
+    interpolation: Annotated[
+        Interpolation, Field(description="How `resize` computes the new pixels")
+    ] = Interpolation.BILINEAR
+    antialias: Annotated[
+        bool,
+        Field(description="`resize` filters out details too fine for the new size, as Pillow does"),
+    ] = True
+    value_range: Annotated[
+        tuple[FiniteNumber, FiniteNumber],
+        Field(description="The numbers that black (0) and white (255) become"),
+    ] = (0.0, 1.0)
+    mean: Annotated[
+        tuple[FiniteNumber, ...] | None,
+        Field(
+            description="Subtracted after `value_range`: one number for each channel, or one for "
+            "all; left out: 0"
+        ),
+    ] = None
+    std: Annotated[
+        tuple[PositiveNumber, ...] | None,
+        Field(
+            description="Divides after `mean` was subtracted: one number for each channel, or one "
+            "for all; left out: 1"
+        ),
+    ] = None
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the member's input: 1 for grayscale, 3 for RGB."""
+        return 1 if self.color is Color.GRAYSCALE else 3
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the member's input in pixels; None if they depend on the image."""
+        if self.crop is not None:
+            return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+        return self.resize if isinstance(self.resize, tuple) else None

@@ -1,0 +1,297 @@
+"""The sections of a spec that say how the whole ensemble decides, runs and is served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from .value_types import UNKNOWN_KEYS_ARE_ERRORS, Name, PositiveNumber
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class Policies:
+    """How the members' scores are combined into one answer."""
+
+    default: Annotated[str, Field(description="The policy of requests that do not choose one")] = (
+        "mean"
+    )
+    allowed: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            description="Names of the policies that a client may choose; 'expression' stands for "
+            "policy expressions. Left out: all. The default policy is always allowed"
+        ),
+    ] = None
+    named: Annotated[
+        Mapping[Name, str],
+        Field(
+            description="Names of this deployment for policies, e.g. `high-sensitivity: any`; a "
+            "client chooses them as any other policy"
+        ),
+    ] = field(default_factory=dict)
+    fitted: Annotated[
+        Mapping[Name, str],
+        Field(
+            description="Files with the parameters of policies that are learned from data, by the "
+            "name that a policy refers to them with; `ts-ensemble tune` writes them"
+        ),
+    ] = field(default_factory=dict)
+    lazy: Annotated[
+        bool,
+        Field(
+            description="Run only as many members as a decision needs, unless a request says "
+            "otherwise. The decisions are the same; answers do not list the members"
+        ),
+    ] = False
+    client_overrides: Annotated[
+        bool,
+        Field(
+            description="Whether a client may choose members, voting weights and the members' "
+            "thresholds for its request"
+        ),
+    ] = True
+
+
+class Precision(StrEnum):
+    """The number format in which members compute matrix products and convolutions."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    AUTO = "auto"
+    INT8 = "int8"
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class Runtime:
+    """How the worker computes the members."""
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(
+            description="Where the members run. auto: on the GPU that TorchServe assigns to the "
+            "worker, or on the CPU if it assigns none"
+        ),
+    ] = "auto"
+    precision: Annotated[
+        Precision,
+        Field(
+            description="Number format of the arithmetic. auto: bfloat16 if the device is fast "
+            "with it and every member's scores stay within `tolerance`, otherwise float32. "
+            "bfloat16: as auto, but the ensemble does not load where bfloat16 cannot be used. "
+            "int8: the build calibrates each member on the images of --samples (needs "
+            "`compile: true`); members that become faster and stay within `tolerance` use int8, "
+            "the others run as with auto"
+        ),
+    ] = Precision.FLOAT32
+    tolerance: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="The largest allowed difference between a score of a member that is "
+            "compiled or runs in lower precision, and the score of the member as it was saved",
+        ),
+    ] = 0.01
+    compile: Annotated[
+        bool,
+        Field(
+            description="Compile the members during the build, for machines like the build "
+            "machine, which needs a C++ compiler. On other machines the members run as they were "
+            "saved"
+        ),
+    ] = False
+    threads: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="CPU threads of each worker; left out: the machine's cores divided by the "
+            "number of workers",
+        ),
+    ] = None
+    score_cache_mb: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Memory of each worker, in MB, that keeps the scores of recent images, so "
+            "that an image which comes again runs no members; 0: no cache",
+        ),
+    ] = 0
+    micro_batch: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="The largest number of samples that a member computes in one call; larger "
+            "batches are split. A smaller number needs less memory",
+        ),
+    ] = 64
+
+
+class OnFailure(StrEnum):
+    """What happens to a request when a member fails or is late."""
+
+    FAIL = "fail"
+    DROP = "drop"
+    NEUTRAL = "neutral"
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class Failures:
+    """What happens when a member raises an error, returns NaN or infinity, or starts too late."""
+
+    on_failure: Annotated[
+        OnFailure,
+        Field(
+            description="fail: the request gets an error. drop: the policy decides with the "
+            "remaining members, as if the ensemble had no others. neutral: the policy decides "
+            "with the remaining members, but at_least and majority still require the votes that "
+            "they require of all members. With drop and neutral the answer lists the missing "
+            "members"
+        ),
+    ] = OnFailure.FAIL
+    min_members: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="With drop or neutral: the request gets an error if fewer members than "
+            "this remain",
+        ),
+    ] = 1
+    deadline_ms: Annotated[
+        PositiveNumber | None,
+        Field(
+            description="A member is late if it has not started this many milliseconds after the "
+            "request reached the worker; left out: no member is ever late"
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class Limits:
+    """Bounds on one request. A request that exceeds one is answered with status 413."""
+
+    max_samples: Annotated[int, Field(ge=1, description="Number of samples in one request")] = 256
+    max_request_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Bytes of all parts of one request together (the default is 100 MiB). "
+            "TorchServe applies its own max_request_size first",
+        ),
+    ] = 100 * 1024**2
+    max_unpacked_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Bytes that all archives and compressed bodies of one request unpack to, "
+            "together, including archive headers and padding (the default is 128 MiB). Bytes "
+            "packed with bzip2 count four times and those packed with xz twice, because unpacking "
+            "them takes that much longer",
+        ),
+    ] = 128 * 1024**2
+    max_json_values: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Numbers, texts, lists and objects in the JSON of one request. Each takes "
+            "about 60 bytes of memory: large tensors are better sent as binary data",
+        ),
+    ] = 3_000_000
+    max_pixels: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Width times height of one image, checked before it is decoded. Decoding "
+            "takes up to 7 bytes of memory for each pixel. AVIF needs twice and WebP and JPEG 2000 "
+            "need three times as much memory, so their pixels count twice and three times",
+        ),
+    ] = 37_000_000
+    max_request_pixels: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Pixels of all images of one request together, checked before they are "
+            "decoded. Pixels of formats that take longer to decode count several times",
+        ),
+    ] = 200_000_000
+    max_response_bytes: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Bytes of the answer to one request (the default is 32 MiB). TorchServe's "
+            "own max_response_size must be at least as large: it restarts a worker whose answer "
+            "exceeds it",
+        ),
+    ] = 32 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class Serving:
+    """What TorchServe reads at registration, from the archive's model-config.yaml."""
+
+    workers: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Number of worker processes; each holds a full copy of the ensemble",
+        ),
+    ] = 1
+    batch_size: Annotated[
+        int, Field(ge=1, description="The largest number of requests in one batch")
+    ] = 32
+    max_batch_delay_ms: Annotated[
+        int,
+        # TorchServe reads 0 as "not set" and then waits for 100 ms.
+        Field(
+            ge=1,
+            description="How long TorchServe waits for further requests to fill a batch, in "
+            "milliseconds",
+        ),
+    ] = 3
+    response_timeout_s: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="TorchServe restarts a worker that has not answered after this many "
+            "seconds",
+        ),
+    ] = 60
+    startup_timeout_s: Annotated[
+        int,
+        Field(ge=1, description="How long a worker may take to load the ensemble, in seconds"),
+    ] = 180
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class Provenance:
+    """Where the ensemble comes from. The archive carries it and `ts-ensemble inspect` shows it."""
+
+    owner: Annotated[
+        str | None, Field(description="Person or team that answers questions about the ensemble")
+    ] = None
+    created: Annotated[str | None, Field(description="Date in ISO 8601, e.g. '2026-11-22'")] = None
+    source_revision: Annotated[
+        str | None, Field(description="Revision of the code that trained the members")
+    ] = None
+    training_data: Annotated[
+        str | None, Field(description="Name of the data set that the members were trained on")
+    ] = None
+    training_data_version: Annotated[str | None, Field(description="Version of that data set")] = (
+        None
+    )
+    tuning_data: Annotated[
+        str | None,
+        Field(description="Digest of the data that thresholds and policies were tuned on"),
+    ] = None
+    url: Annotated[
+        str | None, Field(description="Where the ensemble or its documentation is published")
+    ] = None
+    licence: Annotated[str | None, Field(description="Licence of the weights")] = None
+    metrics: Annotated[
+        Mapping[str, Mapping[str, float]],
+        Field(description="Measured quality: data set -> metric -> value"),
+    ] = field(default_factory=dict)
