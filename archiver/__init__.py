@@ -1,1 +1,6 @@
-"""What only the build machine needs: building, verifying and describing archives."""
+"""A spec and the files that it names become an archive. Only the build machine needs this package.
+
+Enters: an ensemble's YAML file, the members' files, example images for compiling and quantizing.
+Leaves: one `.mar` file that stock TorchServe loads, with a record of the SHA-256 of every file.
+Must not import: `serving` or `tuning`. Building an archive needs no server.
+"""

@@ -86,7 +86,7 @@ def compiled_members(
     if spec.runtime.precision is Precision.INT8:
         require_quantization(len(samples))
     device = choose_device(spec, gpu=None)
-    preprocessors, positions = preprocessors_of(spec, device)
+    preprocessors, positions = preprocessors_of(spec, folder, device)
     trials = trial_images(3)
     batches = [preprocessor([*trials, *samples]) for preprocessor in preprocessors]
     loaded = [load_member(spec, member, folder, device) for member in spec.members]

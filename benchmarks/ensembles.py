@@ -247,7 +247,7 @@ def resized_as_tensors(ensemble: Ensemble, folder: Path, files: Sequence[bytes])
     from torchserve_ensemble.handlers.spec import load_spec
 
     spec = load_spec(ensemble.write(folder, ensemble.name))
-    ((preprocessor,), _) = preprocessors_of(spec, torch.device("cpu"))
+    ((preprocessor,), _) = preprocessors_of(spec, folder, torch.device("cpu"))
     return preprocessor([decode_image(file, max_pixels=10**6, name="image") for file in files])
 
 

@@ -132,9 +132,9 @@ def _load(folder: Path, context: Any) -> Any:
     service = importlib.import_module("handlers.service")
     gpu = context.system_properties.get("gpu_id")
     settings = context.model_yaml_config or {}
-    return service.load_service(
+    return deployment.load_service(
         spec,
-        folder / archive.ENSEMBLE,
+        folder / layout.ENSEMBLE,
         identity=service.Identity(context.model_name, spec.version, record.digest),
         device=deployment.choose_device(spec, gpu),
         workers=int(settings.get("minWorkers", 1)),

@@ -1,263 +1,133 @@
-"""The way of the data: parse, decode, preprocess, run, combine, answer.
+"""The stages of a batch: accept, decode, run and combine, answer.
 
-No type of TorchServe appears here: the same service answers in a worker, in a test, and in
-``ts-ensemble predict --local``.
+Every stage takes the requests in order and returns one state for each of them (see `stages`). A
+request that a stage refuses passes the later stages unchanged, so that it never fails its
+neighbours. No type of TorchServe appears here: the same service answers in a worker, in a test and
+in ``ts-ensemble predict --local``.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .answers.encoding import Response, encode_error
 from .answers.json_answers import predictions_of
-from .answers.response_formats import check_size, form_of, too_long, write
+from .answers.writing import check_size, response_format, too_large, write
 from .base.errors import (
     BusyError,
     EnsembleError,
     MemberError,
     RequestError,
-    TooLargeError,
     busy,
     unforeseen,
 )
 from .base.threads import SERIAL, ThreadPool
-from .decisions.combining import Choice, Combiner, refuses
+from .decisions.choosing import Chooser
+from .decisions.combining import combine, is_refused, result_of_outcome
 from .decisions.result import Result
 from .decisions.sequences import check_frame_order
-from .decoding import Decoder, Opened
-from .engine.runtime import Input, MemberScores, Runtime
-from .engine.score_cache import KnownScores, ScoreCache, with_known
+from .decoding.batch import DecodedSamples, SamplesToDecode, decode_batch
+from .decoding.decoder import Decoder
+from .engine.runtime import Runtime
+from .engine.score_cache import ScoreCache
 from .inputs.example_inputs import trial_images
 from .policies import Catalogue, rows_of
-from .requests.options import Form, describe_options
-from .requests.parsing import (
-    ParsedRequest,
-    RawRequest,
-    Sample,
-    is_open_inference,
-    max_parts,
-    parse_request,
-)
+from .requests.options import ResponseFormat, describe_options
+from .requests.parsing import RawRequest, is_open_inference, max_parts, parse_request
+from .running import run_chosen_members, run_lazily
 from .spec import EnsembleSpec
+from .stages import Accepted, Answered, Decoded, Refused
 
 logger = logging.getLogger(__name__)
 
-_SHARE_OF_TIMEOUT = 0.5
-"""Share of the response timeout after which a batch begins nothing new.
+_COMPUTING_SHARE_OF_TIMEOUT = 0.5
+"""Share of the response timeout after which a batch begins no further image or micro-batch.
 
-TorchServe ends a worker that is silent for longer than that timeout, and with it every request of
-the batch. What is left then is refused, and may be sent again.
+TorchServe ends a worker that is silent for longer than the timeout, and with it every request of
+the batch. Samples that are left at that time are refused, and the client may send them again.
 """
 
-_WARM = 32
-"""Most samples in one batch that a worker computes before it is ready."""
+_MAX_WARM_UP_SAMPLES = 32
+"""Largest batch that a worker computes before it reports that it is ready."""
 
 _WARM_SECONDS = 1.0
-"""After which it leaves the kernels of the remaining batch sizes to the first requests."""
+"""Warm-up stops after this time; the first requests then build the kernels that are missing."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which model answers: its registered name, its version, and its archive's digest."""
+    """The model that answers: its registered name, its version, and its archive's digest."""
 
     name: str
     version: str
     archive: str | None = None
 
     def as_json(self) -> dict[str, str | None]:
-        """As it stands in every answer."""
+        """The identity as it stands in every answer."""
         return {"name": self.name, "version": self.version, "archive": self.archive}
 
 
-@dataclass
-class _Pending:
-    """A request on its way through the pipeline."""
-
-    request: ParsedRequest
-    choice: Choice
-    accept: str
-    readable: list[int] = field(default_factory=list)
-    images: list[Input] = field(default_factory=list)
-    keys: dict[int, bytes] = field(default_factory=dict)
-    """Of the images whose scores are worth keeping, by their position."""
-    known: dict[int, KnownScores] = field(default_factory=dict)
-    """Of the images that need not be computed, which are empty."""
-    errors: dict[int, EnsembleError] = field(default_factory=dict)
-    result: Result | Response | None = None
-    """What is to be said, or the refusal; None before, and where the samples refuse it."""
-    rows: list[dict[str, Any]] | None = None
-    """The result's predictions, where they were written together with those of other requests."""
-
-    def charge(self, sample: Opened | KnownScores | EnsembleError) -> None:
-        """Take what decoding a sample costs from the request's budget; beyond it, refuse."""
-        if not isinstance(sample, Opened) or self.result is not None:
-            return
-        try:
-            self.request.budget.take_pixels(sample.cost, sample.sample.where)
-        except TooLargeError as error:
-            self.result = _failure(self, error)
-
-    @property
-    def refused(self) -> bool:
-        """Whether an unreadable sample refuses the whole request."""
-        return refuses(self.errors, len(self.images), self.request.options)
-
-
 class EnsembleService:
-    """Answers requests with a loaded ensemble."""
+    """Answers batches of requests with a loaded ensemble."""
 
     def __init__(
         self,
         spec: EnsembleSpec,
         runtime: Runtime,
         identity: Identity,
-        offered: Catalogue,
+        catalogue: Catalogue,
         pool: ThreadPool = SERIAL,
     ) -> None:
         self.spec = spec
         self._decoder = Decoder(spec.limits, runtime, pool)
         self.identity = identity
         self._runtime = runtime
-        most = spec.runtime.score_cache_mb * 1_000_000
-        self.cache = ScoreCache(most, identity.archive or "") if most else None
-        """Scores of earlier samples, if the spec wants that."""
-        self._combiner = Combiner(spec, offered, identity.as_json())
+        cache_bytes = spec.runtime.score_cache_mb * 1_000_000
+        self.cache = ScoreCache(cache_bytes, identity.archive or "") if cache_bytes else None
+        """Scores of recently sent images; None if the spec gives the cache no memory."""
+        self._chooser = Chooser(spec, catalogue, identity.as_json())
 
     @property
     def max_parts(self) -> int:
-        """How many parts one request may have."""
+        """Largest number of parts that one request may have."""
         return max_parts(self.spec.limits)
 
     def warm_up(self) -> None:
-        """Compute a full batch, then smaller ones: kernels are made when a size is first seen."""
-        full = min(self.spec.serving.batch_size, _WARM)
+        """Compute a full batch, then each smaller one: every batch size needs its own kernels."""
+        full = min(self.spec.serving.batch_size, _MAX_WARM_UP_SAMPLES)
         images = trial_images(full)
         end = time.monotonic() + _WARM_SECONDS
         self._runtime.run(images)
-        for samples in range(1, full):
+        for num_samples in range(1, full):
             if time.monotonic() >= end:
                 break
-            self._runtime.run(images[:samples])
+            self._runtime.run(images[:num_samples])
 
     def answer(
         self, requests: Sequence[RawRequest], *, arrived: float | None = None
     ) -> list[Response]:
-        """One response for each request, in order; a bad request never fails its neighbours.
+        """Answer each request, in order; a bad request never fails its neighbours.
 
         Args:
             requests: the batch.
             arrived: when it reached the worker, in ``time.monotonic`` seconds; default now.
         """
-        start = time.monotonic() if arrived is None else arrived
-        end = start + _SHARE_OF_TIMEOUT * self.spec.serving.response_timeout_s
+        if arrived is None:
+            arrived = time.monotonic()
+        end = arrived + _COMPUTING_SHARE_OF_TIMEOUT * self.spec.serving.response_timeout_s
         accepted = self._accept_all(requests)
-        self._decode_all([entry for entry in accepted if isinstance(entry, _Pending)], end)
-        live = [
-            entry
-            for entry in accepted
-            if isinstance(entry, _Pending) and entry.result is None and not entry.refused
-        ]
-        self._combine_lazily([entry for entry in live if entry.choice.lazy], end)
-        self._combine_all([entry for entry in live if entry.result is None], start, end)
-        _write_rows(live)
-        return [entry if isinstance(entry, Response) else self._write(entry) for entry in accepted]
-
-    def _combine_lazily(self, entries: Sequence[_Pending], end: float) -> None:
-        """Requests of one policy together, each with no more members than its samples need.
-
-        Where a member fails there is no result: with all members the deployment's rule for failed
-        members holds.
-        """
-        groups: dict[tuple[object, ...], list[_Pending]] = {}
-        for entry in entries:
-            groups.setdefault(entry.choice.key, []).append(entry)
-        for group in groups.values():
-            images = [image for entry in group for image in entry.images]
-            try:
-                outcome = group[0].choice.run_lazily(self._runtime, images, end)
-            except MemberError:
-                continue
-            except BusyError as error:
-                for entry in group:
-                    entry.result = _failure(entry, error)
-                continue
-            first = 0
-            for entry in group:
-                part = rows_of(outcome, slice(first, first + len(entry.images)))
-                choice, request = entry.choice, entry.request
-                self._conclude(entry, partial(choice.result_of, request, entry.readable, part))
-                first += len(entry.images)
-
-    def _combine_all(self, entries: Sequence[_Pending], start: float, end: float) -> None:
-        """Each request by itself: how a sum is rounded may depend on how many samples there are."""
-        try:
-            outputs = self._run(entries, start, end)
-        except MemberError as error:
-            for entry in entries:
-                entry.result = _failure(entry, error)
-            return
-        first = 0
-        for entry in entries:
-            rows = range(first, first + len(entry.images))
-            choice, request = entry.choice, entry.request
-            self._conclude(entry, partial(choice.result, request, entry.readable, rows, outputs))
-            first = rows.stop
-
-    def _run(self, live: Sequence[_Pending], start: float, end: float) -> MemberScores:
-        images = [image for entry in live for image in entry.images]
-        wanted: list[Sequence[bool]] = []
-        deadlines: list[float | None] = []
-        for entry in live:
-            allowed = entry.choice.deadline_ms
-            limit = None if allowed is None else start + allowed / 1000
-            deadlines += [limit] * len(entry.images)
-            wanted += [entry.choice.asked] * len(entry.images)
-        # Not by repeat_interleave, which would wake torch's own threads for a handful of numbers.
-        asked = torch.tensor(wanted, dtype=torch.bool).reshape(-1, len(self.spec.members)).T
-        if self.cache is None:
-            return self._runtime.run(images, asked=asked, deadlines=deadlines, end=end)
-        return self._run_unknown(self.cache, live, images, asked, deadlines, end)
-
-    def _run_unknown(
-        self,
-        cache: ScoreCache,
-        live: Sequence[_Pending],
-        images: Sequence[Input],
-        asked: Tensor,
-        deadlines: Sequence[float | None],
-        end: float,
-    ) -> MemberScores:
-        """The scores of all samples; members run for those that are not known."""
-        known: dict[int, KnownScores] = {}
-        keys: dict[int, bytes] = {}
-        first = 0
-        for entry in live:
-            known |= {first + position: found for position, found in entry.known.items()}
-            keys |= {first + position: key for position, key in entry.keys.items()}
-            first += len(entry.images)
-        unknown = [column for column in range(len(images)) if column not in known]
-        computed = self._runtime.run(
-            [images[column] for column in unknown],
-            asked=asked[:, unknown],
-            deadlines=[deadlines[column] for column in unknown],
-            end=end,
-        )
-        for position, column in enumerate(unknown):
-            if column in keys:
-                cache.keep(keys[column], computed, position)
-        return with_known(computed, unknown, known)
+        decoded = self._decode_all(accepted, end)
+        answered = self._run_and_combine_all(decoded, arrived, end)
+        return self._write_all(answered)
 
     def describe(self) -> dict[str, Any]:
-        """What a client needs to know: members, labels, policies, options, limits."""
+        """Describe members, labels, policies, options and limits for a client."""
         spec = self.spec
         return {
             "model": self.identity.as_json(),
@@ -273,7 +143,7 @@ class EnsembleService:
                 }
                 for member in spec.members
             ],
-            "policies": self._combiner.catalogue.describe(),
+            "policies": self._chooser.catalogue.describe(),
             "options": describe_options(),
             "limits": asdict(spec.limits),
             "input_shape": self._runtime.input_shape,
@@ -281,158 +151,242 @@ class EnsembleService:
             "score_cache": None if self.cache is None else self.cache.describe(),
         }
 
-    def _accept_all(self, requests: Sequence[RawRequest]) -> list[_Pending | Response]:
-        """Requests on their way, or their refusals.
+    def _accept_all(self, requests: Sequence[RawRequest]) -> list[Accepted | Refused]:
+        """Parse all requests.
 
-        What archives unpack to lies in memory until the batch is answered, so the archives of a
-        batch unpack to no more than those of one request may; the others may be sent again.
+        Unpacked archives stay in memory until the batch is answered. Therefore the archives of a
+        whole batch may unpack to no more bytes than those of one request; requests beyond that are
+        refused, and the client may send them again.
         """
-        accepted: list[_Pending | Response] = []
-        unpacked_bytes = 0
+        accepted: list[Accepted | Refused] = []
+        batch_bytes = 0
         for request in requests:
-            entry = self._accept(request)
-            if isinstance(entry, _Pending) and (own := entry.request.budget.unpacked_bytes):
-                if unpacked_bytes and unpacked_bytes + own > self.spec.limits.max_unpacked_bytes:
-                    entry = _failure(entry, busy())
+            state = self._accept(request)
+            if isinstance(state, Accepted) and (size := state.request.budget.unpacked_bytes):
+                if batch_bytes and batch_bytes + size > self.spec.limits.max_unpacked_bytes:
+                    state = state.refused(busy())
                 else:
-                    unpacked_bytes += own
-            accepted.append(entry)
+                    batch_bytes += size
+            accepted.append(state)
         return accepted
 
-    def _accept(self, request: RawRequest) -> _Pending | Response:
-        """The request on its way, or its refusal; no error of one reaches its neighbours."""
+    def _accept(self, request: RawRequest) -> Accepted | Refused:
+        """Parse one request; an unforeseen error is logged and refuses this request alone."""
         try:
             return self._parse(request)
         except Exception:
             logger.exception("a request could not be parsed")
-            return encode_error(unforeseen())
+            return Refused(encode_error(unforeseen()))
 
-    def _parse(self, request: RawRequest) -> _Pending | Response:
+    def _parse(self, request: RawRequest) -> Accepted | Refused:
+        """Parse one request and check its options."""
         try:
             parsed = parse_request(request, self.spec.limits)
             check_frame_order(parsed)
-            choice = self._combiner.choose(parsed.options)
+            choice = self._chooser.choose(parsed.options)
         except RequestError as error:
-            return encode_error(error, open_inference=is_open_inference(request))
-        return _Pending(parsed, choice, request.headers.get("accept", ""))
+            return Refused(encode_error(error, open_inference=is_open_inference(request)))
+        return Accepted(parsed, choice, request.headers.get("accept", ""))
 
-    def _decode_all(self, entries: Sequence[_Pending], end: float) -> None:
-        """The samples of all requests: headers, then pixels where the budget of a request allows.
+    def _decode_all(
+        self, states: Sequence[Accepted | Refused], end: float
+    ) -> list[Decoded | Refused]:
+        """Decode the samples of all requests together, as far as each request's budget allows."""
+        to_decode = [
+            SamplesToDecode(
+                samples=state.request.samples,
+                members=state.choice.members,
+                budget=state.request.budget,
+                # A lazy request runs fewer members than a cache entry needs.
+                may_use_cache=not state.choice.lazy,
+            )
+            for state in states
+            if isinstance(state, Accepted)
+        ]
+        decoded = iter(decode_batch(to_decode, self._decoder, self.cache, end))
+        return [
+            _check_decoded(state, next(decoded)) if isinstance(state, Accepted) else state
+            for state in states
+        ]
+
+    def _run_and_combine_all(
+        self, states: Sequence[Decoded | Refused], arrived: float, end: float
+    ) -> list[Answered | Refused]:
+        """Run members and combine their scores, first for lazy requests, then for all others."""
+        finished: dict[int, Answered | Refused] = {}
+        decoded: dict[int, Decoded] = {}
+        for position, state in enumerate(states):
+            if isinstance(state, Refused):
+                finished[position] = state
+            else:
+                decoded[position] = state
+        lazy = {i: each for i, each in decoded.items() if each.accepted.choice.lazy}
+        finished |= self._answer_lazily(lazy, end)
+        others = {i: each for i, each in decoded.items() if i not in finished}
+        finished |= self._answer_with_all_members(others, arrived, end)
+        return [finished[position] for position in range(len(states))]
+
+    def _answer_lazily(
+        self, requests: Mapping[int, Decoded], end: float
+    ) -> dict[int, Answered | Refused]:
+        """Answer lazy requests; those with equal choices are run and combined together.
+
+        Requests are left out of the returned mapping if a member failed for them: they must be
+        answered with all members, by the deployment's rule for failed members.
 
         Args:
-            entries: the requests.
-            end: the time of ``time.monotonic`` from which on no further image is begun.
+            requests: position in the batch -> request.
+            end: the time of ``time.monotonic`` from which on no further micro-batch begins.
         """
-        samples = [(entry, sample) for entry in entries for sample in entry.request.samples]
-        known = [self._look_up(entry, sample) for entry, sample in samples]
-        unknown = [
-            sample
-            for (_, sample), found in zip(samples, known, strict=True)
-            if not isinstance(found, KnownScores)
-        ]
-        opened = iter(self._decoder.open_all(unknown))
-        found_or_opened = [
-            found if isinstance(found, KnownScores) else next(opened) for found in known
-        ]
-        for (entry, _), found in zip(samples, found_or_opened, strict=True):
-            entry.charge(found)
-        decoded = iter(
-            self._decoder.decode_all(
-                [
-                    (found, entry.choice.members)
-                    for (entry, _), found in zip(samples, found_or_opened, strict=True)
-                    if isinstance(found, Opened) and entry.result is None
-                ],
-                end,
-            )
-        )
-        for (entry, sample), key, found in zip(samples, known, found_or_opened, strict=True):
-            if entry.result is not None:
+        groups: dict[tuple[object, ...], dict[int, Decoded]] = {}
+        for position, request in requests.items():
+            groups.setdefault(request.accepted.choice.group_key, {})[position] = request
+        finished: dict[int, Answered | Refused] = {}
+        for group in groups.values():
+            choice = next(iter(group.values())).accepted.choice
+            inputs = [each for request in group.values() for each in request.samples.inputs]
+            try:
+                outcome = run_lazily(self._runtime, choice, inputs, end)
+            except MemberError:
                 continue
-            position = len(entry.images)
-            image: Input | EnsembleError
-            if isinstance(found, KnownScores):
-                entry.known[position] = found
-                image = torch.empty(0)
-            else:
-                image = next(decoded) if isinstance(found, Opened) else found
-            if isinstance(image, EnsembleError):
-                entry.errors[sample.index] = image
+            except BusyError as error:
+                finished |= {i: each.accepted.refused(error) for i, each in group.items()}
                 continue
-            entry.images.append(image)
-            entry.readable.append(sample.index)
-            if isinstance(key, bytes):
-                entry.keys[position] = key
+            first = 0
+            for position, request in group.items():
+                accepted, samples = request.accepted, request.samples
+                rows = slice(first, first + len(samples.inputs))
+                finished[position] = self._conclude(
+                    request,
+                    partial(
+                        result_of_outcome,
+                        accepted.choice,
+                        accepted.request,
+                        samples.indices,
+                        rows_of(outcome, rows),
+                    ),
+                )
+                first = rows.stop
+        return finished
 
-    def _conclude(self, entry: _Pending, combine: Callable[[], Result]) -> None:
-        """Note the request's result; no error of one reaches its neighbours."""
+    def _answer_with_all_members(
+        self, requests: Mapping[int, Decoded], arrived: float, end: float
+    ) -> dict[int, Answered | Refused]:
+        """Run all chosen members on the samples of all requests, and combine each request alone.
+
+        Requests are not combined together, because the rounding of a sum can depend on how many
+        samples are summed at once.
+
+        Args:
+            requests: position in the batch -> request.
+            arrived: when the batch arrived, in ``time.monotonic`` seconds.
+            end: the time of ``time.monotonic`` from which on no further micro-batch begins.
+        """
         try:
-            result = combine()
-            entry.errors |= result.errors
-            if refuses(entry.errors, len(result.answered), entry.request.options):
-                entry.result = _refused(entry)
-                return
-            entry.result = replace(result, errors=entry.errors) if entry.errors else result
-            max_bytes = self.spec.limits.max_response_bytes
-            check_size(entry.result, max_bytes, infer=entry.request.infer)
+            outputs = run_chosen_members(
+                self._runtime, self.cache, list(requests.values()), arrived=arrived, end=end
+            )
+        except MemberError as error:
+            return {i: each.accepted.refused(error) for i, each in requests.items()}
+        finished: dict[int, Answered | Refused] = {}
+        first = 0
+        for position, request in requests.items():
+            accepted, samples = request.accepted, request.samples
+            rows = range(first, first + len(samples.inputs))
+            finished[position] = self._conclude(
+                request,
+                partial(combine, accepted.choice, accepted.request, samples.indices, rows, outputs),
+            )
+            first = rows.stop
+        return finished
+
+    def _conclude(
+        self, request: Decoded, combine_request: Callable[[], Result]
+    ) -> Answered | Refused:
+        """Combine one request; refuse it if its samples failed or its answer would be too long."""
+        accepted = request.accepted
+        parsed = accepted.request
+        try:
+            result = combine_request()
+            errors = {**request.samples.errors, **result.errors}
+            if is_refused(errors, len(result.answered), parsed.options):
+                return _refused_by_samples(accepted, errors)
+            if errors:
+                result = replace(result, errors=errors)
+            check_size(result, self.spec.limits.max_response_bytes, infer=parsed.infer)
+            return Answered(accepted, result)
         except EnsembleError as error:
-            entry.result = _failure(entry, error)
+            return accepted.refused(error)
         except Exception:
             logger.exception("a request could not be answered")
-            entry.result = _failure(entry, unforeseen())
+            return accepted.refused(unforeseen())
 
-    def _write(self, entry: _Pending) -> Response:
-        if not isinstance(entry.result, Result):
-            return entry.result or _refused(entry)
+    def _write_all(self, states: Sequence[Answered | Refused]) -> list[Response]:
+        """Write the response of each request."""
+        predictions = _write_predictions_together(states)
+        return [
+            self._write(state, predictions.get(position))
+            if isinstance(state, Answered)
+            else state.response
+            for position, state in enumerate(states)
+        ]
+
+    def _write(self, state: Answered, predictions: list[dict[str, Any]] | None) -> Response:
+        """Write the response of one request, with its JSON predictions if they exist already."""
+        accepted, max_bytes = state.accepted, self.spec.limits.max_response_bytes
         try:
-            infer = entry.request.infer
-            response = write(entry.result, accept=entry.accept, infer=infer, rows=entry.rows)
-            max_bytes = self.spec.limits.max_response_bytes
+            response = write(
+                state.result,
+                accept=accepted.accept,
+                infer=accepted.request.infer,
+                predictions=predictions,
+            )
             if len(response.body) > max_bytes:
-                raise too_long(len(response.body), max_bytes)
+                raise too_large(len(response.body), max_bytes)
             return response
         except EnsembleError as error:
-            return _failure(entry, error)
+            return accepted.refused(error).response
         except Exception:
             logger.exception("a request could not be answered")
-            return _failure(entry, unforeseen())
-
-    def _look_up(self, entry: _Pending, sample: Sample) -> KnownScores | bytes | None:
-        """Scores, or the key to keep them by.
-
-        None where neither is of use: a lazy policy asks fewer members than there would be scores
-        of, and a tensor is no file that comes again.
-        """
-        if self.cache is None or entry.choice.lazy or not isinstance(sample.data, bytes):
-            return None
-        key = self.cache.key(sample.data)
-        return self.cache.find(key, entry.choice.members) or key
+            return accepted.refused(unforeseen()).response
 
 
-def _write_rows(entries: Sequence[_Pending]) -> None:
-    """The predictions of requests answered in JSON, at once where clients want the same fields.
+def _check_decoded(
+    accepted: Accepted, decoded: DecodedSamples | EnsembleError
+) -> Decoded | Refused:
+    """Refuse a request that exceeds its budget, or whose unreadable samples refuse it."""
+    if isinstance(decoded, EnsembleError):
+        return accepted.refused(decoded)
+    if is_refused(decoded.errors, len(decoded.inputs), accepted.request.options):
+        return _refused_by_samples(accepted, decoded.errors)
+    return Decoded(accepted, decoded)
 
-    Whatever goes wrong comes again in `_write`, and stays with its request there.
+
+def _write_predictions_together(
+    states: Sequence[Answered | Refused],
+) -> dict[int, list[dict[str, Any]]]:
+    """Write the predictions of requests in JSON together if they have the same fields.
+
+    This is faster than one request at a time. Requests of a group that fails are left out of the
+    returned mapping: `EnsembleService._write` then writes each of them alone.
+
+    Returns:
+        Position in the batch -> predictions.
     """
-    groups: dict[tuple[object, ...], list[tuple[_Pending, Result]]] = {}
-    for entry in entries:
-        result = entry.result
-        if not isinstance(result, Result) or entry.request.infer is not None:
+    groups: dict[tuple[object, ...], dict[int, Result]] = {}
+    for position, state in enumerate(states):
+        if isinstance(state, Refused) or state.accepted.request.infer is not None:
             continue
-        if form_of(result, entry.accept) is Form.JSON:
-            groups.setdefault(result.wanted, []).append((entry, result))
+        if response_format(state.result, state.accepted.accept) is ResponseFormat.JSON:
+            groups.setdefault(state.result.json_row_key, {})[position] = state.result
+    predictions: dict[int, list[dict[str, Any]]] = {}
     for group in groups.values():
         with suppress(Exception):
-            rows = predictions_of([result for _, result in group])
-            for (entry, _), found in zip(group, rows, strict=True):
-                entry.rows = found
+            predictions |= zip(group, predictions_of(list(group.values())), strict=True)
+    return predictions
 
 
-def _refused(entry: _Pending) -> Response:
-    """The refusal of a request whose samples failed; the first one gives the status."""
-    failed = [entry.errors[index] for index in sorted(entry.errors)]
-    return encode_error(failed[0], failed, open_inference=entry.request.infer is not None)
-
-
-def _failure(entry: _Pending, error: EnsembleError) -> Response:
-    return encode_error(error, open_inference=entry.request.infer is not None)
+def _refused_by_samples(accepted: Accepted, errors: Mapping[int, EnsembleError]) -> Refused:
+    """Refuse a request because of its samples; the first failed sample gives the status."""
+    failed = [errors[index] for index in sorted(errors)]
+    return accepted.refused(failed[0], failed)

@@ -40,7 +40,7 @@ _DEFAULT_SIZE = 6_553_500
 _JAVA_UPDATES = datetime.timedelta(days=365)
 # The releases after which CPython's tarfile neither backtracks over headers (CVE-2024-6232, from
 # 3.11.10 and 3.12.6 on) nor loops at negative offsets (CVE-2025-8194).
-_TARFILE_MENDED = {(3, 11): (3, 11, 14), (3, 12): (3, 12, 12)}
+_TARFILE_MENDED = {(3, 11): (3, 11, 14), (3, 12): (3, 12, 12), (3, 13): (3, 13, 6)}
 # Below it, a TIFF of some kilobytes takes gigabytes.
 _PILLOW_MENDED = Version("13")
 # HTTP/1.1 of older ones has known holes, e.g. request smuggling (CVE-2021-43797, CVE-2025-58056).

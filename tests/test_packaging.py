@@ -1,4 +1,4 @@
-"""The wheel: installed elsewhere it gives the command, and takes no generic top-level name."""
+"""The wheel gives the command when it is installed elsewhere, and has one top-level name only."""
 
 from __future__ import annotations
 
@@ -15,25 +15,58 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def installed(package: str) -> int:
-    """The major version that the wheel can be built with without an index."""
+def installed_major_version(package: str) -> int:
+    """The major version of an installed package; 0 if it is not installed."""
     try:
         return int(metadata.version(package).partition(".")[0])
     except metadata.PackageNotFoundError:
         return 0
 
 
+def build(kind: str, source: Path, out: Path) -> Path:
+    """Build one distribution, ``wheel`` or ``sdist``, from a folder."""
+    command = [sys.executable, "-m", "build", f"--{kind}", "--outdir", str(out), "."]
+    # With a setuptools that can read pyproject.toml here, building needs no package index.
+    if installed_major_version("setuptools") >= 77:
+        command.insert(3, "--no-isolation")
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=300)
+    (built,) = [path for path in out.iterdir() if path.is_file()]
+    return built
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copy, out = tmp_path_factory.mktemp("source") / "copy", tmp_path_factory.mktemp("out")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("source") / "copy"
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "*.mar", "weights")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(out), "."]
-    if installed("setuptools") >= 77:
-        command.insert(4, "--no-build-isolation")
-    subprocess.run(command, cwd=copy, check=True, capture_output=True, timeout=300)
-    (built,) = out.glob("*.whl")
-    return built
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
+
+
+def test_the_source_distribution_gives_the_same_wheel(
+    source: Path, wheel: Path, tmp_path: Path
+) -> None:
+    for folder in ("sdist", "unpacked", "wheel"):
+        (tmp_path / folder).mkdir()
+    sdist = build("sdist", source, tmp_path / "sdist")
+    shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    again = build("wheel", unpacked, tmp_path / "wheel")
+    assert again.name == wheel.name
+    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
+        modules = [name for name in first.namelist() if ".dist-info/" not in name]
+        assert [n for n in second.namelist() if ".dist-info/" not in n] == modules
+        assert all(first.read(name) == second.read(name) for name in modules)
+
+
+def test_the_version_is_told_in_one_voice() -> None:
+    version = metadata.version("torchserve-ensemble")
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_one_top_level_name(wheel: Path) -> None:
@@ -46,7 +79,7 @@ def test_one_top_level_name(wheel: Path) -> None:
 def test_every_source_is_in_it(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for package in ("handlers", "archiver", "serving"):
+    for package in ("handlers", "archiver", "serving", "tuning"):
         files = [p for kind in ("*.py", "*.xml") for p in (ROOT / package).rglob(kind)]
         expected = {f"torchserve_ensemble/{file.relative_to(ROOT).as_posix()}" for file in files}
         assert expected <= names

@@ -7,12 +7,56 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import __version__, predict_command
-from .archiver import commands as archive_commands
+from . import __version__
+from .commands import (
+    build,
+    check,
+    describe,
+    doctor,
+    evaluate,
+    predict,
+    profile,
+    register,
+    scale,
+    schema,
+    serve,
+    set_default,
+    status,
+    stop,
+    token,
+    tune,
+    unregister,
+    verify,
+    versions,
+)
 from .handlers.base.errors import EnsembleError, WorkerDiedError
-from .serving import commands as serving_commands
-from .tuning import commands as tuning_commands
-from .tuning import profile as profile_command
+
+_VERBS = (
+    build,
+    verify,
+    schema,
+    check,
+    tune,
+    evaluate,
+    profile,
+    serve,
+    stop,
+    status,
+    token,
+    register,
+    scale,
+    versions,
+    set_default,
+    unregister,
+    describe,
+    predict,
+    doctor,
+)
+"""In the order of ``ts-ensemble --help``: make, choose, serve, change, ask."""
+
+
+_LISTS = ("names", "models")
+"""Arguments of which a verb takes any number."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,11 +68,8 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = root.add_subparsers(metavar="VERB", required=True)
-    archive_commands.add_commands(subparsers)
-    tuning_commands.add_commands(subparsers)
-    serving_commands.add_commands(subparsers)
-    predict_command.add_command(subparsers)
-    profile_command.add_command(subparsers)
+    for verb in _VERBS:
+        verb.add_command(subparsers)
     return root
 
 
@@ -38,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     An error that this project raises on purpose is printed as one message, without a traceback of
     this process; a worker that died shows its own.
     """
-    parsed = parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     try:
         status: int = parsed.run(parsed)
         sys.stdout.flush()
@@ -58,6 +99,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of one verb; options may stand among its images or archives.
+
+    argparse gives a list of positional arguments what stands together, and leaves over what comes
+    after an option (``predict NAME --policy any IMAGE``).
+    """
+    root = parser()
+    parsed, rest = root.parse_known_args(arguments)
+    listed = next((vars(parsed)[name] for name in _LISTS if name in parsed), None)
+    if listed is None or any(each.startswith("-") and each != "-" for each in rest):
+        # Now that it is an error, argparse words it.
+        return parsed if not rest else root.parse_args(arguments)
+    listed += rest
+    return parsed
 
 
 if __name__ == "__main__":

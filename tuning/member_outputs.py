@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..handlers.base.errors import MemberError, RequestError, SpecError
-from ..handlers.decisions.combining import Combiner
+from ..handlers.decisions.choosing import Chooser
 from ..handlers.deployment import catalogue, choose_device
 from ..handlers.engine.runtime import Runtime, State
 from ..handlers.inputs.images import decode_image
@@ -64,7 +64,7 @@ def member_outputs(
         logits.append(found.logits)
     if unreadable:
         raise SpecError("\n".join([*unreadable, "remove or replace these images in the data"]))
-    panel = Combiner(spec, catalogue(spec, folder), {}).panel
+    panel = Chooser(spec, catalogue(spec, folder), {}).panel
     return Outputs(panel, torch.cat(scores, dim=1), torch.cat(logits, dim=1), data.targets)
 
 

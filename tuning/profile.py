@@ -1,79 +1,19 @@
-"""The verb ``profile``: measure settings with a real server, and choose by a latency bound."""
+"""Measure settings of a server with real requests, for a choice within a latency bound."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..serving.frontier import ServingChoice, Tried, best, frontier
-from .commands import require_installed
+from ..serving.frontier import ServingChoice, Tried, frontier
 
 if TYPE_CHECKING:
     from ..handlers.spec import EnsembleSpec
-
-    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-_MISSED = 3
-
-
-def add_command(subparsers: Subparsers) -> None:
-    """Add ``profile``."""
-    command = subparsers.add_parser(
-        "profile",
-        help="measure batch size, delay, workers and threads, and choose for a latency bound",
-        description="Build the ensemble, serve it with each combination of settings in turn, and "
-        "measure images per second and latency with the images given. The exit status is "
-        f"{_MISSED} if no settings keep to the bound.",
-    )
-    command.add_argument("spec", type=Path, help="the ensemble's YAML file")
-    command.add_argument(
-        "--images", type=Path, required=True, metavar="FOLDER", help="like those that will be sent"
-    )
-    command.add_argument(
-        "--latency-ms", type=float, default=250, help="bound of the p99 (default: 250)"
-    )
-    cores = os.cpu_count() or 1
-    for name, default, what in (
-        ("--workers", sorted({1, cores}), "processes, each with all members"),
-        ("--batch-sizes", [1, 8, 32], "requests in a batch"),
-        ("--delays-ms", [1, 10], "longest wait for a batch to fill"),
-        ("--clients", [1, 8, 32], "that ask at the same time"),
-    ):
-        command.add_argument(
-            name, type=_numbers, default=default, metavar="N,N", help=f"{what} (default: {default})"
-        )
-    command.add_argument(
-        "--threads",
-        type=_numbers,
-        default=[None],
-        metavar="N,N",
-        help="of each worker (default: cores divided by workers, whatever the spec says)",
-    )
-    command.add_argument("--seconds", type=float, default=3, help="of each measurement")
-    command.add_argument("--report", type=Path, metavar="FOLDER", help="profile.json, profile.svg")
-    command.add_argument(
-        "--write",
-        action="store_true",
-        help="write the choice into the spec: serving and runtime.threads",
-    )
-    command.set_defaults(run=_profile)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers from 1 on, as 1,8,32")
-    return found
 
 
 def choices(
@@ -92,54 +32,30 @@ def choices(
     )
 
 
-def _profile(arguments: argparse.Namespace) -> int:
-    from ..archiver.build import sample_files
-    from ..handlers.spec import load_spec
-
-    spec = load_spec(arguments.spec)
-    if arguments.write or arguments.report is not None:
-        require_installed(("matplotlib", "ruamel.yaml"), "--write and --report need")
-    images = [path.read_bytes() for path in sample_files(arguments.images, "--images")]
-    asked = choices(
-        arguments.workers, arguments.batch_sizes, arguments.delays_ms, arguments.threads
-    )
-    tried: list[Tried] = []
-    for each in _measure(spec, arguments, asked, images):
-        tried.append(each)
-        print(
-            f"{each.choice}; {each.figures.clients} client(s): "
-            f"{each.figures.images_per_second:.1f} images/s, p99 {each.figures.p99_ms:.1f} ms",
-            flush=True,
-        )
-    _print(tried, arguments.latency_ms)
-    chosen = best(tried, arguments.latency_ms)
-    if arguments.report is not None:
-        _report(arguments.report, tried, chosen, arguments.latency_ms)
-    if chosen is None:
-        quickest = frontier(tried)[0]
-        print(
-            f"nothing keeps to {arguments.latency_ms:g} ms; the quickest takes "
-            f"{quickest.figures.p99_ms:.1f} ms: {quickest.choice}"
-        )
-        return _MISSED
-    print(f"best within {arguments.latency_ms:g} ms: {chosen.choice}")
-    if arguments.write:
-        from .writing import write_serving
-
-        choice = chosen.choice
-        settings = asdict(choice)
-        threads = settings.pop("threads")
-        write_serving(arguments.spec, settings, threads)
-        print(f"written to {arguments.spec}; build the archive again")
-    return 0
-
-
-def _measure(
+def measure(
+    spec_path: Path,
     spec: EnsembleSpec,
-    arguments: argparse.Namespace,
     asked: Sequence[ServingChoice],
     images: Sequence[bytes],
+    *,
+    clients: Sequence[int],
+    seconds: float,
+    samples: Path,
 ) -> Iterator[Tried]:
+    """Build the ensemble once, and serve and load it with each combination of settings in turn.
+
+    Args:
+        spec_path: the spec's file.
+        spec: the ensemble.
+        asked: the settings to measure.
+        images: encoded images that are sent in turn.
+        clients: for each measurement how many clients ask at the same time.
+        seconds: duration of each measurement.
+        samples: folder of images on which compiled members are compared with the saved ones.
+
+    Yields:
+        One measurement for each combination of settings and clients, as it is made.
+    """
     from ..archiver.build import build_archive
     from ..serving.load import closed_loop
     from ..serving.server import Server
@@ -147,7 +63,7 @@ def _measure(
 
     with tempfile.TemporaryDirectory(prefix="profile-") as temporary:
         folder = Path(temporary)
-        built = build_archive(arguments.spec, folder, samples=arguments.images, say=print)
+        built = build_archive(spec_path, folder, samples=samples, say=print)
         store = folder / "store"
         store.mkdir()
         for number, choice in enumerate(asked):
@@ -156,13 +72,13 @@ def _measure(
             settings = ServerSettings(store, (archive.name,), overrides=throw_away())
             with Server.start(settings, folder / str(number)) as server:
                 server.wait_ready()
-                for clients in arguments.clients:
+                for count in clients:
                     figures = closed_loop(
                         server.inference_address,
                         spec.name,
                         images,
-                        clients=clients,
-                        seconds=arguments.seconds,
+                        clients=count,
+                        seconds=seconds,
                     )
                     yield Tried(choice, figures)
 
@@ -188,7 +104,8 @@ def variant(built: Path, target: Path, spec: EnsembleSpec, choice: ServingChoice
     vary_archive(built, target, spec, serving, choice.threads_of_a_worker())
 
 
-def _print(tried: Sequence[Tried], latency_ms: float) -> None:
+def print_frontier(tried: Sequence[Tried], latency_ms: float) -> None:
+    """Print the settings of which no others have more throughput at less latency."""
     from rich.console import Console
     from rich.table import Table
 
@@ -207,7 +124,10 @@ def _print(tried: Sequence[Tried], latency_ms: float) -> None:
     Console(width=100).print(table)
 
 
-def _report(folder: Path, tried: Sequence[Tried], chosen: Tried | None, latency_ms: float) -> None:
+def write_report(
+    folder: Path, tried: Sequence[Tried], chosen: Tried | None, latency_ms: float
+) -> None:
+    """Write ``profile.json`` and ``profile.svg`` into a folder, which is made if missing."""
     import matplotlib
 
     matplotlib.use("Agg")

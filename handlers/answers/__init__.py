@@ -2,6 +2,9 @@
 
 Enters: the result of one request (`decisions`) and the format that its client asked for.
 Leaves: a body with its status and headers.
-Must not import: `service`, `deployment`, `entry`, `engine`, `members`. An answer is written from a
-result alone; it computes no scores.
+Must not import: `stages`, `running`, `service`, `deployment`, `entry`, `engine`, `members`. An
+answer is written from a result alone; no scores are computed here.
+
+`writing` chooses the format. Each format has a module: `json_answers`, `json_lines`, `flexserve`,
+`tensors` and `open_inference`. They share `label_rows`, `columns`, `answer_size` and `encoding`.
 """

@@ -1,4 +1,4 @@
-"""Responses: bodies, their status, and errors as the JSON that a client gets."""
+"""Encodes JSON bodies, numbers and errors."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..base.errors import EnsembleError, SampleError
 
 JSON = "application/json"
 
-_MAX_MESSAGE = 2000
-"""Characters of an error's message."""
+_MAX_MESSAGE_CHARACTERS = 2000
+"""Longer error messages are cut off."""
 
 _MAX_SAMPLES_LISTED = 8
-"""Failed samples that a refusal lists one by one; the others it counts."""
+"""A refusal lists this many failed samples one by one, and gives the number of the others."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """The answer to one request. Header values are text, or TorchServe's worker would end."""
+    """The answer to one request; header values must be text, else TorchServe's worker ends."""
 
     body: bytes
     status: int = 200
@@ -32,39 +32,40 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def numbers(values: Tensor) -> Any:
-    """Nested lists of the shortest decimals that read back as the same float32; None for NaN.
+def to_json_numbers(values: Tensor) -> Any:
+    """Convert float32 to nested lists of the shortest decimals that read back as the same numbers.
+
+    NaN and infinity become None, because JSON has neither.
 
     Args:
         values: float32, any shape.
     """
-
     array = values.detach().cpu().float().numpy()
     decimals = map(float, array.ravel().astype(str).tolist())
-    written = [number if isfinite(number) else None for number in decimals]
-    return np.array(written, dtype=object).reshape(array.shape).tolist()
+    finite = [number if isfinite(number) else None for number in decimals]
+    return np.array(finite, dtype=object).reshape(array.shape).tolist()
 
 
 def compact(content: object) -> bytes:
-    """Compact JSON in UTF-8; NaN is refused.
+    """Encode JSON in UTF-8 without spaces; NaN raises ValueError.
 
-    Half a character, which JSON can spell (``\\ud800``) and UTF-8 cannot, comes back as it was
-    spelt: a client's own text in an error message must not keep the message from being sent.
+    JSON can spell half a character (``\\ud800``), which UTF-8 cannot encode. It is
+    written as JSON spells it, so that an error message that quotes a client can always be sent.
     """
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", errors="backslashreplace")
 
 
 def encode(content: object, status: int = 200) -> Response:
-    """A response of compact JSON."""
+    """Make a response from JSON content."""
     return Response(compact(content), status)
 
 
 def error_content(error: EnsembleError) -> dict[str, Any]:
-    """``{"code", "type", "message"}``, and for a sample its name and position."""
+    """Describe an error by code, type and message, and for a sample by its name and position."""
     message = error.message
-    if len(message) > _MAX_MESSAGE:
-        message = f"{message[:_MAX_MESSAGE]}..."
+    if len(message) > _MAX_MESSAGE_CHARACTERS:
+        message = f"{message[:_MAX_MESSAGE_CHARACTERS]}..."
     content: dict[str, Any] = {
         "code": error.status,
         "type": type(error).__name__,
@@ -78,12 +79,12 @@ def error_content(error: EnsembleError) -> dict[str, Any]:
 def encode_error(
     error: EnsembleError, samples: Sequence[EnsembleError] = (), *, open_inference: bool = False
 ) -> Response:
-    """One request's refusal.
+    """Make the response that refuses one request.
 
     Args:
-        error: why.
-        samples: every sample that failed, if samples did; the first few are listed.
-        open_inference: add the key ``error``, in which clients of that protocol look for the text.
+        error: the reason; gives the status.
+        samples: errors of all samples that failed; the first few are listed.
+        open_inference: add the key ``error``, where clients of that protocol expect the message.
     """
     content = error_content(error)
     if samples:

@@ -1,6 +1,11 @@
-"""Scores of all members become the result of each request.
+"""The members' scores become the result of each request.
 
 Enters: the options that a client chose, and the members' scores for its samples (`engine`).
-Leaves: one result for each request: decisions, what each member said, and which samples failed.
-Must not import: `answers`, which writes results down, `service`, `deployment` or `entry`.
+Leaves: one result for each request: its decisions, the scores of each member, and an error for
+each sample that could not be answered.
+Must not import: `answers`, which writes results down, `running`, `service`, `deployment` or
+`entry`.
+
+`choosing` checks what the client chose, `grouping` puts samples together that the same members
+answered, `combining` applies the policy, `sequences` smooths over frames.
 """

@@ -1,4 +1,4 @@
-"""What is known about one request before its answer is written."""
+"""The result of one request, from which its answer is written in any response format."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ DEFAULT_FIELDS = frozenset(AnswerField) - {AnswerField.SCORES, AnswerField.UNCER
 
 @dataclass(frozen=True, kw_only=True)
 class MembersOfSample:
-    """Which members one sample's answer rests on.
+    """The chosen members that did not answer a sample.
 
     Attributes:
-        failed: member -> why its scores could not be used.
-        late: members that had not begun when the deadline was over.
+        failed: name of the member -> why it has no usable scores.
+        late: names of members that had not begun to run when the deadline was over.
     """
 
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -38,9 +38,9 @@ class Group:
 
     Attributes:
         indices: positions of the N samples in the request.
-        ballot: what the members say about them; None where members ran only as far as needed.
-        outcome: what the policy makes of it.
-        missing: the members that did not take part.
+        ballot: scores of the members; None if members ran lazily.
+        outcome: scores and decisions of the policy.
+        missing: the chosen members that did not answer.
     """
 
     indices: tuple[int, ...]
@@ -50,13 +50,19 @@ class Group:
 
     @property
     def member_names(self) -> tuple[str, ...]:
-        """Members whose own answers are known."""
+        """Names of the members whose scores the group has; none if they ran lazily."""
         return self.ballot.member_names if self.ballot is not None else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothed:
-    """Decisions over a sequence, as `Outcome`, one row for each of `indices`, in time's order."""
+    """Decisions smoothed over the samples of a sequence, in the order of time.
+
+    Attributes:
+        indices: positions of the N samples in the request.
+        scores: (N, C) float32.
+        decisions: (N, C) bool; None for regression.
+    """
 
     indices: tuple[int, ...]
     scores: Tensor
@@ -65,13 +71,15 @@ class Smoothed:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """All that is known about one request before it is written down.
+    """Everything that the answer to one request may contain.
 
     Attributes:
         model: name, version and archive digest.
         policy: name and parameters of the policy.
         samples: all samples of the request, in order.
-        errors: position -> why that sample has no answer.
+        errors: position in the request -> why that sample has no answer.
+        uncertainties: one for each group, if the client wants them.
+        smoothed: the decisions over the sequence, if the client wants them.
     """
 
     task: Task
@@ -88,23 +96,23 @@ class Result:
 
     @cached_property
     def fields(self) -> frozenset[AnswerField]:
-        """What the client asked for."""
-        asked = DEFAULT_FIELDS if self.options.fields is None else frozenset(self.options.fields)
-        return asked | frozenset(self.options.include)
+        """The parts of the answer that the client wants."""
+        fields = DEFAULT_FIELDS if self.options.fields is None else frozenset(self.options.fields)
+        return fields | frozenset(self.options.include)
 
     @property
-    def wanted(self) -> tuple[object, ...]:
-        """Equal for results whose `predictions` can be written together."""
+    def json_row_key(self) -> tuple[object, ...]:
+        """Equal for results whose JSON predictions have the same fields."""
         options = self.options
         return self.fields, options.fields is None, options.top_k
 
     @property
     def answered(self) -> tuple[int, ...]:
-        """Positions of the samples that have an answer."""
+        """Positions in the request of the samples that have an answer."""
         return tuple(index for group in self.groups for index in group.indices)
 
     @property
     def member_names(self) -> tuple[str, ...]:
-        """Members that answered at least one sample, in the deployment's order."""
+        """Names of the members that answered at least one sample, each once."""
         names = [name for group in self.groups for name in group.member_names]
         return tuple(dict.fromkeys(names))

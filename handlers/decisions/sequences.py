@@ -1,4 +1,4 @@
-"""A request whose samples are the frames of a sequence."""
+"""Smooths the decisions of a request whose samples are the frames of a sequence."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .result import Result, Smoothed
 
 
 def smooth(result: Result, thresholds: Tensor) -> Smoothed:
-    """Decisions smoothed over the answered samples, in the order of their frames.
+    """Smooth the decisions of the answered samples, in the order of their frames.
 
     Args:
-        result: of a request with the option ``smooth``, with at least one answer.
-        thresholds: (C,) float32, for presence and multilabel.
+        result: must have the option ``smooth`` and at least one answer.
+        thresholds: (C,) float32 decision thresholds; used for presence and multilabel.
     """
     options = result.options
     order = options.frame_order or tuple(range(len(result.samples)))
@@ -41,10 +41,10 @@ def smooth(result: Result, thresholds: Tensor) -> Smoothed:
 
 
 def check_frame_order(request: ParsedRequest) -> None:
-    """Check that each sample has its place in time.
+    """Check that the option ``frame_order`` has one number for each sample.
 
     Raises:
-        RequestError: there are more or fewer places than samples.
+        RequestError: it has more or fewer.
     """
     order = request.options.frame_order
     if order is not None and len(order) != len(request.samples):

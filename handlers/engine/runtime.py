@@ -147,7 +147,7 @@ class Runtime:
             MemberError: a member's file, architecture or output does not fit.
             SpecError: a preprocessing that does not exist.
         """
-        preprocessors, group_of_member = preprocessors_of(spec, device, pool)
+        preprocessors, group_of_member = preprocessors_of(spec, folder, device, pool)
         images = trial_images(3)
         batches = [preprocessor(images) for preprocessor in preprocessors]
         libraries = CompiledMembers.find(folder, device) if compiled else None

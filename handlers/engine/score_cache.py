@@ -1,4 +1,4 @@
-"""Scores of samples that were seen before, so that no member runs for them again."""
+"""A cache of member scores: an image that was sent before is answered without running members."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from .runtime import MemberScores, State
 
-_OVERHEAD = 1024
-"""Bytes that an entry takes beside its numbers: the key, Python's objects, three tensors."""
+_ENTRY_OVERHEAD_BYTES = 1024
+"""Memory that an entry takes beside its numbers: the key, Python's objects and three tensors."""
 
 
 @dataclass(frozen=True)
-class KnownScores:
-    """What the members said about one sample.
+class CachedScores:
+    """The scores that the members gave for one sample.
 
     Attributes:
-        scores: (M members, C score labels) float32; NaN where a member was not asked.
-        logits: same shape.
+        scores: (M members, C score labels) float32; NaN where a member has not run.
+        logits: (M, C) float32; NaN where a member has not run or gives no logits.
         states: (M,) uint8 of `State`.
     """
 
@@ -31,115 +31,128 @@ class KnownScores:
     states: Tensor
 
     @property
-    def size(self) -> int:
-        """Bytes."""
+    def size_bytes(self) -> int:
+        """Memory that the entry takes in the cache, in bytes."""
         tensors = (self.scores, self.logits, self.states)
-        return _OVERHEAD + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return _ENTRY_OVERHEAD_BYTES + sum(each.numel() * each.element_size() for each in tensors)
 
 
 class ScoreCache:
-    """The scores of the samples asked for last, in bounded memory.
+    """Keeps the scores of the most recently used samples in bounded memory.
 
-    Two samples are the same if their bytes are; the archive's digest, which its members, labels and
-    preprocessing are part of, belongs to the key. What a policy makes of the scores is computed
-    anew, so that each request may have its own. Not for several threads.
+    Two samples are equal if their encoded bytes are equal. The key also contains the digest of the
+    archive, because the digest changes with the members, the labels and the preprocessing. Only
+    scores are cached; the policy of each request combines them anew. Not thread-safe.
     """
 
-    def __init__(self, most_bytes: int, archive: str) -> None:
-        """An empty one.
+    def __init__(self, max_bytes: int, archive: str) -> None:
+        """Create an empty cache.
 
         Args:
-            most_bytes: beyond it the samples go that were not asked for for the longest time.
-            archive: its digest.
+            max_bytes: when the cache grows beyond this, the least recently used entries are
+                evicted.
+            archive: digest of the archive that the members come from.
         """
-        self._most = most_bytes
+        self._max_bytes = max_bytes
         self._archive = archive.encode()
-        self._known: OrderedDict[bytes, KnownScores] = OrderedDict()
+        self._entries: OrderedDict[bytes, CachedScores] = OrderedDict()
         self.bytes = 0
         self.hits = 0
         self.misses = 0
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
-    def key(self, sample: bytes) -> bytes:
-        """Of an encoded image."""
-        return hashlib.sha256(self._archive + b"\0" + sample).digest()
+    def key(self, encoded_image: bytes) -> bytes:
+        """Compute the key under which the scores of an encoded image are stored."""
+        return hashlib.sha256(self._archive + b"\0" + encoded_image).digest()
 
-    def find(self, key: bytes, members: Sequence[int]) -> KnownScores | None:
-        """Scores in which all these members answered; counts a hit or a miss."""
-        known = self._known.get(key)
-        if known is None or not bool((known.states[list(members)] == State.ANSWERED).all()):
+    def get(self, key: bytes, members: Sequence[int]) -> CachedScores | None:
+        """Return the entry if all these members answered it, and count a hit or a miss.
+
+        Args:
+            key: from `key`.
+            members: positions of the members whose scores are needed.
+        """
+        entry = self._entries.get(key)
+        if entry is None or not bool((entry.states[list(members)] == State.ANSWERED).all()):
             self.misses += 1
             return None
-        self._known.move_to_end(key)
+        self._entries.move_to_end(key)
         self.hits += 1
-        return known
+        return entry
 
-    def keep(self, key: bytes, outputs: MemberScores, column: int) -> None:
-        """Remember what the members that answered said about one sample of a batch."""
-        found = KnownScores(
+    def put(self, key: bytes, outputs: MemberScores, column: int) -> None:
+        """Store the scores of one sample; members without an answer keep their earlier scores.
+
+        Args:
+            key: from `key`.
+            outputs: scores of a batch.
+            column: position of the sample in that batch.
+        """
+        entry = CachedScores(
             scores=outputs.scores[:, column].clone(),
             logits=outputs.logits[:, column].clone(),
             states=outputs.states[:, column].clone(),
         )
-        answered = found.states == State.ANSWERED
-        before = self._known.pop(key, None)
-        if before is not None:
-            self.bytes -= before.size
-            # Other members may have been asked then.
-            found = KnownScores(
-                scores=torch.where(answered[:, None], found.scores, before.scores),
-                logits=torch.where(answered[:, None], found.logits, before.logits),
-                states=torch.where(answered, found.states, before.states),
+        answered = entry.states == State.ANSWERED
+        earlier = self._entries.pop(key, None)
+        if earlier is not None:
+            self.bytes -= earlier.size_bytes
+            # The earlier request may have run other members.
+            entry = CachedScores(
+                scores=torch.where(answered[:, None], entry.scores, earlier.scores),
+                logits=torch.where(answered[:, None], entry.logits, earlier.logits),
+                states=torch.where(answered, entry.states, earlier.states),
             )
-        if not bool((found.states == State.ANSWERED).any()) or found.size > self._most:
+        any_answered = bool((entry.states == State.ANSWERED).any())
+        if not any_answered or entry.size_bytes > self._max_bytes:
             return
-        self._known[key] = found
-        self.bytes += found.size
-        while self.bytes > self._most:
-            _, oldest = self._known.popitem(last=False)
-            self.bytes -= oldest.size
+        self._entries[key] = entry
+        self.bytes += entry.size_bytes
+        while self.bytes > self._max_bytes:
+            _, evicted = self._entries.popitem(last=False)
+            self.bytes -= evicted.size_bytes
 
     def describe(self) -> dict[str, int]:
-        """How it fares."""
+        """Report hits, misses and memory, for the describe answer."""
         return {
             "hits": self.hits,
             "misses": self.misses,
             "samples": len(self),
             "bytes": self.bytes,
-            "most_bytes": self._most,
+            "max_bytes": self._max_bytes,
         }
 
 
-def with_known(
-    computed: MemberScores, columns: Sequence[int], known: Mapping[int, KnownScores]
+def merge_cached(
+    computed: MemberScores, columns: Sequence[int], cached: Mapping[int, CachedScores]
 ) -> MemberScores:
-    """Computed and known scores as those of one batch.
+    """Merge computed and cached scores into the scores of one batch.
 
     Args:
-        computed: of the samples that were not known.
-        columns: for each of them its position in the batch.
-        known: of the others, by their position.
+        computed: scores of the samples that were not in the cache.
+        columns: position in the batch of each computed sample.
+        cached: position in the batch -> cached scores, for all other samples.
     """
-    if not known:
+    if not cached:
         return computed
-    members, _, labels = computed.scores.shape
-    samples = len(columns) + len(known)
-    whole = MemberScores(
-        scores=torch.full((members, samples, labels), float("nan")),
-        logits=torch.full((members, samples, labels), float("nan")),
-        states=torch.zeros((members, samples), dtype=torch.uint8),
+    num_members, _, num_labels = computed.scores.shape
+    num_samples = len(columns) + len(cached)
+    merged = MemberScores(
+        scores=torch.full((num_members, num_samples, num_labels), float("nan")),
+        logits=torch.full((num_members, num_samples, num_labels), float("nan")),
+        states=torch.zeros((num_members, num_samples), dtype=torch.uint8),
         reasons={
             (member, columns[sample]): reason
             for (member, sample), reason in computed.reasons.items()
         },
     )
-    whole.scores[:, columns] = computed.scores
-    whole.logits[:, columns] = computed.logits
-    whole.states[:, columns] = computed.states
-    for column, found in known.items():
-        whole.scores[:, column] = found.scores
-        whole.logits[:, column] = found.logits
-        whole.states[:, column] = found.states
-    return whole
+    merged.scores[:, columns] = computed.scores
+    merged.logits[:, columns] = computed.logits
+    merged.states[:, columns] = computed.states
+    for column, entry in cached.items():
+        merged.scores[:, column] = entry.scores
+        merged.logits[:, column] = entry.logits
+        merged.states[:, column] = entry.states
+    return merged

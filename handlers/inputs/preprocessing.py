@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ..base.errors import SpecError
+from ..base.errors import PreprocessingError, SpecError
+from ..base.own_code import described, file_of, imports_from, load_own
 from ..base.suggestions import nearest
 from ..base.threads import SERIAL, ThreadPool
 from ..base.torchvision_imports import ImageClassification, InterpolationMode, functional, models
-from ..spec import Color, EnsembleSpec, Interpolation, Preprocessing
+from ..spec import Color, EnsembleSpec, Interpolation, Preprocessing, ResizeLibrary
 
 _MAX_ASPECT = 16
 _MAX_RESIZED_PIXELS = 1 << 20
@@ -32,6 +36,12 @@ _PIXELS_IN_BAND = 1 << 20
 _ONE_PIXEL = (1, (1, 1))
 """Values of ``resize`` that can make an image one pixel: 1 does so to a square one."""
 
+_PILLOW_FILTERS = {
+    Interpolation.NEAREST: Image.Resampling.NEAREST,
+    Interpolation.BILINEAR: Image.Resampling.BILINEAR,
+    Interpolation.BICUBIC: Image.Resampling.BICUBIC,
+}
+
 # torchvision ignores antialias for these.
 _UNFILTERED = {Interpolation.NEAREST, Interpolation.NEAREST_EXACT}
 
@@ -46,7 +56,8 @@ def resolve(preprocessing: Preprocessing) -> Preprocessing:
         SpecError: no such weights, or weights whose transforms are not for image classification.
     """
     if preprocessing.weights is not None:
-        preprocessing = _of_weights(preprocessing.weights)
+        of_weights = _of_weights(preprocessing.weights)
+        preprocessing = dataclasses.replace(of_weights, resize_library=preprocessing.resize_library)
     channels = preprocessing.channels
     resizes = preprocessing.resize is not None
     filtered = resizes and preprocessing.interpolation not in _UNFILTERED
@@ -55,6 +66,7 @@ def resolve(preprocessing: Preprocessing) -> Preprocessing:
         crop=None if preprocessing.crop is None else preprocessing.size,
         interpolation=preprocessing.interpolation if resizes else Interpolation.BILINEAR,
         antialias=preprocessing.antialias if filtered else True,
+        resize_library=preprocessing.resize_library if resizes else ResizeLibrary.TORCH,
         mean=_per_channel(preprocessing.mean or (0.0,), channels),
         std=_per_channel(preprocessing.std or (1.0,), channels),
     )
@@ -90,15 +102,31 @@ def _of_weights(name: str) -> Preprocessing:
 
 
 def preprocessors_of(
-    spec: EnsembleSpec, device: torch.device, pool: ThreadPool = SERIAL
+    spec: EnsembleSpec, folder: Path, device: torch.device, pool: ThreadPool = SERIAL
 ) -> tuple[list[Preprocessor], list[int]]:
     """Each distinct preprocessing of an ensemble, and for each member the position of its own.
 
+    Args:
+        spec: the ensemble.
+        folder: where the files that the spec names are.
+        device: where the batches are wanted.
+        pool: does the work on single images.
+
     Raises:
         SpecError: a preprocessing that does not exist.
+        MemberError: a file with a function of the user's own cannot be imported.
     """
     groups, positions = group([resolve(spec.preprocessing_of(member)) for member in spec.members])
-    return [Preprocessor(settings, device, pool) for settings in groups], positions
+    with imports_from(folder):
+        functions = [
+            None if settings.function is None else load_own(folder, settings.function)
+            for settings in groups
+        ]
+    preprocessors = [
+        Preprocessor(settings, device, pool, function)
+        for settings, function in zip(groups, functions, strict=True)
+    ]
+    return preprocessors, positions
 
 
 def group(settings: Sequence[Preprocessing]) -> tuple[list[Preprocessing], list[int]]:
@@ -120,7 +148,7 @@ class Resized:
     """An image at the size that a preprocessing asks for.
 
     Attributes:
-        pixels: uint8 (channels, height, width).
+        pixels: uint8 (channels, height, width), or float32 from a function of the user's own.
     """
 
     pixels: Tensor
@@ -138,7 +166,11 @@ class Preprocessor:
     """
 
     def __init__(
-        self, settings: Preprocessing, device: torch.device, pool: ThreadPool = SERIAL
+        self,
+        settings: Preprocessing,
+        device: torch.device,
+        pool: ThreadPool = SERIAL,
+        function: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Prepare.
 
@@ -146,6 +178,7 @@ class Preprocessor:
             settings: need not be resolved.
             device: where the batches are wanted.
             pool: does the work on single images.
+            function: the user's own, which ``settings.function`` names.
 
         Raises:
             SpecError: as `resolve`; or images of different sizes would not end alike.
@@ -153,6 +186,7 @@ class Preprocessor:
         self.settings = resolve(settings)
         self.device = device
         self._pool = pool
+        self._function = function
         size = self.settings.size
         if size is None:
             raise SpecError(
@@ -161,7 +195,8 @@ class Preprocessor:
             )
         self.shape = (self.settings.channels, *size)
         """Channels, height and width of the result."""
-        low, high = self.settings.value_range
+        # What a function of the user's own returns is taken as it is.
+        low, high = (0.0, 255.0) if function is not None else self.settings.value_range
         mean = torch.tensor(self.settings.mean, dtype=torch.float64)
         std = torch.tensor(self.settings.std, dtype=torch.float64)
         # ((x / 255) * (high - low) + low - mean) / std as one multiplication and one addition.
@@ -196,6 +231,8 @@ class Preprocessor:
             width: of the image.
             height: of the image.
         """
+        if self.settings.function is not None:
+            return math.prod(self.shape[1:])
         size = self.settings.resize
         if size is None:
             return 0
@@ -232,25 +269,84 @@ class Preprocessor:
 
     def _geometry(self, image: Tensor) -> Tensor:
         settings = self.settings
+        if self._function is not None:
+            return self._from_function(self._function, image)
         if isinstance(settings.resize, int) and settings.crop is not None:
             image = _middle(image, settings.resize, max(self.shape[1:]))
         if settings.color is Color.GRAYSCALE:
             image = _gray(image)
         if settings.resize is not None:
-            # PyTorch 2.14 takes one pixel of several channels for channels in another order, and
-            # fails; as a batch of images with one channel each the channels give the same pixel.
-            by_channel = settings.resize in _ONE_PIXEL
-            size = settings.resize
-            image = functional.resize(
-                image.unsqueeze(1) if by_channel else image,
-                [size] if isinstance(size, int) else list(size),
-                interpolation=InterpolationMode(settings.interpolation.value),
-                antialias=settings.antialias,
-            )
-            image = image.squeeze(1) if by_channel else image
+            image = self._resized(image)
         if settings.crop is not None:
             image = functional.center_crop(image, list(self.shape[1:]))
         return image
+
+    def _from_function(self, function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+        text = str(self.settings.function)
+        try:
+            # Threads of a pool do not inherit it.
+            with torch.inference_mode():
+                # A copy, since other preprocessings see the same pixels.
+                result = function(image.clone())
+        except Exception as error:
+            message = described(error, file_of(text) or text)
+            raise PreprocessingError(f"preprocessing {text}: {message}") from error
+        if not isinstance(result, Tensor) or tuple(result.shape) != self.shape:
+            found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise PreprocessingError(
+                f"preprocessing {text}: it returned {found}, not a tensor of shape {self.shape}; "
+                "correct it, or the spec's shape"
+            )
+        result = result.to("cpu", torch.float32)
+        if not bool(result.isfinite().all()):
+            raise PreprocessingError(f"preprocessing {text}: it returned NaN or infinite numbers")
+        return result
+
+    def _resized(self, image: Tensor) -> Tensor:
+        settings = self.settings
+        assert settings.resize is not None
+        if settings.letterbox is None:
+            return _resize(image, settings.resize, settings)
+        height, width = self.settings.resize  # type: ignore[misc]
+        scale = min(height / image.shape[1], width / image.shape[2])
+        inner = tuple(max(1, round(side * scale)) for side in image.shape[1:])
+        framed = image.new_full((image.shape[0], height, width), settings.letterbox)
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        inside = framed[:, top : top + inner[0], left : left + inner[1]]
+        inside.copy_(_resize(image, (inner[0], inner[1]), settings))
+        return framed
+
+
+def _resize(image: Tensor, size: int | tuple[int, int], settings: Preprocessing) -> Tensor:
+    """The image with its shorter side of `size` pixels, or of the given height and width."""
+    if settings.resize_library is ResizeLibrary.PILLOW:
+        return _resize_by_pillow(image, size, settings.interpolation)
+    # PyTorch 2.14 takes one pixel of several channels for channels in another order, and
+    # fails; as a batch of images with one channel each the channels give the same pixel.
+    by_channel = size in _ONE_PIXEL
+    resized: Tensor = functional.resize(
+        image.unsqueeze(1) if by_channel else image,
+        [size] if isinstance(size, int) else list(size),
+        interpolation=InterpolationMode(settings.interpolation.value),
+        antialias=settings.antialias,
+    )
+    return resized.squeeze(1) if by_channel else resized
+
+
+def _resize_by_pillow(
+    image: Tensor, size: int | tuple[int, int], interpolation: Interpolation
+) -> Tensor:
+    """Resize as torchvision resizes a PIL image: the same sizes, and Pillow's arithmetic."""
+    height, width = image.shape[1:]
+    if isinstance(size, int):
+        shorter, longer = min(height, width), max(height, width)
+        new_longer = int(size * longer / shorter)
+        size = (size, new_longer) if height <= width else (new_longer, size)
+    # Pillow wants the channels last; a gray image has none.
+    array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+    resized = Image.fromarray(array).resize((size[1], size[0]), _PILLOW_FILTERS[interpolation])
+    pixels = torch.from_numpy(np.array(resized))
+    return pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)
 
 
 def _middle(image: Tensor, resize: int, crop: int) -> Tensor:

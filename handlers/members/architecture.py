@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
 
 from ..base.errors import MemberError
+from ..base.own_code import imports_from, load_own
 from ..base.suggestions import nearest
 from ..base.torchvision_imports import models
 from ..spec import Member
 
 _TORCHVISION = "torchvision.models."
-_OWN_NAME = "_member_code_"
-# Modules that users' files imported from their own folder -> that folder.
-_imported_from: dict[str, Path] = {}
 
 
 def build_architecture(member: Member, folder: Path) -> nn.Module:
@@ -39,15 +32,13 @@ def build_architecture(member: Member, folder: Path) -> nn.Module:
     name = _torchvision_name(member)
     if name is not None:
         return _build(member, _torchvision_builder(member, name))
-    file = member.architecture_file
-    if file is None:
+    if member.architecture_file is None:
         raise MemberError(
             f"architecture '{member.architecture}' is neither torchvision.models.NAME nor "
             "FILE.py:CLASS"
         )
-    class_name = (member.architecture or "").partition(".py:")[2]
-    with _import_path(folder):
-        return _build(member, _from_file(folder, file, class_name))
+    with imports_from(folder):
+        return _build(member, load_own(folder, member.architecture or ""))
 
 
 def build_without_data(member: Member) -> nn.Module | None:
@@ -119,69 +110,3 @@ def _signature(build: Callable[..., nn.Module]) -> str:
         return str(inspect.signature(build))
     except (TypeError, ValueError):
         return "unknown"
-
-
-def _from_file(folder: Path, file: str, name: str) -> Callable[..., nn.Module]:
-    module = _import_file(folder, file)
-    found = getattr(module, name, None)
-    if not callable(found):
-        known = [
-            key
-            for key, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", None) == module.__name__
-        ]
-        raise MemberError(f"{file} has no class or function '{name}'{nearest(name, known)}")
-    build: Callable[..., nn.Module] = found
-    return build
-
-
-def _import_file(folder: Path, file: str) -> ModuleType:
-    """Import a file under a name of its own, so that members never meet in `sys.modules`."""
-    path = folder / file
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise MemberError(f"{file} cannot be read: {error.strerror}") from error
-    digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()
-    module_name = f"{_OWN_NAME}{digest[:16]}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    module = ModuleType(module_name)
-    module.__file__ = str(path)
-    sys.modules[module_name] = module
-    try:
-        # From these very bytes: the import system might take the bytecode of an older file.
-        exec(compile(content, path, "exec"), vars(module))
-    except Exception as error:
-        del sys.modules[module_name]
-        raise MemberError(
-            f"{file} cannot be imported: {type(error).__name__}: {error} (modules that it imports "
-            "from the spec's folder must be listed in extra_files)"
-        ) from error
-    return module
-
-
-@contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
-    """Let the user's code import its neighbours, and never those of another ensemble."""
-    folder = folder.resolve()
-    for name, origin in list(_imported_from.items()):
-        if origin != folder:
-            sys.modules.pop(name, None)
-            del _imported_from[name]
-    before, writes_no_byte_code = set(sys.modules), sys.dont_write_bytecode
-    # It would not be listed in the archive's record, and the next worker refuses what is not.
-    sys.dont_write_bytecode = True
-    # The files may be younger than the import system's view of the folder.
-    importlib.invalidate_caches()
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = writes_no_byte_code
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            inside = file is not None and Path(file).resolve().is_relative_to(folder)
-            if inside and not name.startswith(_OWN_NAME):
-                _imported_from[name] = folder

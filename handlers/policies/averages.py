@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..base.tasks import Task
-from .ballot import ALL_TASKS, DECIDING, Ballot, Outcome, one_hot
+from .ballot import ALL_TASKS, LABEL_TASKS, Ballot, Outcome, one_hot
 from .registry import AtMostMembers, policy
 from .votes import positive_weights
 
@@ -90,7 +90,7 @@ def minimum(ballot: Ballot) -> Outcome:
     return decide(ballot, ballot.scores.amin(dim=0))
 
 
-@policy("geometric_mean", tasks=DECIDING)
+@policy("geometric_mean", tasks=LABEL_TASKS)
 def geometric_mean(ballot: Ballot) -> Outcome:
     """The geometric mean; for classification brought to a sum of 1 (logarithmic opinion pool)."""
     logarithms = _log(ballot.scores).mean(dim=0)
@@ -101,7 +101,7 @@ def geometric_mean(ballot: Ballot) -> Outcome:
     return decide(ballot, logarithms.exp().masked_fill(vetoed, 0))
 
 
-@policy("product", tasks=DECIDING)
+@policy("product", tasks=LABEL_TASKS)
 def product(ballot: Ballot) -> Outcome:
     """The product, brought to a sum of 1: the members as independent evidence."""
     if ballot.task is Task.CLASSIFICATION:
@@ -111,7 +111,7 @@ def product(ballot: Ballot) -> Outcome:
     )
 
 
-@policy("logit_mean", tasks=DECIDING)
+@policy("logit_mean", tasks=LABEL_TASKS)
 def logit_mean(ballot: Ballot) -> Outcome:
     """The mean of the logits, turned back into probabilities."""
     if ballot.task is Task.CLASSIFICATION:
@@ -124,13 +124,13 @@ def logit_mean(ballot: Ballot) -> Outcome:
     return decide(ballot, logits.mean(dim=0).sigmoid())
 
 
-@policy("average_of_maximum", tasks=DECIDING)
+@policy("average_of_maximum", tasks=LABEL_TASKS)
 def average_of_maximum(ballot: Ballot, *, buckets: Buckets) -> Outcome:
     """The mean over buckets of members of each bucket's highest score."""
     return decide(ballot, torch.stack([b.amax(dim=0) for b in _split(ballot, buckets)]).mean(dim=0))
 
 
-@policy("maximum_of_average", tasks=DECIDING)
+@policy("maximum_of_average", tasks=LABEL_TASKS)
 def maximum_of_average(ballot: Ballot, *, buckets: Buckets) -> Outcome:
     """The highest over buckets of members of each bucket's mean score."""
     return decide(ballot, torch.stack([b.mean(dim=0) for b in _split(ballot, buckets)]).amax(dim=0))

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base.errors import PolicyError
 from ..base.tasks import Task
 from .averages import decide
-from .ballot import DECIDING, Ballot, Outcome, Panel, joined, largest, rows_of
+from .ballot import LABEL_TASKS, Ballot, Outcome, Panel, joined, kth_largest, rows_of
 from .registry import BoundPolicy, apply_threshold, definition, policy
 from .selective import Probability, confidence
 from .votes import votes_for_majority
@@ -37,7 +37,7 @@ _NEEDED: Mapping[str, Callable[[int, Mapping[str, Any]], int]] = {
 _EXACT = frozenset({*_NEEDED, "plurality", "unanimous"})
 
 
-@policy(_CASCADE, tasks=DECIDING)
+@policy(_CASCADE, tasks=LABEL_TASKS)
 def cascade(
     ballot: Ballot,
     *,
@@ -202,7 +202,7 @@ def _by_count(ballot: Ballot, needed: int, members: int) -> Outcome:
     """
     decisions = ballot.votes.sum(dim=0) >= needed
     run = len(ballot.scores)
-    lower_bound, upper_bound = largest(
+    lower_bound, upper_bound = kth_largest(
         ballot.scores, min(needed, run), max(run - (members - needed), 1)
     )
     return Outcome(torch.where(decisions, lower_bound, upper_bound), decisions)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base.errors import PolicyError
 from ..base.tasks import Task
-from .ballot import DECIDING, Ballot, Outcome, largest, one_hot
+from .ballot import LABEL_TASKS, Ballot, Outcome, kth_largest, one_hot
 from .registry import AtMostMembers, policy
 
 # Shares this close are a tie: voting weights such as 0.1 + 0.2 and 0.3 differ in their last bits.
@@ -27,19 +27,19 @@ _TIE = 1e-6
 _UNITS = 2.0**52
 
 
-@policy("any", tasks=DECIDING, counts_votes=True)
+@policy("any", tasks=LABEL_TASKS, counts_votes=True)
 def any_member(ballot: Ballot) -> Outcome:
     """OR: a label is chosen when any member votes for it; score: the largest. Most sensitive."""
     return _from_k_votes(ballot, 1)
 
 
-@policy("all", tasks=DECIDING, counts_votes=True)
+@policy("all", tasks=LABEL_TASKS, counts_votes=True)
 def all_members(ballot: Ballot) -> Outcome:
     """AND: a label is chosen when every member votes for it; score: the least. Most specific."""
     return _from_k_votes(ballot, len(ballot.scores))
 
 
-@policy("at_least", tasks=DECIDING, counts_votes=True)
+@policy("at_least", tasks=LABEL_TASKS, counts_votes=True)
 def at_least(
     ballot: Ballot,
     *,
@@ -49,25 +49,25 @@ def at_least(
     return _from_k_votes(ballot, k)
 
 
-@policy("majority", tasks=DECIDING, counts_votes=True)
+@policy("majority", tasks=LABEL_TASKS, counts_votes=True)
 def majority(ballot: Ballot) -> Outcome:
     """A label is chosen when more than half of the members vote for it; score: as `at_least`."""
     return _from_k_votes(ballot, votes_for_majority(len(ballot.scores)))
 
 
-@policy("plurality", tasks=DECIDING, counts_votes=True)
+@policy("plurality", tasks=LABEL_TASKS, counts_votes=True)
 def plurality(ballot: Ballot) -> Outcome:
     """Most votes win, a tie goes to the higher mean score; score: share of the votes."""
     return _by_share(ballot, torch.ones_like(ballot.weights))
 
 
-@policy("weighted_vote", tasks=DECIDING, counts_votes=True)
+@policy("weighted_vote", tasks=LABEL_TASKS, counts_votes=True)
 def weighted_vote(ballot: Ballot) -> Outcome:
     """As plurality, each vote counted with its member's voting weight."""
     return _by_share(ballot, positive_weights(ballot))
 
 
-@policy("unanimous", tasks=DECIDING, counts_votes=True)
+@policy("unanimous", tasks=LABEL_TASKS, counts_votes=True)
 def unanimous(ballot: Ballot) -> Outcome:
     """Decides where all members cast equal votes, else abstains; score: the mean score."""
     agreed = (ballot.votes == ballot.votes[:1]).all(dim=-1).all(dim=0)
@@ -98,7 +98,7 @@ def positive_weights(ballot: Ballot) -> Tensor:
 
 
 def _from_k_votes(ballot: Ballot, k: int) -> Outcome:
-    (scores,) = largest(ballot.scores, k)
+    (scores,) = kth_largest(ballot.scores, k)
     if k == 1:
         return Outcome(scores, decisions=ballot.votes.any(dim=0))
     if k == len(ballot.votes):

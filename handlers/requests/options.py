@@ -38,8 +38,8 @@ class OnError(StrEnum):
     SKIP = "skip"
 
 
-class Form(StrEnum):
-    """How an answer is written."""
+class ResponseFormat(StrEnum):
+    """The format in which an answer is written."""
 
     JSON = "json"
     LINES = "lines"
@@ -175,7 +175,8 @@ class RequestOptions:
         Fields, Field(description="The answer holds these too, e.g. uncertainty, scores")
     ] = ()
     response: Annotated[
-        Form | None, Field(description="Form of the answer; left out: what Accept asks for")
+        ResponseFormat | None,
+        Field(description="Format of the answer; left out: what Accept asks for"),
     ] = None
     frames: Annotated[
         bool, Field(description="Each frame of an animation or a multi-page TIFF is a sample")

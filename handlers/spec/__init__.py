@@ -13,7 +13,7 @@ format: the parser, the JSON Schema in ``docs/ensemble.schema.json`` and the ref
 
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
-from .preprocessing import Color, Interpolation, Preprocessing
+from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary
 from .reading import json_schema, load_spec, parse_spec
 from .settings import (
     Failures,
@@ -39,6 +39,7 @@ __all__ = [
     "Precision",
     "Preprocessing",
     "Provenance",
+    "ResizeLibrary",
     "Runtime",
     "Serving",
     "WeightsFormat",

@@ -13,7 +13,7 @@ from ..base.errors import SpecError
 from ..base.tasks import Task
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
-from .preprocessing import Preprocessing
+from .preprocessing import Interpolation, Preprocessing, ResizeLibrary
 from .settings import Precision
 from .strict_yaml import Place, Problem
 
@@ -150,17 +150,46 @@ def _check_format(spec: EnsembleSpec, member: Member, place: Place) -> list[Prob
     return problems
 
 
+def _check_resize(preprocessing: Preprocessing, place: Place) -> Iterator[Problem]:
+    if preprocessing.letterbox is not None and not isinstance(preprocessing.resize, tuple):
+        yield Problem((*place, "letterbox"), "needs resize: [height, width], which it fills")
+    if preprocessing.resize_library is not ResizeLibrary.PILLOW:
+        return
+    if preprocessing.interpolation is Interpolation.NEAREST_EXACT:
+        problem = "Pillow has nearest, bilinear and bicubic (resize_library: pillow)"
+        yield Problem((*place, "interpolation"), problem)
+    if not preprocessing.antialias:
+        problem = "Pillow always filters when it shrinks (resize_library: pillow): remove the key"
+        yield Problem((*place, "antialias"), problem)
+
+
 def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Problem]:
     if preprocessing.weights is not None:
-        if preprocessing != Preprocessing(weights=preprocessing.weights):
+        alone = Preprocessing(
+            weights=preprocessing.weights, resize_library=preprocessing.resize_library
+        )
+        if preprocessing != alone:
+            problem = (
+                "no other key but resize_library may stand beside it: the weights set all of them"
+            )
+            return [Problem((*place, "weights"), problem)]
+        return []
+    if preprocessing.function is not None or preprocessing.shape is not None:
+        alone = Preprocessing(function=preprocessing.function, shape=preprocessing.shape)
+        if preprocessing != alone:
             return [
                 Problem(
-                    (*place, "weights"),
-                    "no other key may stand beside it: the weights set all of them",
+                    (*place, "function"),
+                    "no other key but shape may stand beside it: the function does the rest",
                 )
             ]
+        if preprocessing.function is None:
+            return [Problem((*place, "shape"), "belongs to function (FILE.py:FUNCTION)")]
+        if preprocessing.shape is None:
+            problem = "needs shape: [channels, height, width] of what it returns"
+            return [Problem((*place, "function"), problem)]
         return []
-    problems = []
+    problems = list(_check_resize(preprocessing, place))
     if preprocessing.size is None:
         problems.append(
             Problem(

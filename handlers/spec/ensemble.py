@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from ..base.own_code import file_of
 from ..base.tasks import Task
 from .member import Member, Output
 from .preprocessing import Preprocessing
@@ -136,6 +137,10 @@ class EnsembleSpec:
         named = {member.weights for member in self.members}
         named |= {m.architecture_file for m in self.members if m.architecture_file is not None}
         named |= set(self.policies.fitted.values())
+        inline = [member.preprocessing for member in self.members]
+        for each in (*self.preprocessing.values(), *inline):
+            if isinstance(each, Preprocessing) and each.function is not None:
+                named |= {file_of(each.function) or each.function}
         return tuple(
             sorted({PurePosixPath(file).as_posix() for file in named | set(self.extra_files)})
         )

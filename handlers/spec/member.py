@@ -94,12 +94,7 @@ class Member:
     ] = None
     voting_weight: Annotated[
         float,
-        Field(
-            ge=0,
-            le=1e9,
-            description="How much the member counts, compared with the others, in policies "
-            "that use weights",
-        ),
+        Field(ge=0, le=1e9, description="How much the member counts in weighted policies"),
     ] = 1.0
     temperature: Annotated[
         PositiveNumber,

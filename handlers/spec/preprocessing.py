@@ -27,6 +27,13 @@ class Interpolation(StrEnum):
     BICUBIC = "bicubic"
 
 
+class ResizeLibrary(StrEnum):
+    """The library whose arithmetic resizes an image."""
+
+    TORCH = "torch"
+    PILLOW = "pillow"
+
+
 @dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
 class Preprocessing:
     """How a decoded image becomes a member's input. The steps run in the order of these keys."""
@@ -35,8 +42,21 @@ class Preprocessing:
         str | None,
         Field(
             description="Name of torchvision weights, e.g. ResNet18_Weights.DEFAULT, whose own "
-            "transforms set all the other keys; no other key may stand beside it"
+            "transforms set all the other keys; no key but resize_library may stand beside it"
         ),
+    ] = None
+    function: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z_0-9]*$",
+            description="A function of your own, FILE.py:FUNCTION beside the spec, instead of all "
+            "keys but shape. It takes the pixels of one image, a uint8 tensor (3, height, width), "
+            "and returns the member's input, a float tensor of `shape`",
+        ),
+    ] = None
+    shape: Annotated[
+        tuple[SideInPixels, SideInPixels, SideInPixels] | None,
+        Field(description="Channels, height and width of what `function` returns"),
     ] = None
     color: Annotated[
         Color, Field(description="The input has three channels (rgb) or one (grayscale)")
@@ -46,6 +66,16 @@ class Preprocessing:
         Field(
             description="Pixels of the shorter side, keeping the proportions, or [height, width]; "
             "left out: the image is not resized"
+        ),
+    ] = None
+    letterbox: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=255,
+            description="With resize [height, width]: the image keeps its proportions, lies in the "
+            "middle, and the rest has this level (0 is black; YOLO trains with 114); left out: the "
+            "image is stretched",
         ),
     ] = None
     crop: Annotated[
@@ -62,6 +92,13 @@ class Preprocessing:
         bool,
         Field(description="`resize` filters out details too fine for the new size, as Pillow does"),
     ] = True
+    resize_library: Annotated[
+        ResizeLibrary,
+        Field(
+            description="torch resizes as torchvision does tensors; pillow as it does PIL images, "
+            "which most training code loads. Pixels differ by at most 1 of 255"
+        ),
+    ] = ResizeLibrary.TORCH
     value_range: Annotated[
         tuple[FiniteNumber, FiniteNumber],
         Field(description="The numbers that black (0) and white (255) become"),
@@ -83,12 +120,16 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """Number of channels of the member's input: 1 for grayscale, 3 for RGB."""
+        """Number of channels of the member's input: 1 for grayscale, 3 for RGB, or of `shape`."""
+        if self.shape is not None:
+            return self.shape[0]
         return 1 if self.color is Color.GRAYSCALE else 3
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the member's input in pixels; None if they depend on the image."""
+        if self.shape is not None:
+            return self.shape[1:]
         if self.crop is not None:
             return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
         return self.resize if isinstance(self.resize, tuple) else None

@@ -14,8 +14,8 @@ import pytest
 from probe_ensemble import image, probes
 
 from torchserve_ensemble.cli import main
+from torchserve_ensemble.commands.prediction_csv import write_csv
 from torchserve_ensemble.handlers.base.errors import ServerError
-from torchserve_ensemble.prediction_csv import write_csv
 
 Row = dict[str, Any]
 ERROR: Row = {"sample": "broken.png", "error": {"message": "not an image", "code": 415}}

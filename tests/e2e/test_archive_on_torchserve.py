@@ -64,8 +64,8 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     py_compile.compile(
         str(store / "plant.py"), str(store / "plant.pyc"), invalidation_mode=unchecked
     )
-    for module in ("__init__", "archive", "answers"):
-        place = f"handlers/__pycache__/{module}.{sys.implementation.cache_tag}.pyc"
+    for folder, module in (("", "__init__"), ("archive/", "record"), ("", "service")):
+        place = f"handlers/{folder}__pycache__/{module}.{sys.implementation.cache_tag}.pyc"
         contents[place] = (store / "plant.pyc").read_bytes()
     contents["sitecustomize.py"] = f"open({str(marks / 'start')!r}, 'w').close()\n".encode()
     write_entries(contents, store / "planted.mar")
@@ -207,7 +207,7 @@ def test_byte_code_of_an_altered_archive_never_runs(server: Server) -> None:
     """As `torchserve --start` loads it: what the worker can check, and what it cannot."""
     with pytest.raises(WorkerDiedError) as caught:
         server.register("planted.mar", check_archive=False)
-    assert "handlers/__pycache__/answers.cpython-" in caught.value.message
+    assert "handlers/__pycache__/service.cpython-" in caught.value.message
     assert "sitecustomize.py is not listed in archive.json" in caught.value.message
     store = Path(read_properties(server.run_folder / "config.properties")["model_store"])
     # Python's own start comes before any check in the worker: see docs/trust.md.

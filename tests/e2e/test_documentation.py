@@ -1,6 +1,6 @@
-"""Every command that README.md and docs/ mark as runnable (```sh) works as printed.
+"""Every ```sh block of README.md and docs/requests.md works as it is printed.
 
-Only the ports are others: free ones of this machine, in the documents as in config.properties.
+The test changes the ports only: it puts free ones into the commands and into config.properties.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def blocks(document: str) -> list[str]:
-    found = BLOCK.findall((ROOT / document).read_text())
-    assert found, f"{document} has no runnable block"
-    return found
+def runnable_blocks(document: str) -> list[str]:
+    blocks = BLOCK.findall((ROOT / document).read_text())
+    assert blocks, f"{document} has no runnable block"
+    return blocks
 
 
 class Reader:
-    """Somebody who types what the documents say, in a folder of their own."""
+    """A reader who types the commands of the documents, in a new folder with some images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Reader:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         temporary = folder / "temporary"
         temporary.mkdir()
-        # A plain torchserve takes an inherited PYTHONPATH to its workers; a reader has none.
+        # A plain torchserve would hand PYTHONPATH on to its workers; a reader has not set it.
         self.environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         self.environment |= {"PATH": path, "TEMP": str(temporary), "COLUMNS": "120"}
         self.environment["JAVA_HOME"] = str(find_java().home)
@@ -72,8 +72,8 @@ class Reader:
         return re.sub(r"\b(8080|8081|8082|7070|7071)\b", lambda m: self.ports[m[0]], text)
 
     def types(self, text: str, **variables: str) -> str:
-        """Run lines one after the other; the first that fails fails the test."""
-        # To a file: a server that stays behind would keep a pipe open.
+        """Run lines one after the other and return their output; a failing line fails the test."""
+        # The output goes to a file, since a server that keeps running would keep a pipe open.
         output = self.folder / "output.txt"
         with output.open("w") as file:
             status = subprocess.call(
@@ -85,9 +85,9 @@ class Reader:
                 stderr=subprocess.STDOUT,
                 timeout=120,
             )
-        told = output.read_text()
-        assert status == 0, f"{text}\n{told}"
-        return told
+        printed = output.read_text()
+        assert status == 0, f"{text}\n{printed}"
+        return printed
 
 
 @pytest.fixture(scope="module")
@@ -98,24 +98,24 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     if server is not None:
         server.stop()
     for process in psutil.process_iter():
-        if is_of(reader, process):
+        if belongs_to(reader, process):
             process.kill()
 
 
 def test_readme(reader: Reader) -> None:
-    day, versions, local, start, ask = blocks("README.md")
-    told = reader.types(day)
-    assert "presence-1.0.mar" in told
-    assert "READY" in told
-    told = reader.types(versions)
-    assert "stopped" in told
+    every_day, versions, local, start, ask = runnable_blocks("README.md")
+    printed = reader.types(every_day)
+    assert "presence-1.0.mar" in printed
+    assert "READY" in printed
+    printed = reader.types(versions)
+    assert "stopped" in printed
     assert reader.types(local)
     reader.types(start)
     try:
         wait_until_ready(reader)
         answer = reader.types(ask)
     finally:
-        # `torchserve --stop` does not wait.
+        # `torchserve --stop` does not wait until the server has ended.
         wait_until_gone(reader)
     assert '"policy":{"name":"any"' in answer
     assert answer.count('"sample"') == 2
@@ -125,17 +125,17 @@ def test_requests(reader: Reader) -> None:
     reader.types("ts-ensemble serve presence-1.0.mar --set disable_token_authorization=true")
     try:
         server = f"http://127.0.0.1:{reader.ports['8080']}"
-        for block in blocks("docs/requests.md"):
+        for block in runnable_blocks("docs/requests.md"):
             for line in block.splitlines():
-                told = reader.types(line, SERVER=server)
-                assert '"code"' not in told, f"{line}\n{told}"
+                printed = reader.types(line, SERVER=server)
+                assert '"code"' not in printed, f"{line}\n{printed}"
     finally:
         reader.types("ts-ensemble stop")
     assert (reader.folder / "scores.safetensors").stat().st_size > 0
 
 
 def wait_until_ready(reader: Reader, seconds: float = 60) -> None:
-    """With a plain TorchServe a reader would look at the management API now and then."""
+    """Ask the management API until the worker is READY, as a user of a plain TorchServe would."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         key_file = reader.folder / "key_file.json"
@@ -158,12 +158,13 @@ def wait_until_gone(reader: Reader) -> None:
     pid_file = Path(reader.environment["TEMP"]) / ".model_server.pid"
     if pid_file.exists():
         psutil.Process(int(pid_file.read_text())).terminate()
-    left = [p for p in psutil.process_iter() if is_of(reader, p)]
-    _, alive = psutil.wait_procs(left, timeout=30)
+    processes = [p for p in psutil.process_iter() if belongs_to(reader, p)]
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
 
 
-def is_of(reader: Reader, process: psutil.Process) -> bool:
+def belongs_to(reader: Reader, process: psutil.Process) -> bool:
+    """Whether a process was started by the reader, by its temporary folder."""
     try:
         return bool(process.environ().get("TEMP") == reader.environment["TEMP"])
     except psutil.Error:

@@ -257,7 +257,9 @@ def test_old_java() -> None:
         ((3, 11, 14), False),
         ((3, 12, 11), True),
         ((3, 12, 12), False),
-        ((3, 13, 0), False),
+        ((3, 13, 5), True),
+        ((3, 13, 6), False),
+        ((3, 14, 0), False),
     ],
 )
 def test_pythons_whose_tarfile_stalls(version: tuple[int, int, int], affected: bool) -> None:

@@ -19,12 +19,13 @@ from probe_ensemble import probes
 
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.archiver.variants import vary_archive
+from torchserve_ensemble.commands.profile import _numbers
 from torchserve_ensemble.handlers.archive.mar_file import verify_archive
 from torchserve_ensemble.handlers.base.errors import ServerError
 from torchserve_ensemble.handlers.spec import Serving, load_spec
 from torchserve_ensemble.serving.frontier import ServingChoice, Tried, best, frontier
 from torchserve_ensemble.serving.load import LoadFigures, closed_loop
-from torchserve_ensemble.tuning.profile import _numbers, choices, variant
+from torchserve_ensemble.tuning.profile import choices, variant
 from torchserve_ensemble.tuning.writing import write_serving
 
 figures = st.builds(

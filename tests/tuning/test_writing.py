@@ -252,9 +252,9 @@ def test_two_models_of_a_kind_live_side_by_side(path: Path) -> None:
     spec = load_spec(path)
     offered = catalogue(spec, path.parent)
     scores = torch.full((2, 1, 1), 0.5)
-    from torchserve_ensemble.handlers.decisions.combining import Combiner
+    from torchserve_ensemble.handlers.decisions.choosing import Chooser
 
-    panel = Combiner(spec, offered, {}).panel
+    panel = Chooser(spec, offered, {}).panel
     first, second = (
         parse_policy(name, {}, offered).combine(panel.ballot(scores)).scores.item()
         for name in ("tuned", "other")

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchserve_ensemble.handlers.answers.encoding import numbers
-from torchserve_ensemble.handlers.answers.json_answers import _best_scores
+from torchserve_ensemble.handlers.answers.encoding import to_json_numbers
+from torchserve_ensemble.handlers.answers.label_rows import _best_scores
 
 singles = st.floats(width=32)
 
@@ -19,9 +19,9 @@ def test_numbers_are_the_shortest_decimals_of_single_precision(values: list[floa
         float(str(value)) if np.isfinite(value) else None
         for value in np.array(values, dtype=np.float32)
     ]
-    assert repr(numbers(torch.tensor(values))) == repr(written)
+    assert repr(to_json_numbers(torch.tensor(values))) == repr(written)
     pairs = torch.tensor(values[: len(values) // 2 * 2]).reshape(-1, 1, 2)
-    assert repr(numbers(pairs)) == repr(
+    assert repr(to_json_numbers(pairs)) == repr(
         [[list(p)] for p in zip(*[iter(written)] * 2, strict=False)]
     )
 
@@ -38,4 +38,4 @@ def test_the_score_is_that_of_the_best_label_chosen(
         torch.tensor([[chosen for chosen, _ in row] for row in rows]),
     )
     # The first of equals: 0.0 and -0.0 are written differently.
-    assert repr(numbers(found)) == repr([max(row, key=tuple)[1] for row in rows])
+    assert repr(to_json_numbers(found)) == repr([max(row, key=tuple)[1] for row in rows])

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from torchserve_ensemble.handlers.answers.encoding import Response
-from torchserve_ensemble.handlers.answers.response_formats import LINES, TENSORS
+from torchserve_ensemble.handlers.answers.json_lines import MEDIA_TYPE as LINES
+from torchserve_ensemble.handlers.answers.tensors import MEDIA_TYPE as TENSORS
 from torchserve_ensemble.handlers.requests.parsing import HEADER_LENGTH, Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 

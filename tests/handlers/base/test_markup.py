@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from torchserve_ensemble import predict_command
-from torchserve_ensemble.serving import commands
+from torchserve_ensemble.commands import predict, printing
 from torchserve_ensemble.serving.management import ModelVersion, Worker
 from torchserve_ensemble.tuning.metrics import Figures
 from torchserve_ensemble.tuning.printing import print_figures
@@ -22,7 +21,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_predictions(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     answer = {"sample": name, "label": name, "labels": [name], "members": {name: {"label": name}}}
     failed = {"sample": name, "error": {"message": f"bad: {name}"}}
-    predict_command._print_table([answer, failed])
+    predict._print_table([answer, failed])
     printed = capsys.readouterr().out
     assert printed.count(name) == 6, printed
 
@@ -31,7 +30,7 @@ def test_predictions(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_versions(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     worker = Worker(id=name, status=name, pid=1, gpu=False, memory_bytes=1)
     version = ModelVersion(name, name, name, 1, 1, 1, 1, True, (worker,))
-    commands._print_versions([version])
+    printing.print_versions([version])
     assert capsys.readouterr().out.count(name) == 4
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchserve_ensemble.handlers import service as service_module
 from torchserve_ensemble.handlers.base.errors import PolicyError
-from torchserve_ensemble.handlers.decisions.combining import Combiner
+from torchserve_ensemble.handlers.decisions.choosing import Chooser
 from torchserve_ensemble.handlers.engine.runtime import (
     NOT_FINITE,
     MemberScores,
@@ -140,7 +140,7 @@ def test_each_byte_of_an_answer_is_as_if_it_were_alone(
     for _ in range(40):
         batch = [some_request(chance) for _ in range(8)]
         together = service.answer(batch)
-        service._combiner._choices.clear()
+        service._chooser._choices.clear()
         assert together == [service.answer([request])[0] for request in batch]
         answered += sum(response.status == 200 for response in together)
     assert answered > 100, "of 320"
@@ -176,10 +176,10 @@ ALIKE: list[dict[str, Any]] = [
 ]
 
 
-def told(combiner: Combiner, options: RequestOptions) -> Any:
+def told(chooser: Chooser, options: RequestOptions) -> Any:
     """All that a choice says, or its refusal."""
     try:
-        choice = combiner.choose(options)
+        choice = chooser.choose(options)
     except PolicyError as error:
         return error.message
     panel = choice.panel
@@ -192,43 +192,43 @@ class TestKeptChoices:
     def test_a_kept_choice_says_what_a_new_one_does(
         self, services: dict[tuple[str, str], EnsembleService]
     ) -> None:
-        combiner = services["presence", "fail"]._combiner
+        chooser = services["presence", "fail"]._chooser
         for options in map(parse_options, ALIKE * 2):
-            new = Combiner(combiner.spec, combiner.catalogue, combiner.model)
-            assert told(combiner, options) == told(new, options)
+            new = Chooser(chooser.spec, chooser.catalogue, chooser.model)
+            assert told(chooser, options) == told(new, options)
 
     def test_equal_options_share_a_choice(
         self, services: dict[tuple[str, str], EnsembleService]
     ) -> None:
-        combiner = services["presence", "fail"]._combiner
-        one = combiner.choose(parse_options({"policy": "any", "stream": "one"}))
-        assert combiner.choose(parse_options({"policy": "any", "frame_order": "1,2"})) is one
+        chooser = services["presence", "fail"]._chooser
+        one = chooser.choose(parse_options({"policy": "any", "stream": "one"}))
+        assert chooser.choose(parse_options({"policy": "any", "frame_order": "1,2"})) is one
         assert (one.options.stream, one.options.frame_order) == (None, None)
-        assert combiner.choose(parse_options({"policy": "any", "top_k": 1})) is not one
+        assert chooser.choose(parse_options({"policy": "any", "top_k": 1})) is not one
 
     def test_they_are_bounded(self, services: dict[tuple[str, str], EnsembleService]) -> None:
-        combiner = services["presence", "fail"]._combiner
-        first = combiner.choose(parse_options({"top_k": 1}))
+        chooser = services["presence", "fail"]._chooser
+        first = chooser.choose(parse_options({"top_k": 1}))
         for count in range(2, 600):
-            combiner.choose(parse_options({"top_k": count}))
-            assert combiner.choose(parse_options({"top_k": 1})) is first, "asked for last"
-        assert len(combiner._choices) == 256
-        combiner.choose(parse_options({"policy": "at_least", "policy_parameters": {"k": "1"}}))
-        before = set(combiner._choices)
+            chooser.choose(parse_options({"top_k": count}))
+            assert chooser.choose(parse_options({"top_k": 1})) is first, "asked for last"
+        assert len(chooser._choices) == 256
+        chooser.choose(parse_options({"policy": "at_least", "policy_parameters": {"k": "1"}}))
+        before = set(chooser._choices)
         padded = {"policy": "at_least", "policy_parameters": {"k": " " * 4000 + "1"}}
-        assert dict(combiner.choose(parse_options(padded)).policy.parameters) == {"k": 1}
-        assert set(combiner._choices) == before
+        assert dict(chooser.choose(parse_options(padded)).policy.parameters) == {"k": 1}
+        assert set(chooser._choices) == before
 
     @pytest.mark.parametrize("k", ["99", '"x"', "[[[1]]]", "{}", "true"])
     def test_a_refusal_is_not_kept(
         self, services: dict[tuple[str, str], EnsembleService], k: str
     ) -> None:
-        combiner = services["presence", "fail"]._combiner
-        combiner._choices.clear()
+        chooser = services["presence", "fail"]._chooser
+        chooser._choices.clear()
         options = {"policy": "at_least", "policy_parameters": f'{{"k": {k}}}'}
         with pytest.raises(PolicyError, match="parameter k"):
-            combiner.choose(parse_options(options))
-        assert not combiner._choices
+            chooser.choose(parse_options(options))
+        assert not chooser._choices
 
 
 class TestMissingMembers:
@@ -367,9 +367,9 @@ class TestMissingMembers:
             "stacking": StackingModel(names, torch.ones(1, 3), torch.zeros(1)),
             "per_class_weights": ClassWeightsModel(names, torch.tensor([[0.0], [1.0], [0.0]])),
         }
-        combiner = service._combiner
-        offer = replace(combiner.catalogue, fitted=fitted)
-        service._combiner = Combiner(combiner.spec, offer, combiner.model)
+        chooser = service._chooser
+        offer = replace(chooser.catalogue, fitted=fitted)
+        service._chooser = Chooser(chooser.spec, offer, chooser.model)
         told = refusal(service, image(0.5), policy=kind)
         assert (told["code"], told["type"]) == (500, "MemberError")
         assert "member b: broken; the" in told["message"] or "all have weight 0" in told["message"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from probe_ensemble import ask, form, image, probes, read
 
 from torchserve_ensemble.handlers.engine.runtime import MemberScores, Runtime, State
-from torchserve_ensemble.handlers.engine.score_cache import KnownScores, ScoreCache, with_known
+from torchserve_ensemble.handlers.engine.score_cache import CachedScores, ScoreCache, merge_cached
 from torchserve_ensemble.handlers.service import EnsembleService
 
 DARK, DIM, GRAY, BRIGHT = image(0.1), image(0.4), image(0.6), image(0.9)
@@ -57,6 +57,7 @@ def test_repeats_run_no_members_and_get_the_same_answer(
     assert ran == [2, 0, 1]
     assert counts(service) == (4, 3)
     assert service.describe()["score_cache"]["samples"] == 3
+    assert service.describe()["score_cache"]["max_bytes"] == 1_000_000
 
 
 def test_each_request_has_its_own_policy_over_the_same_scores(
@@ -118,21 +119,21 @@ def test_the_archive_is_part_of_the_key() -> None:
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(0, 6000))
-def test_memory_is_bounded_and_the_last_ones_stay(asked: list[int], most: int) -> None:
-    cache = ScoreCache(most, "a")
+def test_memory_is_bounded_and_the_last_ones_stay(asked: list[int], max_bytes: int) -> None:
+    cache = ScoreCache(max_bytes, "a")
     for number in asked:
         key = cache.key(bytes([number]))
-        found = cache.find(key, [0, 1])
+        found = cache.get(key, [0, 1])
         if found is not None:
             assert float(found.scores[0, 0]) == number
         else:
-            cache.keep(key, outputs(number), 0)
-        assert cache.bytes <= most
-        assert cache.bytes == sum(known.size for known in cache._known.values())
+            cache.put(key, outputs(number), 0)
+        assert cache.bytes <= max_bytes
+        assert cache.bytes == sum(entry.size_bytes for entry in cache._entries.values())
     assert cache.hits + cache.misses == len(asked)
-    room = most // KnownScores(*(t[:, 0] for t in vars_of(outputs(0)))).size
+    room = max_bytes // CachedScores(*(t[:, 0] for t in vars_of(outputs(0)))).size_bytes
     latest = list(dict.fromkeys(reversed(asked)))[:room]
-    assert set(cache._known) == {cache.key(bytes([number])) for number in latest}
+    assert set(cache._entries) == {cache.key(bytes([number])) for number in latest}
 
 
 def vars_of(found: MemberScores) -> tuple[torch.Tensor, ...]:
@@ -142,8 +143,8 @@ def vars_of(found: MemberScores) -> tuple[torch.Tensor, ...]:
 def test_reasons_follow_their_samples() -> None:
     computed = outputs(1.0)
     computed.fail(1, torch.tensor([0]), "broken")
-    known = KnownScores(*(t[:, 0] for t in vars_of(outputs(5.0))))
-    whole = with_known(computed, [1], {0: known, 2: known})
+    known = CachedScores(*(t[:, 0] for t in vars_of(outputs(5.0))))
+    whole = merge_cached(computed, [1], {0: known, 2: known})
     assert whole.reasons == {(1, 1): "broken"}
     assert whole.scores[0, :, 0].tolist() == [5.0, 1.0, 5.0]
     assert whole.states.tolist() == [[1, 1, 1], [1, 2, 1]]

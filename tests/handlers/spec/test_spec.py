@@ -71,7 +71,7 @@ def test_presence_scores_the_positive_label_alone() -> None:
         ("classification", "clasification", "did you mean 'classification'?"),
         ('"1.0"', "1.0", "ensemble.yaml:2: version: must be text: write it in quotes, '1.0'"),
         ("resize: [8, 8]", "resize: [8, 0]", "preprocessing.small.resize[1]: input should be"),
-        ("resize: [8, 8]", "resize: 8", "must become inputs of one size"),
+        ("resize: [8, 8]", "resize: 8", "images of all sizes must become inputs of one size"),
         ("resize: [8, 8]", "reszie: [8, 8]", "did you mean 'resize'?"),
         ("grayscale", "gray", "color: must be one of rgb, grayscale"),
         ("weights: cnn.safetensors", "weights: cnn.bin", "set format to one of safetensors"),

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .handlers.base.errors import RequestError
+from ..handlers.base.errors import RequestError
+from ..serving import image_sources
+from .options import add_token_options
 from .prediction_csv import Row, text_of, write_csv
-from .serving import image_sources
-from .serving.commands import add_token_options
 
 if TYPE_CHECKING:
-    from .serving.client import InferenceClient
+    from ..serving.client import InferenceClient
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -38,7 +39,9 @@ def add_command(subparsers: Subparsers) -> None:
         metavar="NAME IMAGE",
         help="model, then image files, folders, patterns, or - for standard input",
     )
-    command.add_argument("--local", type=Path, metavar="SPEC", help="no NAME: run this spec here")
+    command.add_argument(
+        "--local", type=Path, metavar="SPEC", help="no NAME: run this spec or archive here"
+    )
     command.add_argument("--model-version", help="instead of the default version")
     command.add_argument(
         "--run-folder",
@@ -109,23 +112,15 @@ def _per_request(arguments: argparse.Namespace, paths: list[str], options: dict[
 def _local(
     arguments: argparse.Namespace, paths: list[str], options: dict[str, str]
 ) -> Iterator[Row]:
-    from .handlers.deployment import load_service
-    from .handlers.requests.parsing import Part, RawRequest
-    from .handlers.spec import load_spec
-    from .serving.client import with_names
+    from ..ensemble import Ensemble
+    from ..serving.client import with_names
 
-    service = load_service(load_spec(arguments.local), arguments.local.parent)
+    ensemble = Ensemble.load(arguments.local)
     size = _per_request(arguments, paths, options)
-    fields = [Part(name, "", value) for name, value in options.items()]
-    for start in range(0, len(paths), size):
-        chunk = paths[start : start + size]
-        images = image_sources.read(chunk)
-        parts = [Part("file", "application/octet-stream", data) for _, data in images]
-        (response,) = service.answer([RawRequest([*parts, *fields])])
-        content: dict[str, Any] = json.loads(response.body)
-        if response.status != 200:
-            raise RequestError(content["message"])
-        yield from with_names(content["predictions"], chunk)
+    images = image_sources.read(paths)
+    while batch := list(itertools.islice(images, size)):
+        predictions = ensemble.answer(batch, **options)["predictions"]
+        yield from with_names(predictions, [name for name, _ in batch])
 
 
 def _remote(
@@ -146,7 +141,7 @@ def _remote(
 
 
 def _client(arguments: argparse.Namespace) -> InferenceClient:
-    from .serving.finding import inference_client
+    from ..serving.finding import inference_client
 
     return inference_client(
         run_folder=arguments.run_folder,

@@ -1,4 +1,4 @@
-"""From the samples of requests to inputs of bounded size: headers first, then pixels, in turns."""
+"""Decodes samples: first all headers, then the pixels of a bounded number of images at a time."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from .base.errors import (
+from ..base.errors import (
     EnsembleError,
+    PreprocessingError,
     SampleError,
     TooLargeError,
     busy,
     reason,
     unforeseen,
 )
-from .base.memory import give_back
-from .base.threads import ThreadPool
-from .engine.runtime import Input, Runtime
-from .inputs.image_header import too_large
-from .inputs.images import open_image
-from .requests.bundles import Frame
-from .requests.parsing import Sample
-from .spec import Limits
+from ..base.memory import give_back
+from ..base.threads import ThreadPool
+from ..engine.runtime import Input, Runtime
+from ..inputs.image_header import too_large
+from ..inputs.images import open_image
+from ..requests.bundles import Frame
+from ..requests.parsing import Sample
+from ..spec import Limits
 
-Job = TypeVar("Job")
-Done = TypeVar("Done")
+Argument = TypeVar("Argument")
+Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
 
 _MAX_PIXELS_AT_ONCE = 37_000_000
-"""Pixels of the images that are decoded side by side, each of which takes up to 7 bytes."""
+"""Images are decoded side by side up to this many pixels; a pixel takes up to 7 bytes."""
 
 _LARGE_PIXELS = 8_000_000
-"""Pixels of an image whose memory goes back to the system: members take a hundredth of them."""
+"""After a larger image, free memory is returned to the system: members need a hundredth of it."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A sample that was looked at but not decoded.
+    """A sample whose header was read and whose pixels are not decoded yet.
 
     Attributes:
         sample: the sample.
-        pixels: that decoding has to hold; 0 where there is nothing to decode.
-        cost: time to decode and resize them, in pixels of a PNG file.
-        decode: gives the pixels, uint8 (3, H, W), or the input that a client preprocessed itself.
+        pixels: number of pixels that decoding holds in memory; 0 if there is nothing to decode.
+        cost: time to decode and resize the sample, in pixels of a PNG file that take as long.
+        decode: returns the pixels, uint8 (3, H, W), or the input that a client preprocessed itself,
+            float32 (C, H, W).
     """
 
     sample: Sample
@@ -56,8 +58,15 @@ class Opened:
     decode: Callable[[], Tensor]
 
 
+DecodeJob = tuple[Opened, Sequence[int]]
+"""A sample, and the positions of the members that it is resized for."""
+
+DecodeUnit = list[DecodeJob]
+"""Jobs that one thread does one after the other: one sample, or the frames of one animation."""
+
+
 class Decoder:
-    """Decodes samples on the threads of a pool, and resizes each before the next one comes."""
+    """Decodes samples on the threads of a pool and resizes each one right after decoding it."""
 
     def __init__(self, limits: Limits, runtime: Runtime, pool: ThreadPool) -> None:
         self._limits = limits
@@ -65,41 +74,38 @@ class Decoder:
         self._pool = pool
 
     def open_all(self, samples: Sequence[Sample]) -> list[Opened | EnsembleError]:
-        """Look at each sample's header; the errors are those of single samples.
+        """Read the header of each sample; an error takes the place of a sample that is unreadable.
 
-        Not on the pool: Pillow reads headers in Python, which runs on one thread at a time.
+        The pool is not used: Pillow reads headers in Python, which runs on one thread at a time.
         """
         return [self._guarded(self._open, sample) for sample in samples]
 
-    def decode_all(
-        self, jobs: Sequence[tuple[Opened, Sequence[int]]], end: float
-    ) -> list[Input | EnsembleError]:
-        """Decode samples, and resize them for the members that are to see them.
+    def decode_all(self, jobs: Sequence[DecodeJob], end: float) -> list[Input | EnsembleError]:
+        """Decode samples and resize each one for the members that will run on it.
 
         Args:
             jobs: the samples, each with the positions of its members.
             end: the time of ``time.monotonic`` from which on no further image is begun.
 
         Returns:
-            In the order of the jobs.
+            For each job, in order, the input of the members or the error of the sample.
         """
         decoded: list[Input | EnsembleError] = []
         for turn in _turns(jobs):
             if time.monotonic() > end:
                 decoded += [busy() for unit in turn for _ in unit]
                 continue
-            for results in self._pool.map(self._decode_unit, turn):
-                decoded += results
+            for inputs in self._pool.map(self._decode_unit, turn):
+                decoded += inputs
             if any(opened.pixels > _LARGE_PIXELS for unit in turn for opened, _ in unit):
                 give_back()
         return decoded
 
-    def _decode_unit(
-        self, unit: Sequence[tuple[Opened, Sequence[int]]]
-    ) -> list[Input | EnsembleError]:
+    def _decode_unit(self, unit: DecodeUnit) -> list[Input | EnsembleError]:
         return [self._guarded(self._decode, job) for job in unit]
 
     def _open(self, sample: Sample) -> Opened:
+        """Read the header of one sample; raises what makes it unreadable."""
         data = sample.data
         if isinstance(data, SampleError):
             raise data
@@ -113,14 +119,19 @@ class Decoder:
             return Opened(sample, image.pixels, cost, image.decode)
         return Opened(sample, data.pixels, data.cost, lambda: _decode_frame(sample, data))
 
-    def _decode(self, job: tuple[Opened, Sequence[int]]) -> Input:
+    def _decode(self, job: DecodeJob) -> Input:
+        """Decode one sample and resize it; a preprocessed input is returned unchanged."""
         opened, members = job
         pixels = opened.decode()
         if pixels.is_floating_point():
             return pixels
-        return self._runtime.prepare(pixels, members)
+        try:
+            return self._runtime.prepare(pixels, members)
+        except PreprocessingError as error:
+            raise PreprocessingError(f"{opened.sample.where}: {error}") from error
 
     def _check_tensor(self, sample: Sample, data: Tensor) -> Opened:
+        """Check pixels or a preprocessed input that a client sent as numbers."""
         shape, problem = self._runtime.input_shape, None
         if not data.is_floating_point():
             height, width = data.shape[1:]
@@ -144,10 +155,12 @@ class Decoder:
             raise _sample_error(sample, problem)
         return Opened(sample, 0, 0, lambda: data)
 
-    def _guarded(self, function: Callable[[Job], Done], job: Job) -> Done | EnsembleError:
-        """What a function gives, or why it failed: an error of one sample stays with it."""
+    def _guarded(
+        self, function: Callable[[Argument], Value], argument: Argument
+    ) -> Value | EnsembleError:
+        """Call the function and return its error, if it raises one, instead of its value."""
         try:
-            return function(job)
+            return function(argument)
         except EnsembleError as error:
             return error
         except Exception:
@@ -173,23 +186,22 @@ def _sample_error(sample: Sample, problem: str) -> SampleError:
     )
 
 
-def _turns(
-    jobs: Sequence[tuple[Opened, Sequence[int]]],
-) -> Iterator[list[list[tuple[Opened, Sequence[int]]]]]:
-    """Units of samples that one thread decodes, so many at once as memory is meant for.
+def _turns(jobs: Sequence[DecodeJob]) -> Iterator[list[DecodeUnit]]:
+    """Split the jobs into turns of at most `_MAX_PIXELS_AT_ONCE` pixels.
 
-    A unit is one sample, or the frames of one animation, which come one after the other.
+    A larger image has a turn of its own. An animation counts with its first frame alone, because
+    its frames are decoded one after the other.
     """
-    turn: list[list[tuple[Opened, Sequence[int]]]] = []
+    turn: list[DecodeUnit] = []
     pixels = 0
-    animation: object = None
+    last_animation: object = None
     for job in jobs:
         data = job[0].sample.data
-        own = None if isinstance(data, bytes | Tensor | SampleError) else data.animation
-        if turn and own is not None and own is animation:
+        animation = None if isinstance(data, bytes | Tensor | SampleError) else data.animation
+        if turn and animation is not None and animation is last_animation:
             turn[-1].append(job)
             continue
-        animation = own
+        last_animation = animation
         if turn and pixels + job[0].pixels > _MAX_PIXELS_AT_ONCE:
             yield turn
             turn, pixels = [], 0

@@ -1,0 +1,49 @@
+"""The verb ``build``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_command(subparsers: Subparsers) -> None:
+    """Add ``build``."""
+    build = subparsers.add_parser(
+        "build",
+        help="build a model archive from a spec",
+        description="Build NAME-VERSION.mar from an ensemble spec, after loading and running every "
+        "member once. The result is a plain TorchServe archive.",
+    )
+    build.add_argument("spec", type=Path, help="the ensemble's YAML file")
+    build.add_argument(
+        "--output", type=Path, default=Path("model_store"), help="folder (default: model_store)"
+    )
+    build.add_argument(
+        "--no-check", action="store_true", help="do not load and run the members first"
+    )
+    build.add_argument(
+        "--samples",
+        type=Path,
+        metavar="FOLDER",
+        help="images like those that will be sent: compiled members (runtime.compile in the spec) "
+        "must answer on them as the saved ones do",
+    )
+    build.set_defaults(run=_build)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from ..archiver.build import build_archive
+
+    archive = build_archive(
+        arguments.spec,
+        arguments.output,
+        check=not arguments.no_check,
+        samples=arguments.samples,
+        say=print,
+    )
+    print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+    return 0

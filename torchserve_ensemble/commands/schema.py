@@ -1,0 +1,30 @@
+"""The verb ``schema``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_command(subparsers: Subparsers) -> None:
+    """Add ``schema``."""
+    schema = subparsers.add_parser("schema", help="print the JSON Schema of the spec")
+    schema.add_argument(
+        "--markdown", action="store_true", help="print the reference for people instead"
+    )
+    schema.set_defaults(run=_schema)
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from ..archiver.spec_reference import spec_reference
+    from ..handlers.spec import json_schema
+
+    if arguments.markdown:
+        print(spec_reference(json_schema()), end="")
+    else:
+        print(json.dumps(json_schema(), indent=2))
+    return 0

@@ -1,0 +1,32 @@
+"""The verb ``status``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..serving.settings import is_loopback
+from .options import management_options, open_management, run_folder_option
+from .printing import print_versions
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_command(subparsers: Subparsers) -> None:
+    """Add ``status``."""
+    status = subparsers.add_parser(
+        "status",
+        help="models, versions, workers and queues",
+        description="GET /models and GET /models/NAME/all. TorchServe calls a worker READY for as "
+        "long as it waits for it; of workers on this machine one that is stopped is shown.",
+        parents=[run_folder_option(), management_options()],
+    )
+    status.set_defaults(run=_status)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    with open_management(arguments) as management:
+        print(f"management  {management.address}")
+        print_versions(management.all_versions(), here=is_loopback(management.address))
+    return 0

@@ -1,0 +1,31 @@
+"""The verb ``unregister``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from .options import draining_options, management_options, open_changes, run_folder_option
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_command(subparsers: Subparsers) -> None:
+    """Add ``unregister``."""
+    unregister = subparsers.add_parser(
+        "unregister",
+        help="remove a version and its workers",
+        description="DELETE /models/NAME[/VERSION], once it has answered the requests that have "
+        "arrived.",
+        parents=[run_folder_option(), management_options(), draining_options()],
+    )
+    unregister.add_argument("name", metavar="NAME")
+    unregister.add_argument("model_version", metavar="VERSION", nargs="?")
+    unregister.set_defaults(run=_unregister)
+
+
+def _unregister(arguments: argparse.Namespace) -> int:
+    with open_changes(arguments) as changes:
+        print(changes.unregister(arguments.name, arguments.model_version))
+    return 0
