@@ -1,4 +1,5 @@
-"""What every other package may use: errors, tasks, quoting for messages, threads, memory.
+"""Small things that every other package may use: errors, tasks, quoting, threads, memory.
 
+Enters: plain values. Leaves: plain values, or an error of the tree in `errors`.
 Must not import: any other package of `handlers`.
 """

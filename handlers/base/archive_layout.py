@@ -1,4 +1,4 @@
-"""Which file lies where in an archive, and which names a file may have there."""
+"""Where each file of an archive lies, and which names files in an archive may have."""
 
 from __future__ import annotations
 
@@ -6,42 +6,46 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 RECORD = "archive.json"
-"""The record's place in the archive. It lists every other file."""
+"""Path of the record, which lists every other file of the archive with its SHA-256."""
 
 MANIFEST = "MAR-INF/MANIFEST.json"
-"""What TorchServe reads of an archive: the model's name, version and entry."""
+"""Path of TorchServe's manifest: the model's name, version and entry."""
 
 ENSEMBLE = "ensemble"
-"""The folder in the archive with the spec and the files that it names."""
+"""Folder with the spec and the files that it names."""
 
 SPEC = f"{ENSEMBLE}/ensemble.yaml"
-"""The spec's place in the archive."""
+"""Path of the spec."""
 
 COMPILED = f"{ENSEMBLE}/compiled"
-"""The folder in the archive with the compiled members, if the spec asks for them."""
+"""Folder with the compiled members, which is there if the spec has ``runtime.compile: true``."""
 
 ENTRY = "ensemble_entry.py"
-"""The module that TorchServe loads."""
+"""Path of the Python module that TorchServe loads (`handlers.entry`)."""
 
 MODEL_CONFIG = "model-config.yaml"
-"""TorchServe's settings of the model."""
+"""Path of TorchServe's settings of the model."""
 
 REQUIREMENTS = "requirements.txt"
-"""What the server's Python needs beside TorchServe."""
+"""Path of the list of packages that the server's Python needs beside TorchServe."""
 
 MODEL_SETTINGS = (
     "minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout",
 )  # fmt: skip
-"""Keys of `MODEL_CONFIG`; others could make TorchServe start another Python or torchrun."""
+"""The only keys that `MODEL_CONFIG` may have.
+
+Other keys could make TorchServe start another Python interpreter or torchrun.
+"""
 
 _MAX_NAME_BYTES = 1000
 _MAX_PART_BYTES = 255
 
 
 def name_problem(name: str) -> str | None:
-    """Why a file may not have this name in an archive; None if it may.
+    """Say why a file of an archive may not have this path; None if it may.
 
-    Names are those that every file system keeps apart and that stay inside the folder.
+    An allowed path stays inside the folder that the archive is extracted to, and means the same
+    file on every file system.
     """
     parts = name.split("/")
     if ".." in parts or "." in parts or "" in parts:
@@ -55,14 +59,17 @@ def name_problem(name: str) -> str | None:
     ):
         return f"it is longer than {_MAX_NAME_BYTES} bytes, or {_MAX_PART_BYTES} in one part"
     if "__pycache__" in parts or name.endswith((".pyc", ".pyo")):
-        return "byte code of Python is not taken from an archive"
+        return "an archive must not contain Python's byte code"
     return None
 
 
 def names_that_collide(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of names that some file systems take for one: they differ in case or accents alone."""
-    first: dict[str, str] = {}
+    """Find pairs of names that some file systems take for one file.
+
+    Such names differ only in case, or in how accented letters are encoded.
+    """
+    name_by_key: dict[str, str] = {}
     for name in names:
-        other = first.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+        other = name_by_key.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if other != name:
             yield other, name

@@ -190,7 +190,7 @@ class Preprocessor:
         size = self.settings.size
         if size is None:
             raise SpecError(
-                "preprocessing: images of every size must end alike: set crop, or "
+                "preprocessing: images of all sizes must become inputs of one size: set crop, or "
                 "resize: [height, width]"
             )
         self.shape = (self.settings.channels, *size)

@@ -1,4 +1,7 @@
-"""Strict YAML into dataclasses: every mistake with its line, its key and the nearest valid one."""
+"""Reads YAML into dataclasses strictly, and reports each mistake with its line and its key.
+
+A misspelt key or value is reported together with the valid one that is spelt most like it.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,29 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..base.errors import SpecError
 from ..base.suggestions import nearest
+from .bounded_yaml import BoundedLoader
 
 Spec = TypeVar("Spec")
 Place = tuple[str | int, ...]
-
+"""The keys and list positions that lead from the document's root to a value."""
 
 MAX_CHARACTERS = 1_000_000
-"""Of a document: a label for each of 20,000 classes is half of it."""
+"""Longer documents are refused; a spec with 20,000 labels has half as many characters."""
 
-_TEXT_TAG = "tag:yaml.org,2002:str"
-_MAX_DEPTH = 50
-_MAX_VALUES = 100_000
-_MAX_NUMBER_CHARACTERS = 100
-_MAX_PROBLEMS = 20
-_MAX_SHOWN = 200
+_MAX_REPORTED_PROBLEMS = 20
+_MAX_QUOTED_CHARACTERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One mistake: where, what, and the value with the choices that it should have been from."""
+    """One mistake in a document.
+
+    Attributes:
+        place: the value that is wrong.
+        message: what is wrong and what to do about it.
+        value: what was written; the choice that is spelt most like it is suggested.
+        choices: what could have been written instead.
+    """
 
     place: Place
     message: str
@@ -48,27 +55,27 @@ def parse_strictly(
     source: str,
     check: Callable[[Spec], Iterable[Problem]],
 ) -> Spec:
-    """Parse YAML into the dataclass that the adapter describes.
+    """Parse a YAML document into the dataclass that the adapter describes.
 
     Args:
         text: the YAML document.
         adapter: pydantic's validator of the root dataclass.
-        root: the root dataclass, whose keys are suggested for unknown ones.
-        source: named in messages, normally the file.
-        check: finds mistakes that need the whole document.
+        root: the same dataclass; its keys, and those below it, are suggested for misspelt ones.
+        source: where the text comes from, for messages; normally the file.
+        check: finds mistakes that concern several values together.
 
     Raises:
-        SpecError: with one line for each mistake.
+        SpecError: the message has one line for each mistake.
     """
     if len(text) > MAX_CHARACTERS:
-        raise SpecError(f"{source}: it has more than {MAX_CHARACTERS} characters")
+        raise SpecError(f"{source}: the document has more than {MAX_CHARACTERS} characters")
     try:
-        loader = _BoundedLoader(text)
+        loader = BoundedLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise SpecError(f"{source}: the document must be a mapping of keys to values")
-        # Before it is read: that writes what is merged (`<<`) into the node.
-        problems = list(islice(_repeated_keys(node, ()), _MAX_PROBLEMS))
+        # Before the data are constructed: constructing copies merged keys (`<<`) into the node.
+        problems = list(islice(_repeated_keys(node, ()), _MAX_REPORTED_PROBLEMS))
         data = loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -76,7 +83,7 @@ def parse_strictly(
         reason = getattr(error, "problem", None) or str(error)
         raise SpecError(f"{place}: not valid YAML: {reason}") from error
     except (ValueError, OverflowError) as error:
-        # What looks like a date or a number and is none.
+        # Text that looks like a date or a number without being one.
         raise SpecError(
             f"{source}: not valid YAML: a value cannot be read: {error}; write text in quotes"
         ) from error
@@ -84,77 +91,27 @@ def parse_strictly(
         try:
             spec = adapter.validate_python(data)
         except ValidationError as error:
-            details = islice(error.errors(include_url=False), _MAX_PROBLEMS)
+            details = islice(error.errors(include_url=False), _MAX_REPORTED_PROBLEMS)
             problems = _innermost(_from_pydantic(detail, node, root) for detail in details)
         else:
-            problems = list(islice(check(spec), _MAX_PROBLEMS))
+            problems = list(islice(check(spec), _MAX_REPORTED_PROBLEMS))
             if not problems:
                 return spec
     lines = [_line(problem, node, source) for problem in problems]
-    if len(lines) == _MAX_PROBLEMS:
-        lines.append(f"{source}: there may be more mistakes than these {_MAX_PROBLEMS}")
+    if len(lines) == _MAX_REPORTED_PROBLEMS:
+        lines.append(f"{source}: there may be more mistakes than these {_MAX_REPORTED_PROBLEMS}")
     raise SpecError("\n".join(lines))
 
 
-class _BoundedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader for documents of bounded depth and size, aliases written out."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._values = 0
-        self._values_of: dict[int, int] = {}
-        # Anchors, or None, of the values around the present one.
-        self._open: list[str | None] = []
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As PyYAML's, with each value counted as often as aliases repeat it.
-
-        Raises:
-            yaml.YAMLError: too deep, too many values, or a value that contains itself.
-        """
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        alias = isinstance(event, yaml.AliasEvent)
-        if alias and event.anchor in self._open:
-            raise _error(event, f"the value '{event.anchor}' contains itself")
-        if not alias:
-            self._open.append(event.anchor)
-        if len(self._open) > _MAX_DEPTH:
-            raise _error(event, f"more than {_MAX_DEPTH} levels, one in the other")
-        before = self._values
-        self._values += 1
-        node = super().compose_node(parent, index)
-        if alias:
-            self._values += self._values_of[id(node)]
-        else:
-            self._open.pop()
-            self._values_of[id(node)] = self._values - before
-        if self._values > _MAX_VALUES:
-            raise _error(event, f"more than {_MAX_VALUES} values, those of aliases counted again")
-        if (
-            isinstance(node, yaml.ScalarNode)
-            and node.tag != _TEXT_TAG
-            and len(node.value) > _MAX_NUMBER_CHARACTERS
-        ):
-            raise _error(
-                event,
-                f"a number of more than {_MAX_NUMBER_CHARACTERS} characters; write text in quotes",
-            )
-        return node
-
-
-def _error(event: Any, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(None, None, problem, event.start_mark)
-
-
 def _repeated_keys(node: yaml.Node, place: Place) -> Iterable[Problem]:
-    """YAML itself lets the last of two equal keys win silently."""
+    """Find keys that a mapping has twice; PyYAML would silently use the last of them."""
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        earlier_keys: set[str] = set()
         for key, value in node.value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
-            if name in seen:
+            if name in earlier_keys:
                 yield Problem((*place, name), "this key is given twice")
-            seen.add(name)
+            earlier_keys.add(name)
             yield from _repeated_keys(value, (*place, name))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
@@ -162,12 +119,13 @@ def _repeated_keys(node: yaml.Node, place: Place) -> Iterable[Problem]:
 
 
 def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
+    """Turn one of pydantic's error details into a problem in this project's words."""
     place = _without_tags(detail["loc"], node)
     kind, value = detail["type"], detail["input"]
     if kind == "unexpected_keyword_argument":
-        known = _keys_at(root, place[:-1])
-        suggestion = f"unknown key; known here: {', '.join(known)}"
-        return Problem(place, suggestion, str(place[-1]), known)
+        valid_keys = _keys_at(root, place[:-1])
+        message = f"unknown key; known here: {', '.join(valid_keys)}"
+        return Problem(place, message, str(place[-1]), valid_keys)
     if kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
         return Problem(place, "this key is missing")
     if kind in {"enum", "literal_error"}:
@@ -176,17 +134,21 @@ def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
     if kind == "string_type" and isinstance(value, bool | int | float):
         return Problem(place, f"must be text: write it in quotes, '{_shortened(value)}'")
     message = detail["msg"][0].lower() + detail["msg"][1:]
-    shown = _shortened(value) if isinstance(value, str | int | float | bool | None) else ""
-    return Problem(place, message + (f", not {shown}" if shown else ""))
+    quoted = _shortened(value) if isinstance(value, str | int | float | bool | None) else ""
+    return Problem(place, message + (f", not {quoted}" if quoted else ""))
 
 
 def _shortened(value: str | int | float | bool | None) -> str:
     text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+    return text if len(text) <= _MAX_QUOTED_CHARACTERS else f"{text[:_MAX_QUOTED_CHARACTERS]}..."
 
 
 def _innermost(problems: Iterable[Problem]) -> list[Problem]:
-    """One problem for each place: of a union, every branch complains, also about the whole."""
+    """Keep one problem for each place, and only the innermost of nested places.
+
+    Pydantic reports a wrong value of a union once for each of the union's types, and the value
+    around it as well.
+    """
     by_place: dict[Place, Problem] = {}
     for problem in problems:
         by_place.setdefault(problem.place, problem)
@@ -198,7 +160,7 @@ def _innermost(problems: Iterable[Problem]) -> list[Problem]:
 
 
 def _without_tags(location: Sequence[str | int], node: yaml.Node) -> Place:
-    """Pydantic names union branches in its locations; keep what the document itself has."""
+    """Turn one of pydantic's locations into a place, leaving out the names of a union's types."""
     place: list[str | int] = []
     current: yaml.Node | None = node
     for position, step in enumerate(location):
@@ -220,7 +182,7 @@ def _child(node: yaml.Node | None, step: str | int) -> yaml.Node | None:
 
 
 def _keys_at(root: type, place: Place) -> list[str]:
-    """The field names of the dataclass that describes a place."""
+    """Return the valid keys at a place: the field names of the dataclass that describes it."""
     current: Any = root
     for step in place:
         hints = typing.get_type_hints(current) if dataclasses.is_dataclass(current) else {}
@@ -229,11 +191,11 @@ def _keys_at(root: type, place: Place) -> list[str]:
 
 
 def _dataclass_in(hint: Any) -> Any:
-    """The dataclass that a type hint holds, through unions and containers."""
+    """Return the dataclass in a type hint, also from within unions and containers; or None."""
     if dataclasses.is_dataclass(hint):
         return hint
-    found = (_dataclass_in(part) for part in typing.get_args(hint))
-    return next((part for part in found if part is not None), None)
+    dataclasses_within = (_dataclass_in(part) for part in typing.get_args(hint))
+    return next((each for each in dataclasses_within if each is not None), None)
 
 
 def _line(problem: Problem, node: yaml.Node, source: str) -> str:
@@ -244,13 +206,16 @@ def _line(problem: Problem, node: yaml.Node, source: str) -> str:
 
 
 def _line_number(place: Place, node: yaml.Node) -> int:
-    """The line, from 1, of the key or list item that a place names, or of what holds it."""
+    """Return the line, from 1, of the key or list item at a place.
+
+    If the document lacks it, the line is that of the innermost value around the place.
+    """
     line, current = node.start_mark.line, node
     for step in place:
         following = _child(current, step)
         if following is None:
             break
-        # A nested mapping starts on the line below its key: point at the key.
+        # The message points at the key; a nested mapping only starts on the line below it.
         keys = current.value if isinstance(current, yaml.MappingNode) else ()
         line = next(
             (key.start_mark.line for key, value in keys if value is following),

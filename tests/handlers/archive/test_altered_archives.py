@@ -395,7 +395,7 @@ def manifest(content: bytes, **model: object) -> bytes:
         ),
         (SPEC, lambda c: c.replace(b"notes.txt", b"notes.tx_"), "is named by the spec and missing"),
         (SPEC, lambda c: c.replace(b'"notes.txt"', b""), "notes.txt is not named by the spec"),
-        (SPEC, lambda c: b"[" * 1000, "levels, one in the other"),
+        (SPEC, lambda c: b"[" * 1000, "levels of nested values"),
         (SPEC, lambda c: b"a" * 2_000_000, "more than 1000000 characters"),
     ],
 )

@@ -163,7 +163,7 @@ def test_names_are_written_in_one_way(folder: Path) -> None:
         ("a\\b", "must lie in the spec's folder"),
         ("ensemble.yaml", "a name that the archive itself needs"),
         ("./compiled/compiled.json", "a name that the archive itself needs"),
-        ("__pycache__/members.cpython-311.pyc", "byte code of Python"),
+        ("__pycache__/members.cpython-311.pyc", "Python's byte code"),
         ("a:b", "a colon"),
         ("a\x07", "an invisible character"),
         ("a.", "ends with a dot"),
