@@ -22,7 +22,7 @@ from torchserve_ensemble.handlers.policies import (
     definitions,
     parse_policy,
 )
-from torchserve_ensemble.handlers.policies.ballot import DECIDING
+from torchserve_ensemble.handlers.policies.ballot import LABEL_TASKS
 
 
 def make_ballot(
@@ -83,7 +83,7 @@ GRID = 16
 without_deadline = settings(deadline=None)
 
 
-deciding = st.sampled_from(sorted(DECIDING))
+deciding = st.sampled_from(sorted(LABEL_TASKS))
 
 
 @st.composite

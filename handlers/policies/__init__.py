@@ -1,8 +1,15 @@
-"""Combination policies: pure functions from what the members say to one answer.
+"""Combination policies: pure functions that turn the members' scores into one answer.
 
-`Ballot` -> policy -> `Outcome`. `parse_policy` turns a client's text into a `BoundPolicy`; the
-registered policies live in `votes`, `averages`, `learned` and `lazy`, and importing this package
-registers them all.
+What enters: the text of a policy, as a client or a spec writes it, and a `Ballot`, which holds the
+members' scores for some samples. What leaves: an `Outcome`, with one answer for each sample.
+`parse_policy` checks the text and returns a `BoundPolicy`; its `combine` maps a ballot to an
+outcome.
+
+The policies are defined in `votes`, `averages`, `learned` and `lazy`. Importing this package
+registers all of them.
+
+Must not import: anything of this project but `base`. Policies know nothing of models, images,
+requests or specs.
 """
 
 from .ballot import Ballot, Outcome, Panel, joined, one_hot, rows_of

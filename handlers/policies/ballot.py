@@ -1,4 +1,8 @@
-"""What the members say, and what a policy makes of it."""
+"""The input and the output of every policy.
+
+A `Panel` describes the members that vote. A `Ballot` is a panel together with the members' scores
+for some samples. A policy turns a ballot into an `Outcome`, which has one answer for each sample.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +17,31 @@ from torch import Tensor
 from ..base.errors import MemberError, PolicyError
 from ..base.tasks import Task
 
-DECIDING = frozenset({Task.CLASSIFICATION, Task.PRESENCE, Task.MULTILABEL})
-"""Tasks whose answer is a choice of labels."""
-
-THRESHOLDED = frozenset({Task.PRESENCE, Task.MULTILABEL})
-"""Tasks that choose each label by itself, from a threshold on."""
-
 ALL_TASKS = frozenset(Task)
+
+LABEL_TASKS = frozenset({Task.CLASSIFICATION, Task.PRESENCE, Task.MULTILABEL})
+"""Tasks whose answer is a choice of labels, as opposed to the numbers of a regression."""
+
+THRESHOLD_TASKS = frozenset({Task.PRESENCE, Task.MULTILABEL})
+"""Tasks that compare the score of each label with a threshold, independently of other labels."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Panel:
-    """The members and how they vote: everything about a ballot but the scores.
+    """The M members of a vote, with their weights and thresholds, before any scores are known.
 
     Attributes:
-        task: the kind of answer.
+        task: the kind of answer that the ensemble gives.
         member_names: M names, all different.
-        weights: (M,) float32 voting weights, none below 0.
-        member_thresholds: (M, C) float32: a member votes for a label from this score on (presence,
-            multilabel). Classification does not use it: there a member votes for its best label.
-        thresholds: (C,) float32: decision thresholds on combined scores (presence, multilabel).
+        weights: (M,) float32 voting weights, finite and not negative.
+        member_thresholds: (M, C) float32 per-member thresholds. For presence and multilabel, a
+            member votes for a label if its score for the label is at least the threshold.
+            Classification does not use them, because each member votes for its best label.
+        thresholds: (C,) float32 thresholds for the combined scores (presence and multilabel).
+
+    Raises:
+        ValueError: the shapes do not fit together, a name occurs twice, or a weight is negative or
+            not finite.
     """
 
     task: Task
@@ -44,18 +53,24 @@ class Panel:
     def __post_init__(self) -> None:
         members, labels = len(self.member_names), len(self.thresholds)
         if members == 0 or len(set(self.member_names)) != members:
-            raise ValueError(f"member names must be different and not none: {self.member_names}")
+            raise ValueError(
+                f"a panel needs at least one member, and no name twice, not {self.member_names}"
+            )
         _check_shape("weights", self.weights, (members,))
         _check_shape("member_thresholds", self.member_thresholds, (members, labels))
         if not all(0 <= weight < inf for weight in self.weights.tolist()):
             raise ValueError(f"voting weights must be finite and not negative: {self.weights}")
 
     def ballot(self, scores: Tensor, logits: Tensor | None = None) -> Ballot:
-        """The panel with what its members say.
+        """Make the ballot of this panel's members from their scores.
 
         Args:
-            scores: (M, N, C) float32.
-            logits: same shape, or None.
+            scores: (M, N, C) float32, see `Ballot.scores`.
+            logits: (M, N, C) float32, or None, see `Ballot.logits`.
+
+        Raises:
+            MemberError: a score is NaN or infinite.
+            ValueError: the shapes do not fit the panel.
         """
         return Ballot(
             task=self.task,
@@ -68,10 +83,10 @@ class Panel:
         )
 
     def indices(self, names: Sequence[str]) -> list[int]:
-        """Positions of members.
+        """Look up the positions of the named members on this panel.
 
         Raises:
-            PolicyError: a member of that name is not on the panel.
+            PolicyError: the panel has no member of one of the names.
         """
         missing = [name for name in names if name not in self.member_names]
         if missing:
@@ -84,18 +99,21 @@ class Panel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ballot(Panel):
-    """What the members say about one request's samples.
+    """A panel together with its members' scores for N samples: the input of every policy.
 
     Attributes:
-        scores: (M members, N samples, C score labels) float32, finite. Classification:
-            probabilities that add up to 1 over C. Presence: C = 1, the probability that the
-            positive label is present. Multilabel: C independent probabilities. Regression: values.
-        logits: (M, N, C) float32, temperature-scaled, where every member gives logits; else None.
+        scores: (M members, N samples, C score labels) float32, all finite. For classification,
+            each member's scores are probabilities that add up to 1 over C. For presence, C is 1
+            and the score is the probability that the positive label is present. For multilabel,
+            the scores are C independent probabilities. For regression, they are C values.
+        logits: (M, N, C) float32 logits after temperature scaling; None unless every member gives
+            logits.
 
     Raises:
-        MemberError: a score is NaN or infinite. A NaN must never pass as a vote, so such samples or
-            members are left out before the ballot is made.
-        ValueError: the shapes do not fit together.
+        MemberError: a score is NaN or infinite. Comparisons with NaN are false, so that NaN would
+            silently count as a vote against a label. The caller must leave such members or samples
+            out before it makes the ballot.
+        ValueError: as for `Panel`, or the shape of the scores does not fit the panel.
     """
 
     scores: Tensor
@@ -110,8 +128,8 @@ class Ballot(Panel):
             _check_shape("logits", self.logits, shape)
         finite = self.scores.isfinite()
         if not bool(finite.all()):
-            flags = finite.flatten(1).all(dim=1).tolist()
-            names = [n for n, good in zip(self.member_names, flags, strict=True) if not good]
+            is_finite = finite.flatten(1).all(dim=1).tolist()
+            names = [name for name, ok in zip(self.member_names, is_finite, strict=True) if not ok]
             raise MemberError(
                 f"the scores of member {', '.join(names)} are not finite numbers; leave the member "
                 "or the sample out before combining"
@@ -119,7 +137,15 @@ class Ballot(Panel):
 
     @cached_property
     def votes(self) -> Tensor:
-        """(M, N, C) bool: classification votes for its best label, the lowest index on a tie."""
+        """(M, N, C) bool: whether each member votes for each label of each sample.
+
+        A member of a classification votes for its highest-scoring label only; on a tie, for the
+        label of lowest index. A member of a presence or multilabel ensemble votes for every label
+        whose score reaches the member's threshold.
+
+        Raises:
+            ValueError: the task is regression, whose members do not vote.
+        """
         if self.task is Task.REGRESSION:
             raise ValueError("members of a regression do not vote")
         if self.task is Task.CLASSIFICATION:
@@ -127,30 +153,34 @@ class Ballot(Panel):
         return self.scores >= self.member_thresholds.unsqueeze(1)
 
     def select(self, members: Sequence[int]) -> Ballot:
-        """The ballot of some members only, in the given order."""
-        chosen = torch.as_tensor(list(members), dtype=torch.long, device=self.scores.device)
+        """Make a ballot of only the members at the given positions, in the given order."""
+        indices = torch.as_tensor(list(members), dtype=torch.long, device=self.scores.device)
         return replace(
             self,
             member_names=tuple(self.member_names[index] for index in members),
-            weights=self.weights[chosen],
-            member_thresholds=self.member_thresholds[chosen],
-            scores=self.scores[chosen],
-            logits=None if self.logits is None else self.logits[chosen],
+            weights=self.weights[indices],
+            member_thresholds=self.member_thresholds[indices],
+            scores=self.scores[indices],
+            logits=None if self.logits is None else self.logits[indices],
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """One answer for each sample.
+    """The answers of a policy for N samples.
 
     Attributes:
         scores: (N, C) float32 combined scores.
-        decisions: (N, C) bool, the labels chosen; None for regression. Classification normally has
-            one in a row; none where the policy abstained or the members did not agree, several
-            where `any` found several.
-        abstained: (N,) bool; None for a policy that always decides.
-        spread: name -> (N, C) float32, how far the members lie apart; regression only.
-        members_used: (N,) int64, how many members the answer rests on; None means all.
+        decisions: (N, C) bool, true for each label that the policy chooses; None for regression.
+            Most policies choose exactly one label for each sample of a classification. Policies
+            that count votes, such as `any` and `all`, may choose several labels or none, and a
+            policy that abstains chooses none.
+        abstained: (N,) bool, true for each sample on which the policy abstained; None for a policy
+            that never abstains.
+        spread: measures of how far the members' values lie apart, name -> (N, C) float32; empty
+            unless the task is regression.
+        members_used: (N,) int64, number of members whose scores the answer is computed from; None
+            if all members were used for every sample.
     """
 
     scores: Tensor
@@ -161,49 +191,66 @@ class Outcome:
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """Outcomes of one policy, one after the other."""
+    """Concatenate outcomes of one policy for different samples into one outcome.
 
-    def together(parts: Sequence[Tensor | None]) -> Tensor | None:
+    Args:
+        outcomes: at least one; their samples follow each other in the given order.
+    """
+
+    def concatenated(parts: Sequence[Tensor | None]) -> Tensor | None:
         present = [part for part in parts if part is not None]
         return torch.cat(present) if present else None
 
     return Outcome(
         scores=torch.cat([outcome.scores for outcome in outcomes]),
-        decisions=together([outcome.decisions for outcome in outcomes]),
-        abstained=together([outcome.abstained for outcome in outcomes]),
+        decisions=concatenated([outcome.decisions for outcome in outcomes]),
+        abstained=concatenated([outcome.abstained for outcome in outcomes]),
         spread={
             name: torch.cat([outcome.spread[name] for outcome in outcomes])
             for name in outcomes[0].spread
         },
-        members_used=together([outcome.members_used for outcome in outcomes]),
+        members_used=concatenated([outcome.members_used for outcome in outcomes]),
     )
 
 
 def rows_of(outcome: Outcome, rows: slice | Tensor) -> Outcome:
-    """Some of an outcome's samples."""
+    """Select some samples of an outcome.
 
-    def part(values: Tensor | None) -> Tensor | None:
+    Args:
+        outcome: the answers for N samples.
+        rows: a slice of the N samples, or a tensor that indexes them.
+    """
+
+    def selected(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[rows]
 
     return Outcome(
         scores=outcome.scores[rows],
-        decisions=part(outcome.decisions),
-        abstained=part(outcome.abstained),
+        decisions=selected(outcome.decisions),
+        abstained=selected(outcome.abstained),
         spread={name: values[rows] for name, values in outcome.spread.items()},
-        members_used=part(outcome.members_used),
+        members_used=selected(outcome.members_used),
     )
 
 
 def one_hot(scores: Tensor) -> Tensor:
-    """Bool of the same shape, true at the largest of the last dimension, lowest index on a tie."""
+    """Mark the largest value of the last dimension; on a tie, the one of lowest index.
+
+    Returns:
+        A bool tensor of the same shape.
+    """
     best = scores.argmax(dim=-1, keepdim=True)
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
 
 
-def largest(scores: Tensor, *ranks: int) -> list[Tensor]:
-    """For each rank k the k-th largest over the first dimension, the largest one for 1."""
+def kth_largest(scores: Tensor, *ranks: int) -> list[Tensor]:
+    """For each rank k, find the k-th largest value over the first dimension; rank 1 is the largest.
+
+    Returns:
+        One tensor for each rank, with the shape of `scores` without its first dimension.
+    """
     if all(rank in (1, len(scores)) for rank in ranks):
-        # Sorting takes a hundred times as long.
+        # A maximum or a minimum needs no sorting, which takes a hundred times as long.
         return [scores.amax(dim=0) if rank == 1 else scores.amin(dim=0) for rank in ranks]
     descending = scores.sort(dim=0, descending=True).values
     return [descending[rank - 1] for rank in ranks]

@@ -1,4 +1,4 @@
-"""Policies that combine with a model fitted on held-out data."""
+"""Policies whose parameters are learned from held-out data and come from a fitted model."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from torch import Tensor
 from ..base.errors import PolicyError
 from ..base.tasks import Task
 from .averages import decide
-from .ballot import ALL_TASKS, DECIDING, Ballot, Outcome
+from .ballot import ALL_TASKS, LABEL_TASKS, Ballot, Outcome
 from .fitted import ClassWeightsModel, DawidSkeneModel, StackingModel
 from .registry import policy
 
 
 @policy("stacking", tasks=ALL_TASKS)
 def stacking(ballot: Ballot, *, model: StackingModel) -> Outcome:
-    """A fitted linear or logistic model on the scores of all members."""
+    """A fitted linear or logistic model computes the answer from the scores of all members."""
     model.positions(ballot.member_names)
     aligned = ballot.select(ballot.indices(model.member_names)).scores
     members, samples, labels = aligned.shape
-    outputs = len(model.intercept)
-    binary = ballot.task is Task.CLASSIFICATION and labels == 2 and outputs == 1
-    if model.coefficients.shape[1] != members * labels or (outputs != labels and not binary):
+    inputs, outputs = model.coefficients.shape[1], len(model.intercept)
+    is_binary = ballot.task is Task.CLASSIFICATION and labels == 2 and outputs == 1
+    if inputs != members * labels or (outputs != labels and not is_binary):
         raise PolicyError(
-            f"the stacking model has {outputs} outputs of {model.coefficients.shape[1]} scores, "
-            f"but {members} members with {labels} labels give {members * labels} scores; "
-            "fit it again for this ensemble"
+            f"the stacking model computes {outputs} outputs from {inputs} scores, but {members} "
+            f"members with {labels} labels give {members * labels} scores; fit it again for this "
+            "ensemble"
         )
     features = aligned.double().permute(1, 0, 2).reshape(samples, members * labels)
-    coefficients, intercept = (_like(each, aligned) for each in model.parameters)
+    coefficients, intercept = (_float64_on(each, aligned) for each in model.float64_parameters)
     raw = features @ coefficients.T + intercept
     if ballot.task is Task.REGRESSION:
         return decide(ballot, raw)
-    if binary:
+    if is_binary:
         return decide(ballot, torch.cat([(-raw).sigmoid(), raw.sigmoid()], dim=-1))
     if ballot.task is Task.CLASSIFICATION:
         return decide(ballot, raw.softmax(dim=-1))
@@ -41,30 +41,30 @@ def stacking(ballot: Ballot, *, model: StackingModel) -> Outcome:
 
 @policy("dawid_skene", tasks=frozenset({Task.CLASSIFICATION, Task.PRESENCE}))
 def dawid_skene(ballot: Ballot, *, model: DawidSkeneModel) -> Outcome:
-    """The probability of each label given all votes and how often each member errs."""
+    """The probability of each label, given all votes and the error rates of each member."""
     positions = model.positions(ballot.member_names)
-    presence = ballot.task is Task.PRESENCE
-    labels = 2 if presence else ballot.scores.shape[-1]
+    is_presence = ballot.task is Task.PRESENCE
+    labels = 2 if is_presence else ballot.scores.shape[-1]
     if labels != len(model.prior):
         raise PolicyError(
             f"the dawid_skene model has {len(model.prior)} labels, this ensemble has "
             f"{labels}; fit it again for this ensemble"
         )
-    # (M, N) the label that each member votes for.
-    voted = ballot.votes[..., 0].long() if presence else ballot.scores.argmax(dim=-1)
-    # In log space, so that many members do not underflow.
-    evidence, prior = (_like(each, ballot.scores) for each in model.logarithms)
+    # The label that each member votes for: (M, N).
+    voted = ballot.votes[..., 0].long() if is_presence else ballot.scores.argmax(dim=-1)
+    # Logarithms are added, because the product of many members' probabilities may underflow.
+    evidence, prior = (_float64_on(each, ballot.scores) for each in model.log_probabilities)
     total = prior.repeat(voted.shape[1], 1)
     for position, labels_voted in zip(positions, voted, strict=True):
         total += evidence[position, labels_voted]
     posterior = total.softmax(dim=-1)
-    return decide(ballot, posterior[:, 1:] if presence else posterior)
+    return decide(ballot, posterior[:, 1:] if is_presence else posterior)
 
 
-@policy("per_class_weights", tasks=DECIDING)
+@policy("per_class_weights", tasks=LABEL_TASKS)
 def per_class_weights(ballot: Ballot, *, model: ClassWeightsModel) -> Outcome:
-    """For each label the mean of the members' scores, with weights of that label."""
-    weights = _like(model.weights[model.positions(ballot.member_names)], ballot.scores)
+    """The mean of the members' scores, weighted by a separate weight for each member and label."""
+    weights = _float64_on(model.weights[model.positions(ballot.member_names)], ballot.scores)
     if weights.shape[1] != ballot.scores.shape[2]:
         raise PolicyError(
             f"the per_class_weights model has {weights.shape[1]} labels, this ensemble has "
@@ -80,5 +80,6 @@ def per_class_weights(ballot: Ballot, *, model: ClassWeightsModel) -> Outcome:
     return decide(ballot, weighted / totals)
 
 
-def _like(parameters: Tensor, scores: Tensor) -> Tensor:
+def _float64_on(parameters: Tensor, scores: Tensor) -> Tensor:
+    """Convert parameters to float64 on the device of the scores."""
     return parameters.to(device=scores.device, dtype=torch.float64)

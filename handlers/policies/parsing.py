@@ -1,4 +1,4 @@
-"""From the text of a policy, as a spec or a client writes it, to a policy that is ready to run."""
+"""Parse the text of a policy, from a spec or a client, into a policy that is ready to run."""
 
 from __future__ import annotations
 
@@ -13,95 +13,113 @@ from ..base.errors import PolicyError
 from ..base.quoting import shown_names
 from ..base.suggestions import nearest
 from .catalogue import Catalogue
-from .expression import bind_at, compile_expression, literals
+from .expression import bind_in_text, compile_expression, literal_arguments
 from .registry import EXPRESSION, BoundPolicy, definition
 from .source import Source
 
-# What a spec allows as a name. Such a text is looked up as it is: to Python's grammar,
-# high-sensitivity would be a subtraction.
+# The characters that a spec allows in names. A text of this shape is looked up as a name before it
+# is parsed, because Python's grammar would read high-sensitivity as a subtraction.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
 def parse_policy(text: str, parameters: Mapping[str, Any], catalogue: Catalogue) -> BoundPolicy:
-    """A policy, checked in full: nothing but the members' scores can fail it later.
+    """Parse the text of a policy and check it completely.
 
-    A text is, in this order: a name of the deployment's own (``high-sensitivity``), a registered
-    policy (``any``), a call (``at_least(k=2)``), or an expression (`expression`).
+    The text is read as the first of these that fits: a name that the deployment gave to a policy
+    (``high-sensitivity``), the name of a registered policy (``any``), a call of a registered policy
+    (``at_least(k=2)``), or an expression (see the module `expression`).
+
+    After this check, only the ballot can make the policy fail: when it lacks members that the
+    policy needs.
 
     Args:
-        text: as the spec or a client writes it.
-        parameters: further parameters, e.g. from a form field; values may be texts.
-        catalogue: what the deployment offers.
+        text: the policy, as the spec or a client writes it.
+        parameters: parameters that are given beside the text, e.g. in a form field. Their values
+            may be texts.
+        catalogue: the policies that the deployment offers.
 
     Raises:
-        PolicyError: unknown, not allowed, not for this task, or a wrong parameter. The message
-            points into the text and names what is on offer.
+        PolicyError: the policy is unknown, not allowed or does not fit the task, or a parameter is
+            wrong. The message points into the text and lists the policies to choose from.
     """
     source = Source.of(text)
-    trusted = source == Source.of(catalogue.default)
+    # What the deployment itself wrote, its default or a named policy, is not subject to `allowed`.
+    from_deployment = source == Source.of(catalogue.default)
     if source.text in catalogue.named:
-        if not trusted and not catalogue.permits(source.text):
-            raise PolicyError(f"policy '{source.text}' is not allowed here; {catalogue.choices()}")
+        if not from_deployment and not catalogue.is_allowed(source.text):
+            raise _not_allowed(source.text, catalogue)
         source = Source.of(catalogue.resolve(source.text))
-        trusted = True
+        from_deployment = True
     name, call, tree = _split(source, catalogue)
     if tree is not None:
-        if not trusted and not catalogue.permits(EXPRESSION):
-            raise PolicyError(f"expressions are not allowed here; {catalogue.choices()}")
+        if not from_deployment and not catalogue.is_allowed(EXPRESSION):
+            raise PolicyError(f"expressions are not allowed here; {catalogue.choices_hint()}")
         if parameters:
             raise PolicyError(
                 f"an expression takes no parameters ({shown_names(list(parameters))}); write them "
                 "into its calls, e.g. at_least(k=2) and mean >= 0.7"
             )
         return compile_expression(source, tree, catalogue)
-    known = definition(name)
-    if known is None:
-        unknown = catalogue.unknown(name)
-        raise PolicyError(unknown) if call is None else source.error(unknown, call)
-    permitted = catalogue.permits(name)
-    if not permitted and not trusted:
-        raise PolicyError(f"policy '{name}' is not allowed here; {catalogue.choices()}")
-    if parameters and not permitted:
+    registered = definition(name)
+    if registered is None:
+        message = catalogue.unknown_policy_message(name)
+        raise PolicyError(message) if call is None else source.error(message, call)
+    is_allowed = catalogue.is_allowed(name)
+    if not is_allowed and not from_deployment:
+        raise _not_allowed(name, catalogue)
+    if parameters and not is_allowed:
         raise PolicyError(
             f"policy '{' '.join(text.split())}' is fixed in this deployment and takes no "
             f"parameters; leave out {shown_names(list(parameters))}"
         )
-    written = literals(source, call) if call is not None else {}
-    twice = sorted(written.keys() & parameters.keys())
-    if twice:
+    arguments = literal_arguments(source, call) if call is not None else {}
+    given_twice = sorted(arguments.keys() & parameters.keys())
+    if given_twice:
         raise PolicyError(
-            f"policy '{source.text}' sets {', '.join(twice)} already; leave it out of the "
+            f"policy '{source.text}' sets {', '.join(given_twice)} already; leave it out of the "
             "parameters"
         )
-    return bind_at(
-        source, call, known, {**written, **parameters}, catalogue, catalogue.member_names
+    return bind_in_text(
+        source, call, registered, {**arguments, **parameters}, catalogue, catalogue.member_names
     )
 
 
 def check_catalogue(catalogue: Catalogue) -> None:
-    """Check all that a deployment offers, so that a mistake shows when the archive is built.
+    """Check every policy of a catalogue, so that a mistake is found when the archive is built.
 
     Raises:
-        PolicyError: the default, a named policy or a name in `allowed` does not exist or fit.
+        PolicyError: the default policy, a named policy or a name in `allowed` does not exist or
+            does not fit the deployment.
     """
     for text in (catalogue.default, *catalogue.named):
         parse_policy(text, {}, replace(catalogue, allowed=None))
-    known = {EXPRESSION, *catalogue.named, *catalogue.fitting()}
+    names = sorted({EXPRESSION, *catalogue.named, *catalogue.usable_policies()})
     for name in sorted(catalogue.allowed or ()):
-        if name not in known:
+        if name not in names:
             raise PolicyError(
                 f"'{name}' is allowed, but is no policy for task {catalogue.task}; allow one of "
-                f"{', '.join(sorted(known))}{nearest(name, sorted(known))}"
+                f"{', '.join(names)}{nearest(name, names)}"
             )
 
 
+def _not_allowed(name: str, catalogue: Catalogue) -> PolicyError:
+    return PolicyError(f"policy '{name}' is not allowed here; {catalogue.choices_hint()}")
+
+
 def _split(source: Source, catalogue: Catalogue) -> tuple[str, ast.Call | None, ast.expr | None]:
-    """A registered policy's name and, if it has one, its call; or the tree of an expression."""
+    """Tell a registered policy from an expression.
+
+    Returns:
+        For a registered policy its name, its call if the text has parentheses, and no syntax tree;
+        the name may turn out to be unknown. For an expression an empty name, no call, and the
+        syntax tree.
+    """
     if _NAME.fullmatch(source.text):
         if definition(source.text) is None and source.text in catalogue.member_names:
-            plain = source.text.isidentifier() and not iskeyword(source.text)
+            # A member alone is an expression. Python cannot parse every name of a member.
+            is_identifier = source.text.isidentifier() and not iskeyword(source.text)
             quoted = ast.Call(ast.Name("member"), [ast.Constant(source.text)], [])
-            return "", None, source.tree() if plain else quoted
+            return "", None, source.tree() if is_identifier else quoted
         return source.text, None, None
     tree = source.tree()
     if isinstance(tree, ast.Name) and definition(tree.id) is not None:

@@ -1,4 +1,7 @@
-"""Abstaining: no label where the ensemble is not sure enough, or its members disagree too much."""
+"""Selective prediction: abstain on samples that the ensemble is too uncertain about.
+
+Source: Chow (1970), On optimum recognition error and reject tradeoff.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,25 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 MinConfidence = Annotated[
     Probability | None,
-    Field(description="Abstain where the score of the decision is below"),
+    Field(description="Abstain if the confidence in the decision is lower"),
 ]
 MaxDisagreement = Annotated[
     Probability | None,
-    Field(description="Abstain where a larger share of the member pairs differ in their votes"),
+    Field(description="Abstain if the votes differ in a larger share of the pairs of members"),
 ]
 
 
 def confidence(scores: Tensor, decisions: Tensor, task: Task) -> Tensor:
-    """How much the combined scores support the decisions.
+    """Measure how strongly the combined scores support the decision on each sample.
 
-    Classification: the lowest score of the chosen labels, 0 where none is. Presence and multilabel:
-    the lowest over the labels of s where the label is chosen and 1 - s where it is not.
+    For classification, it is the lowest score among the chosen labels, or 0 if no label is chosen.
+    For presence and multilabel, each label of score s supports its own decision by s if the label
+    is chosen, and by 1 - s if not; the confidence is the lowest support of all labels.
 
     Args:
         scores: (N, C) float32 combined scores.
-        decisions: (N, C) bool.
-        task: any but regression.
+        decisions: (N, C) bool, true for each chosen label.
+        task: any task except regression.
 
     Returns:
         (N,) float32 in [0, 1] for scores in [0, 1].
@@ -52,15 +56,15 @@ def abstain(
     min_confidence: float | None = None,
     max_disagreement: float | None = None,
 ) -> Outcome:
-    """Take the decision back where it is too uncertain.
+    """Withdraw the decisions on samples that are too uncertain.
 
-    A sample without a decision has no label chosen and `Outcome.abstained` set.
+    Such a sample then has no chosen label, and `Outcome.abstained` is true for it.
 
     Args:
-        outcome: of a policy that decides.
-        ballot: what the policy saw.
-        min_confidence: abstain where `confidence` is below.
-        max_disagreement: abstain where `disagreement` is above.
+        outcome: the policy's answers; an outcome without decisions is returned as it is.
+        ballot: the ballot that the policy combined.
+        min_confidence: abstain if the `confidence` is lower; None for no limit.
+        max_disagreement: abstain if the `disagreement` of the members is higher; None for no limit.
     """
     if outcome.decisions is None or (min_confidence is None and max_disagreement is None):
         return outcome
@@ -70,8 +74,8 @@ def abstain(
         else outcome.abstained
     )
     if min_confidence is not None:
-        sure = confidence(outcome.scores, outcome.decisions, ballot.task) >= min_confidence
-        abstained = abstained | ~sure
+        is_confident = confidence(outcome.scores, outcome.decisions, ballot.task) >= min_confidence
+        abstained = abstained | ~is_confident
     if max_disagreement is not None:
         abstained = abstained | (disagreement(ballot.votes) > max_disagreement)
     return replace(

@@ -1,4 +1,7 @@
-"""Decisions smoothed over the frames of one request; the worker keeps no state between requests."""
+"""Smoothing of scores and decisions over the frames of one request.
+
+The worker keeps no state between requests, so that the first frame of a request has no past.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ from torch import Tensor
 
 
 def moving_average(scores: Tensor, alpha: float) -> Tensor:
-    """Exponential moving average ``s_t = alpha x_t + (1 - alpha) s_{t-1}``, ``s_0 = x_0``.
+    """Smooth scores by the exponential moving average.
+
+    ``s_0 = x_0`` and ``s_t = alpha x_t + (1 - alpha) s_{t-1}``.
 
     Source: Roberts (1959), Control Chart Tests Based on Geometric Moving Averages.
 
     Args:
         scores: (N, C) float32, in frame order.
-        alpha: weight of the newest frame, in (0, 1]; 1 leaves the scores as they are.
+        alpha: weight of the current frame, in (0, 1]; 1 leaves the scores as they are.
     """
     smoothed = scores.clone()
     for frame in range(1, len(scores)):
@@ -22,20 +27,20 @@ def moving_average(scores: Tensor, alpha: float) -> Tensor:
 
 
 def window_share(decisions: Tensor, window: int) -> Tensor:
-    """The share of the last `window` frames, the current one included, that have each label.
+    """For each frame and label, compute how many of the last frames have the label, as a share.
 
-    The first frames look at the fewer frames that there are. A label has the majority where its
-    share is above one half.
+    The window ends with the current frame. At the start of the request, where fewer frames exist,
+    the window is shorter. A label has the majority if its share is above one half.
 
     Args:
         decisions: (N, C) bool, in frame order.
-        window: frames, at least 1.
+        window: number of frames, at least 1.
 
     Returns:
         (N, C) float32.
     """
     counts = torch.cat([torch.zeros_like(decisions[:1], dtype=torch.long), decisions.long()])
     counts = counts.cumsum(dim=0)
-    last = torch.arange(1, len(decisions) + 1)
-    first = (last - window).clamp(min=0)
-    return (counts[last] - counts[first]) / (last - first).unsqueeze(1)
+    end = torch.arange(1, len(decisions) + 1)
+    start = (end - window).clamp(min=0)
+    return (counts[end] - counts[start]) / (end - start).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""The text of a policy: read by Python's own grammar, never evaluated."""
+"""The text of a policy. It is parsed with Python's own grammar and never evaluated as code."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from ..base.errors import PolicyError
 from ..base.quoting import shown
 
 MAX_LENGTH = 500
-"""Characters in the text of a policy."""
+"""Largest number of characters in the text of a policy."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One line of printable text, and messages that point into it."""
+    """The text of a policy on one line, and error messages that point into it.
+
+    Attributes:
+        text: printable characters, with single spaces between words.
+    """
 
     text: str
 
     @classmethod
     def of(cls, text: str) -> Source:
-        """From a client's text, white space put in order.
+        """Check a client's text and normalise its white space.
 
         Raises:
-            PolicyError: it is empty, too long, or holds characters that cannot be shown.
+            PolicyError: the text is empty, too long, or contains characters that cannot be printed
+                or that no policy has.
         """
-        # Cheap first: an attacker's megabytes are neither split nor parsed.
+        # The length comes first, so that an attacker's megabytes are neither split nor parsed.
         if len(text) > MAX_LENGTH:
             raise PolicyError(
                 f"a policy has {MAX_LENGTH} characters at most, not {len(text)}: {shown(text)}"
@@ -33,16 +38,16 @@ class Source:
         line = " ".join(text.split())
         if not line:
             raise PolicyError("the policy is empty; name one, e.g. mean")
-        # Python would read a backslash as a continued line and drop what follows a number sign.
+        # To Python, a backslash continues the line and a number sign begins a comment.
         if not line.isprintable() or "\\" in line or "#" in line:
             raise PolicyError(f"the policy {shown(line)} holds characters that no policy has")
         return cls(line)
 
     def tree(self) -> ast.expr:
-        """The syntax tree.
+        """Parse the text into Python's syntax tree.
 
         Raises:
-            PolicyError: the text does not follow the grammar.
+            PolicyError: the text is not a Python expression.
         """
         try:
             return ast.parse(self.text, mode="eval").body
@@ -53,16 +58,16 @@ class Source:
             raise self.error("cannot read the policy: it is too deeply nested", 0) from None
 
     def error(self, reason: str, place: ast.AST | int) -> PolicyError:
-        """A message with a caret below the place.
+        """Make an error whose message repeats the text with a caret below the mistake.
 
         Args:
             reason: what is wrong, and the remedy.
-            place: a node of `tree`, or a position in characters.
+            place: the wrong node of `tree`, or its position in characters.
         """
         if isinstance(place, int):
             position = place
         else:
-            # Python counts columns in bytes of UTF-8.
+            # `col_offset` counts bytes of UTF-8, and the caret is placed by characters.
             before = self.text.encode()[: getattr(place, "col_offset", 0)]
             position = len(before.decode(errors="ignore"))
         return PolicyError(f"{reason}\n  {self.text}\n  {' ' * max(position, 0)}^")

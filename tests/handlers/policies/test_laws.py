@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from torchserve_ensemble.handlers.base.tasks import Task
 from torchserve_ensemble.handlers.policies import Ballot
-from torchserve_ensemble.handlers.policies.ballot import DECIDING, THRESHOLDED
+from torchserve_ensemble.handlers.policies.ballot import LABEL_TASKS, THRESHOLD_TASKS
 from torchserve_ensemble.handlers.policies.uncertainty import uncertainty
 
 """Scores are multiples of 1 / 16: sums are exact, and ties and thresholds are often hit."""
 
 
-thresholded = st.sampled_from(sorted(THRESHOLDED))
+thresholded = st.sampled_from(sorted(THRESHOLD_TASKS))
 
 
 def decisions(text: str, ballot: Ballot) -> torch.Tensor:
@@ -181,7 +181,7 @@ def test_a_geometric_mean_is_the_mean_of_the_logits(ballot: Ballot) -> None:
     )
 
 
-@pytest.mark.parametrize("task", sorted(DECIDING))
+@pytest.mark.parametrize("task", sorted(LABEL_TASKS))
 def test_samples_do_not_see_each_other(task: Task) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = 1 if task is Task.PRESENCE else 3

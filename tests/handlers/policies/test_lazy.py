@@ -30,7 +30,7 @@ from torchserve_ensemble.handlers.policies import (
     combine_lazily,
     settled,
 )
-from torchserve_ensemble.handlers.policies.ballot import DECIDING, THRESHOLDED
+from torchserve_ensemble.handlers.policies.ballot import LABEL_TASKS, THRESHOLD_TASKS
 
 VOTES = ("any", "all", "majority", "plurality", "unanimous")
 
@@ -65,7 +65,7 @@ def test_a_lazy_score_bounds_the_full_one(ballot: Ballot, data: st.DataObject) -
         assert lazy.decisions is not None
         below = lazy.scores <= full.scores
         assert torch.where(lazy.decisions, below, lazy.scores >= full.scores).all(), text
-        if ballot.task in THRESHOLDED:
+        if ballot.task in THRESHOLD_TASKS:
             one = make_ballot(ballot.task, ballot.scores)
             outcome = lazily(bound(text, one), one, order)
             assert same(outcome.scores >= 0.5, outcome.decisions), text
@@ -83,7 +83,7 @@ def test_a_lazy_cascade_is_the_full_one(ballot: Ballot, limit: int, data: st.Dat
 
 
 @pytest.mark.parametrize("text", [*VOTES, "at_least(k=2)"])
-@pytest.mark.parametrize("task", sorted(DECIDING))
+@pytest.mark.parametrize("task", sorted(LABEL_TASKS))
 @pytest.mark.parametrize("members", [1, 2, 3, 4])
 def test_settled_is_exact(text: str, task: Task, members: int) -> None:
     """Every vote of every member: settled if and only if no continuation changes the decision."""

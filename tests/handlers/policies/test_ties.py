@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchserve_ensemble.handlers.base.tasks import Task
 from torchserve_ensemble.handlers.policies import Ballot
-from torchserve_ensemble.handlers.policies.ballot import THRESHOLDED
+from torchserve_ensemble.handlers.policies.ballot import THRESHOLD_TASKS
 
 WEIGHTS = st.sampled_from([0.0, 0.1, 0.2, 0.3, 1 / 3, 1.0, 3.0, 1e9])
 
@@ -30,7 +30,7 @@ def tied_ballots(draw: st.DrawFn, max_samples: int = 500) -> Ballot:
     labels = 1 if task is Task.PRESENCE else draw(st.integers(2, 3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     scale = 2.0 ** draw(st.sampled_from([0, 0, 0, -8, -30]))
-    column = torch.rand(members, 1 if task in THRESHOLDED else samples, 1, generator=generator)
+    column = torch.rand(members, 1 if task in THRESHOLD_TASKS else samples, 1, generator=generator)
     column = scale * column.expand(members, samples, labels)
     places = torch.rand(members, samples, labels, generator=generator).argsort(dim=0)
     scores = column.gather(0, places)
@@ -118,7 +118,7 @@ def test_plurality_is_that_of_exact_numbers(ballot: Ballot) -> None:
         votes = ballot.votes[:, sample].sum(dim=0).tolist()
         sums = [sum(map(Fraction, column)) for column in ballot.scores[:, sample].T.tolist()]
         means = torch.tensor([float(each / members) for each in sums])
-        if ballot.task in THRESHOLDED:
+        if ballot.task in THRESHOLD_TASKS:
             by_mean = (means >= ballot.thresholds).tolist()
             expected = [
                 label
@@ -131,7 +131,7 @@ def test_plurality_is_that_of_exact_numbers(ballot: Ballot) -> None:
         assert decisions[sample] == expected
 
 
-@pytest.mark.parametrize("task", sorted(THRESHOLDED))
+@pytest.mark.parametrize("task", sorted(THRESHOLD_TASKS))
 def test_tiny_and_huge_weights_still_weigh(task: Task) -> None:
     scores = [[[0.9]], [[0.1]], [[0.2]]]
     assert chosen(combine("weighted_vote", make_ballot(task, scores, weights=[1e9, 1e-9, 1.0])))[
