@@ -155,7 +155,7 @@ def maximum_of_average(ballot: Ballot, *, buckets: Buckets) -> Outcome:
 
 @policy("borda", tasks=frozenset({Task.CLASSIFICATION}))
 def borda(ballot: Ballot) -> Outcome:
-    """Borda count: the mean share of labels that a member ranks lower, equal labels counted half."""
+    """Borda count: the mean share of labels that a member ranks lower; equal ones count half."""
     # The scores of one member at a time fit into the cache. The sum is exact, because ranks are
     # multiples of 1/2.
     points = torch.zeros(ballot.scores.shape[1:], dtype=torch.float64)

@@ -26,8 +26,8 @@ from .registry import AtMostMembers, policy
 _TIE_TOLERANCE = 1e-6
 
 # Weights and scores are added as integers, in multiples of 1 / _UNITS_PER_ONE. The rounding of a
-# sum of floats depends on the order of the members, so that their order would decide a tie. An int64
-# has room for the sum of 1,000 values between 0 and 1.
+# sum of floats depends on the order of the members, so that their order would decide a tie. An
+# int64 has room for the sum of 1,000 values between 0 and 1.
 _UNITS_PER_ONE = 2.0**52
 
 
