@@ -1,9 +1,12 @@
 """Policies that combine the members' scores.
 
-Classification chooses the label with the highest combined score, the lowest index on a tie;
-presence and multilabel choose every label whose combined score reaches its threshold; regression
-gives the combined values and how far the members lie apart. Sums run in float64, so that the order
-of the members does not show in float32.
+`decide` turns the combined scores into answers. For classification, it chooses the label with the
+highest combined score; on a tie, the label of lowest index. For presence and multilabel, it chooses
+every label whose combined score reaches the label's threshold. For regression, the combined values
+are the answer, and `decide` adds measures of how far the members' values lie apart.
+
+Sums are computed in float64 and rounded to float32. The order of the members can then change the
+combined scores only in the rare case that float64 rounding crosses a float32 rounding boundary.
 """
 
 from __future__ import annotations
@@ -20,19 +23,23 @@ from .ballot import ALL_TASKS, LABEL_TASKS, Ballot, Outcome, one_hot
 from .registry import AtMostMembers, policy
 from .votes import positive_weights
 
-# The smallest normal float32: a probability of 0 weighs heavily in a product, yet members that
-# together rule out every label do not end in 0 / 0.
-_SMALLEST = torch.finfo(torch.float32).tiny
+# The smallest positive normal float32, which stands for a probability of 0 in a logarithm. A member
+# can then still veto a label in a product, but members that together veto every label do not end in
+# 0 / 0.
+_SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 
-Buckets = Annotated[int, Field(ge=1, description="Groups of consecutive members"), AtMostMembers()]
+Buckets = Annotated[
+    int, Field(ge=1, description="Number of groups of consecutive members"), AtMostMembers()
+]
 
 
 def decide(ballot: Ballot, combined: Tensor) -> Outcome:
-    """The outcome of combined scores, as this module's docstring says.
+    """Turn combined scores into answers, by the rules in this module's docstring.
 
     Args:
-        ballot: what the members say.
-        combined: (N, C), any floating type.
+        ballot: the ballot from which the scores were combined. The task, the thresholds and, for
+            regression, the members' values are taken from it.
+        combined: (N, C) combined scores, of any floating type.
     """
     scores = combined.float()
     if ballot.task is Task.REGRESSION:
@@ -50,7 +57,7 @@ def mean(ballot: Ballot) -> Outcome:
 
 @policy("weighted_mean", tasks=ALL_TASKS)
 def weighted_mean(ballot: Ballot) -> Outcome:
-    """The mean of the members' scores, each with its member's voting weight."""
+    """The mean of the members' scores, weighted by the members' voting weights."""
     weights = positive_weights(ballot).double()
     total = torch.einsum("m,mnc->nc", weights, ballot.scores.double())
     return decide(ballot, total / weights.sum())
@@ -69,10 +76,15 @@ def trimmed_mean(
     *,
     fraction: Annotated[
         float,
-        Field(ge=0, lt=0.5, allow_inf_nan=False, description="Left out at each end, rounded down"),
+        Field(
+            ge=0,
+            lt=0.5,
+            allow_inf_nan=False,
+            description="Share of the members left out at each end, rounded down",
+        ),
     ] = 0.2,
 ) -> Outcome:
-    """The mean without the lowest and the highest scores."""
+    """The mean of the members' scores without the lowest and the highest scores."""
     left_out = int(fraction * len(ballot.scores))
     ordered = ballot.scores.double().sort(dim=0).values
     return decide(ballot, ordered[left_out : len(ordered) - left_out].mean(dim=0))
@@ -80,30 +92,33 @@ def trimmed_mean(
 
 @policy("max", tasks=ALL_TASKS)
 def maximum(ballot: Ballot) -> Outcome:
-    """The members' highest score."""
+    """The highest of the members' scores."""
     return decide(ballot, ballot.scores.amax(dim=0))
 
 
 @policy("min", tasks=ALL_TASKS)
 def minimum(ballot: Ballot) -> Outcome:
-    """The members' lowest score."""
+    """The lowest of the members' scores."""
     return decide(ballot, ballot.scores.amin(dim=0))
 
 
 @policy("geometric_mean", tasks=LABEL_TASKS)
 def geometric_mean(ballot: Ballot) -> Outcome:
-    """The geometric mean; for classification brought to a sum of 1 (logarithmic opinion pool)."""
+    """The geometric mean of the members' scores; for classification normalised to a sum of 1.
+
+    Source: Genest & Zidek (1986), the logarithmic opinion pool.
+    """
     logarithms = _log(ballot.scores).mean(dim=0)
     if ballot.task is Task.CLASSIFICATION:
         return decide(ballot, logarithms.softmax(dim=-1))
-    # A score of 0 comes back as 0, not as the smallest float.
+    # One score of 0 makes the result exactly 0, not a power of the smallest float.
     vetoed = (ballot.scores <= 0).any(dim=0)
     return decide(ballot, logarithms.exp().masked_fill(vetoed, 0))
 
 
 @policy("product", tasks=LABEL_TASKS)
 def product(ballot: Ballot) -> Outcome:
-    """The product, brought to a sum of 1: the members as independent evidence."""
+    """The product of the members' scores, normalised: the members are independent evidence."""
     if ballot.task is Task.CLASSIFICATION:
         return decide(ballot, _log(ballot.scores).sum(dim=0).softmax(dim=-1))
     return decide(
@@ -113,7 +128,7 @@ def product(ballot: Ballot) -> Outcome:
 
 @policy("logit_mean", tasks=LABEL_TASKS)
 def logit_mean(ballot: Ballot) -> Outcome:
-    """The mean of the logits, turned back into probabilities."""
+    """The mean of the members' logits, turned back into probabilities."""
     if ballot.task is Task.CLASSIFICATION:
         logits = _log(ballot.scores) if ballot.logits is None else ballot.logits.double()
         return decide(ballot, logits.mean(dim=0).softmax(dim=-1))
@@ -126,20 +141,23 @@ def logit_mean(ballot: Ballot) -> Outcome:
 
 @policy("average_of_maximum", tasks=LABEL_TASKS)
 def average_of_maximum(ballot: Ballot, *, buckets: Buckets) -> Outcome:
-    """The mean over buckets of members of each bucket's highest score."""
-    return decide(ballot, torch.stack([b.amax(dim=0) for b in _split(ballot, buckets)]).mean(dim=0))
+    """The members are divided into buckets; the mean of the highest score in each bucket."""
+    highest = [scores.amax(dim=0) for scores in _split(ballot, buckets)]
+    return decide(ballot, torch.stack(highest).mean(dim=0))
 
 
 @policy("maximum_of_average", tasks=LABEL_TASKS)
 def maximum_of_average(ballot: Ballot, *, buckets: Buckets) -> Outcome:
-    """The highest over buckets of members of each bucket's mean score."""
-    return decide(ballot, torch.stack([b.mean(dim=0) for b in _split(ballot, buckets)]).amax(dim=0))
+    """The members are divided into buckets; the highest of the buckets' mean scores."""
+    means = [scores.mean(dim=0) for scores in _split(ballot, buckets)]
+    return decide(ballot, torch.stack(means).amax(dim=0))
 
 
 @policy("borda", tasks=frozenset({Task.CLASSIFICATION}))
 def borda(ballot: Ballot) -> Outcome:
-    """Borda count: the mean share of labels that each member ranks below; ties count half."""
-    # One member at a time stays in the cache; sums of halves are exact.
+    """Borda count: the mean share of labels that a member ranks lower; equal ones count half."""
+    # The scores of one member at a time fit into the cache. The sum is exact, because ranks are
+    # multiples of 1/2.
     points = torch.zeros(ballot.scores.shape[1:], dtype=torch.float64)
     for scores in ballot.scores.numpy(force=True):
         points += torch.from_numpy(_ranks(scores))
@@ -148,18 +166,22 @@ def borda(ballot: Ballot) -> Outcome:
 
 
 def _ranks(scores: np.ndarray) -> np.ndarray:
-    """How many values of the last dimension are lower, equal ones counted half; float64.
+    """Count, for each value, the lower values in the last dimension; each equal value counts half.
 
-    By NumPy, whose sort is many times faster than torch's on the CPU.
+    NumPy sorts many times faster than torch on the CPU.
+
+    Returns:
+        float64 of the same shape.
     """
     places = scores.argsort(axis=-1)
     ordered = np.take_along_axis(scores, places, axis=-1)
-    new = np.ones((*scores.shape[:-1], scores.shape[-1] + 1), dtype=bool)
-    new[..., 1:-1] = ordered[..., 1:] != ordered[..., :-1]
-    # Of each run of equal values the first and the last place.
+    # Whether a run of equal values begins at each position; its last entry ends the last run.
+    begins = np.ones((*scores.shape[:-1], scores.shape[-1] + 1), dtype=bool)
+    begins[..., 1:-1] = ordered[..., 1:] != ordered[..., :-1]
+    # The first and the last position of the run to which each value belongs.
     position = np.arange(scores.shape[-1])
-    first = np.maximum.accumulate(np.where(new[..., :-1], position, 0), axis=-1)
-    backwards = np.where(new[..., 1:], position, scores.shape[-1])[..., ::-1]
+    first = np.maximum.accumulate(np.where(begins[..., :-1], position, 0), axis=-1)
+    backwards = np.where(begins[..., 1:], position, scores.shape[-1])[..., ::-1]
     last = np.minimum.accumulate(backwards, axis=-1)[..., ::-1]
     ranks = np.empty(scores.shape)
     np.put_along_axis(ranks, places, (first + last) / 2, axis=-1)
@@ -167,16 +189,28 @@ def _ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def _log(probabilities: Tensor) -> Tensor:
-    return probabilities.double().clamp(min=_SMALLEST).log()
+    """Compute logarithms in float64 that are finite for a probability of 0, too."""
+    return probabilities.double().clamp(min=_SMALLEST_PROBABILITY).log()
 
 
 def _split(ballot: Ballot, buckets: int) -> tuple[Tensor, ...]:
-    """Consecutive members in buckets whose sizes differ by one at most, the larger ones first."""
+    """Split the members into consecutive buckets of equal size, or the first ones larger by 1.
+
+    Returns:
+        For each bucket the scores of its members: (members, N, C) float64.
+    """
     return ballot.scores.double().tensor_split(buckets)
 
 
 def _spread(values: Tensor) -> dict[str, Tensor]:
-    """How far the members' values (M, N, C) lie apart."""
+    """Measure how far the members' values lie apart.
+
+    Args:
+        values: (M, N, C) float64.
+
+    Returns:
+        Name of the measure -> (N, C) float32.
+    """
     ordered = values.sort(dim=0).values
     deviations = values - values.mean(dim=0)
     return {
@@ -187,7 +221,14 @@ def _spread(values: Tensor) -> dict[str, Tensor]:
 
 
 def _quantile(ordered: Tensor, share: float) -> Tensor:
-    """Quantile over the first dimension, linear between neighbours (Hyndman & Fan 1996, type 7)."""
+    """Compute a quantile over the first dimension, linear between neighbours.
+
+    Source: Hyndman & Fan (1996), type 7.
+
+    Args:
+        ordered: (M, N, C), ascending over M.
+        share: the quantile as a share, 0.5 for the median.
+    """
     position = (len(ordered) - 1) * share
     lower = int(position)
     upper = min(lower + 1, len(ordered) - 1)

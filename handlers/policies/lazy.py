@@ -1,7 +1,8 @@
-"""Running no more members than a decision needs.
+"""Lazy evaluation: run no more members than a decision needs.
 
-`combine_lazily` runs one member after the other, each on the samples that are still open only. Its
-decisions are those of running all members; its scores come from the members that were run.
+`combine_lazily` runs one member after another, and each member only on the samples that are not yet
+decided. Its decisions equal those of running all members. Its scores come from the members that
+were run.
 """
 
 from __future__ import annotations
@@ -23,18 +24,25 @@ from .selective import Probability, confidence
 from .votes import votes_for_majority
 
 RunMember = Callable[[int, Tensor], Tensor]
-"""From a member's index and sample indices (n,) int64 to the member's scores (n, C) float32."""
+"""Runs one member on some samples.
+
+Takes the member's position on the panel and the positions (n,) int64 of the samples. Returns the
+member's scores (n, C) float32.
+"""
 
 _CASCADE = "cascade"
 
-# Votes that choose a label, from the number of all members and the policy's parameters.
-_NEEDED: Mapping[str, Callable[[int, Mapping[str, Any]], int]] = {
+# The number of votes that chooses a label, as a function of the number of members and the policy's
+# parameters.
+_VOTES_NEEDED: Mapping[str, Callable[[int, Mapping[str, Any]], int]] = {
     "any": lambda members, parameters: 1,
     "all": lambda members, parameters: members,
     "at_least": lambda members, parameters: int(parameters["k"]),
     "majority": lambda members, parameters: votes_for_majority(members),
 }
-_EXACT = frozenset({*_NEEDED, "plurality", "unanimous"})
+
+# Policies whose decision depends on the votes so far and is settled as `settled` tells.
+_SETTLED_BY_VOTES = frozenset({*_VOTES_NEEDED, "plurality", "unanimous"})
 
 
 @policy(_CASCADE, tasks=LABEL_TASKS)
@@ -42,61 +50,63 @@ def cascade(
     ballot: Ballot,
     *,
     confidence: Annotated[
-        Probability, Field(description="Enough support for the decision to ask no further member")
+        Probability,
+        Field(description="Confidence in the decision at which no further member is run"),
     ],
 ) -> Outcome:
-    """The mean of the first members, in the spec's order, as soon as it is confident enough."""
+    """The mean of the first members in the spec's order, as many as make it confident enough."""
     members, samples, _ = ballot.scores.shape
     counts = torch.arange(1, members + 1, device=ballot.scores.device, dtype=torch.float64)
-    running = (ballot.scores.double().cumsum(dim=0) / counts.view(-1, 1, 1)).float()
-    enough = torch.stack([_confident(ballot, scores, confidence) for scores in running])
-    enough[-1] = True
-    last = enough.long().argmax(dim=0)
-    chosen = running[last, torch.arange(samples, device=last.device)]
-    return replace(decide(ballot, chosen), members_used=last + 1)
+    running_means = (ballot.scores.double().cumsum(dim=0) / counts.view(-1, 1, 1)).float()
+    can_stop = torch.stack([_is_confident(ballot, means, confidence) for means in running_means])
+    can_stop[-1] = True
+    last_member = can_stop.long().argmax(dim=0)
+    combined = running_means[last_member, torch.arange(samples, device=last_member.device)]
+    return replace(decide(ballot, combined), members_used=last_member + 1)
 
 
 def can_stop_early(policy: BoundPolicy) -> bool:
-    """Whether `combine_lazily` takes the policy.
+    """Tell whether `combine_lazily` can compute the policy.
 
-    True for `any`, `all`, `at_least`, `majority`, `plurality`, `unanimous` and `cascade`, unless
-    they may abstain by `min_confidence` or `max_disagreement`, which look at all members.
+    It can compute `any`, `all`, `at_least`, `majority`, `plurality`, `unanimous` and `cascade`,
+    unless they have `min_confidence` or `max_disagreement`, which need the scores of all members.
     """
-    abstains = {"min_confidence", "max_disagreement"} & policy.parameters.keys()
-    return policy.name in (_EXACT | {_CASCADE}) and not abstains
+    needs_all = {"min_confidence", "max_disagreement"} & policy.parameters.keys()
+    return policy.name in (_SETTLED_BY_VOTES | {_CASCADE}) and not needs_all
 
 
 def settled(votes: Tensor, remaining: int, policy: BoundPolicy, task: Task) -> Tensor:
-    """Where a vote's decision can no longer change, whatever the remaining members vote.
+    """Find the samples whose decision can no longer change, whatever the remaining members vote.
 
-    Exact: where it is False, some votes of the remaining members change the decision (for a tie of
-    `plurality`: votes together with scores).
+    The result is exact: where it is false, some votes of the remaining members would change the
+    decision. For a possible tie of `plurality`, it takes votes together with scores to change it.
 
     Args:
-        votes: (m, N, C) bool of the m >= 1 members run so far.
-        remaining: how many members have not been run.
+        votes: (m, N, C) bool votes of the m >= 1 members that were run so far.
+        remaining: number of members that were not run.
         policy: `any`, `all`, `at_least`, `majority`, `plurality` or `unanimous`.
-        task: any but regression.
+        task: any task except regression.
 
     Returns:
-        (N,) bool.
+        (N,) bool, true where the decision is settled.
 
     Raises:
-        ValueError: another policy.
+        ValueError: votes alone do not settle the decisions of this policy.
     """
-    if policy.name not in _EXACT:
-        raise ValueError(f"policy '{policy.name}' does not settle by votes: {sorted(_EXACT)} do")
+    if policy.name not in _SETTLED_BY_VOTES:
+        names = ", ".join(sorted(_SETTLED_BY_VOTES))
+        raise ValueError(f"policy '{policy.name}' does not settle by votes; only {names} do")
     if remaining == 0:
         return votes.new_ones(votes.shape[1])
     counts = votes.sum(dim=0)
-    run = len(votes)
-    if policy.name in _NEEDED:
-        needed = _NEEDED[policy.name](run + remaining, policy.parameters)
+    num_run = len(votes)
+    if policy.name in _VOTES_NEEDED:
+        needed = _VOTES_NEEDED[policy.name](num_run + remaining, policy.parameters)
         return ((counts >= needed) | (counts + remaining < needed)).all(dim=-1)
     if policy.name == "unanimous":
         return ~(votes == votes[:1]).all(dim=-1).all(dim=0)
     if task is not Task.CLASSIFICATION:
-        return ((2 * counts - run).abs() > remaining).all(dim=-1)
+        return ((2 * counts - num_run).abs() > remaining).all(dim=-1)
     first_two = counts.topk(min(2, counts.shape[-1]), dim=-1).values
     second = first_two[:, 1] if first_two.shape[-1] == 2 else torch.zeros_like(first_two[:, 0])
     return first_two[:, 0] > second + remaining
@@ -110,95 +120,117 @@ def combine_lazily(
     samples: int,
     order: Sequence[int] | None = None,
 ) -> Outcome:
-    """Run members one by one until every sample is decided.
+    """Run members one by one until every sample is decided, and combine their scores.
 
-    The decisions, and for `unanimous` the abstentions, equal those of `policy.combine` on all
-    members (for `cascade`: in the given order). The scores are over the members that were run: for
-    `any`, `all`, `at_least` and `majority` the score of a chosen label is a lower bound of the full
-    score and that of a label not chosen an upper bound, on the decision's side of the threshold.
+    The decisions, and for `unanimous` the abstentions, equal those of `policy.combine` on a ballot
+    of all members. For `cascade`, they equal those on a ballot of all members in the given order.
+
+    The scores are computed from the members that were run. For `any`, `all`, `at_least` and
+    `majority`, the score of a chosen label is a lower bound of its score over all members, and the
+    score of a label that is not chosen is an upper bound. Both lie on the same side of the
+    threshold as the score over all members.
 
     Args:
-        policy: one that `can_stop_early`.
-        panel: the members.
-        run_member: runs one member on some samples.
-        samples: N.
-        order: the members' indices in the order to run them, each once; default the panel's. Fast
-            and decisive members first.
+        policy: a policy for which `can_stop_early` is true.
+        panel: all members that may be run.
+        run_member: runs one member on some of the samples.
+        samples: number of samples, N.
+        order: positions of all members on the panel, in the order to run them. By default, members
+            run in the order of the panel. Members that are fast and decisive should come first.
 
     Raises:
-        ValueError: the policy needs all members, or `order` is not one of all members.
-        PolicyError, MemberError: as from `policy.combine` and `Ballot`.
+        ValueError: the policy needs all members, or `order` does not name each member once.
+        PolicyError, MemberError: see `BoundPolicy.combine` and `Ballot`.
     """
-    members = len(panel.member_names)
-    order = list(range(members)) if order is None else list(order)
+    num_members = len(panel.member_names)
+    order = list(range(num_members)) if order is None else list(order)
     if not can_stop_early(policy):
         raise ValueError(f"policy '{policy.text}' needs all members; use its combine")
-    if sorted(order) != list(range(members)):
-        raise ValueError(f"order must have each of {members} members once, not {order}")
-    if policy.name == "at_least" and policy.parameters["k"] > members:
-        raise PolicyError(f"policy '{policy.text}' needs more than the {members} members there are")
-    open_samples = torch.arange(samples, device=panel.weights.device)
-    columns: list[Tensor] = []
-    finished: list[tuple[Tensor, Outcome]] = []
-    for position, member in enumerate(order):
-        columns.append(run_member(member, open_samples))
-        run = position + 1
-        ballot = _partial(panel, order[:run], torch.stack(columns), policy)
-        done = _done(policy, ballot, members - run)
-        finished.append((open_samples[done], _outcome(policy, _rows(ballot, done), members)))
-        open_samples = open_samples[~done]
-        columns = [column[~done] for column in columns]
-        if len(open_samples) == 0:
+    if sorted(order) != list(range(num_members)):
+        raise ValueError(f"order must have each of {num_members} members once, not {order}")
+    if policy.name == "at_least" and policy.parameters["k"] > num_members:
+        raise PolicyError(
+            f"policy '{policy.text}' needs more than the {num_members} members that it is given"
+        )
+    undecided = torch.arange(samples, device=panel.weights.device)
+    # For each member that was run its scores (n, C) for the n undecided samples.
+    scores: list[Tensor] = []
+    # For each step the positions of the samples that it decided, and their outcome.
+    steps: list[tuple[Tensor, Outcome]] = []
+    for num_run, member in enumerate(order, start=1):
+        scores.append(run_member(member, undecided))
+        ballot = _ballot_so_far(panel, order[:num_run], torch.stack(scores), policy)
+        decided = _decided(policy, ballot, num_members - num_run)
+        ballot_of_decided = replace(ballot, scores=ballot.scores[:, decided])
+        steps.append((undecided[decided], _outcome(policy, ballot_of_decided, num_members)))
+        undecided = undecided[~decided]
+        scores = [each[~decided] for each in scores]
+        if len(undecided) == 0:
             break
-    return _assembled(finished)
+    return _in_sample_order(steps)
 
 
-def _partial(panel: Panel, members: Sequence[int], scores: Tensor, policy: BoundPolicy) -> Ballot:
-    chosen = list(members)
+def _ballot_so_far(
+    panel: Panel, members: Sequence[int], scores: Tensor, policy: BoundPolicy
+) -> Ballot:
+    """Make the ballot of the members that were run, with the policy's threshold applied."""
+    indices = list(members)
     ballot = replace(
         panel,
-        member_names=tuple(panel.member_names[member] for member in chosen),
-        weights=panel.weights[chosen],
-        member_thresholds=panel.member_thresholds[chosen],
+        member_names=tuple(panel.member_names[index] for index in indices),
+        weights=panel.weights[indices],
+        member_thresholds=panel.member_thresholds[indices],
     ).ballot(scores)
-    known = definition(policy.name)
-    assert known is not None
-    return apply_threshold(known, ballot, policy.parameters.get("threshold"))
+    registered = definition(policy.name)
+    assert registered is not None
+    return apply_threshold(registered, ballot, policy.parameters.get("threshold"))
 
 
-def _rows(ballot: Ballot, rows: Tensor) -> Ballot:
-    return replace(ballot, scores=ballot.scores[:, rows])
-
-
-def _done(policy: BoundPolicy, ballot: Ballot, remaining: int) -> Tensor:
+def _decided(policy: BoundPolicy, ballot: Ballot, remaining: int) -> Tensor:
+    """Find the samples (N,) bool for which no further member has to be run."""
     if policy.name != _CASCADE:
         return settled(ballot.votes, remaining, policy, ballot.task)
     if remaining == 0:
         return ballot.votes.new_ones(ballot.scores.shape[1])
-    return _confident(ballot, _running_mean(ballot), policy.parameters["confidence"])
+    return _is_confident(ballot, _running_mean(ballot), policy.parameters["confidence"])
 
 
-def _outcome(policy: BoundPolicy, ballot: Ballot, members: int) -> Outcome:
-    """The outcome of samples that are done."""
-    run, samples, _ = ballot.scores.shape
+def _outcome(policy: BoundPolicy, ballot: Ballot, num_members: int) -> Outcome:
+    """Compute the outcome of decided samples from the members that were run.
+
+    Args:
+        policy: the policy.
+        ballot: scores of the members that were run, for decided samples only.
+        num_members: number of all members, including those that were not run.
+    """
+    num_run, num_samples, _ = ballot.scores.shape
     if policy.name == _CASCADE:
         outcome = decide(ballot, _running_mean(ballot))
-    elif policy.name in _NEEDED:
-        outcome = _by_count(ballot, _NEEDED[policy.name](members, policy.parameters), members)
+    elif policy.name in _VOTES_NEEDED:
+        needed = _VOTES_NEEDED[policy.name](num_members, policy.parameters)
+        outcome = _outcome_of_counted_votes(ballot, needed, num_members)
     else:
-        known = definition(policy.name)
-        assert known is not None
-        outcome = known.function(ballot)
-    used = torch.full((samples,), run, device=ballot.scores.device)
-    return replace(outcome, members_used=used)
+        registered = definition(policy.name)
+        assert registered is not None
+        outcome = registered.function(ballot)
+    members_used = torch.full((num_samples,), num_run, device=ballot.scores.device)
+    return replace(outcome, members_used=members_used)
 
 
-def _by_count(ballot: Ballot, needed: int, members: int) -> Outcome:
-    """k votes of M members, seen from the m members run.
+def _outcome_of_counted_votes(ballot: Ballot, needed: int, num_members: int) -> Outcome:
+    """Compute decisions and bounds of the scores of a policy that needs k votes of M members.
 
-    A chosen label has k votes, so m >= k and the k-th largest score is there; one not chosen has
-    M - k + 1 votes against it, so that as many scores are there, and the largest of the least
-    M - k + 1 is what the full k-th largest cannot exceed.
+    The full score of a label is the k-th largest of the scores of all M members. A chosen label has
+    k votes, so that at least k members were run; the k-th largest of their scores is a lower bound
+    of the full score, because more members can only raise it. A label that is not chosen has at
+    least M - k + 1 votes against it, so that at least so many members were run. The full score is
+    the (M - k + 1)-th smallest of all scores, and more members can only lower that; therefore the
+    (M - k + 1)-th smallest score of the members that were run is an upper bound.
+
+    Args:
+        ballot: scores of the m members that were run, for decided samples only.
+        needed: k.
+        num_members: M.
     """
     decisions = ballot.votes.sum(dim=0) >= needed
     run = len(ballot.scores)
@@ -209,18 +241,25 @@ def _by_count(ballot: Ballot, needed: int, members: int) -> Outcome:
 
 
 def _running_mean(ballot: Ballot) -> Tensor:
-    # By cumsum, as `cascade` does: equal sums in equal order give equal floats.
+    """Compute the mean (N, C) float32 of the members that were run."""
+    # `cascade` computes the means of all members by `cumsum`, too. The same sum in the same order
+    # gives the same float, so that a lazy cascade equals a full one.
     total = ballot.scores.double().cumsum(dim=0)[-1]
     return (total / len(ballot.scores)).float()
 
 
-def _confident(ballot: Ballot, scores: Tensor, enough: float) -> Tensor:
+def _is_confident(ballot: Ballot, scores: Tensor, min_confidence: float) -> Tensor:
+    """Find the samples (N,) bool whose combined scores give a decision that is confident enough."""
     decisions = decide(ballot, scores).decisions
     assert decisions is not None
-    return confidence(scores, decisions, ballot.task) >= enough
+    return confidence(scores, decisions, ballot.task) >= min_confidence
 
 
-def _assembled(finished: Sequence[tuple[Tensor, Outcome]]) -> Outcome:
-    """One outcome in the order of the samples, from those of the steps."""
-    order = torch.cat([rows for rows, _ in finished]).argsort()
-    return rows_of(joined([outcome for _, outcome in finished]), order)
+def _in_sample_order(steps: Sequence[tuple[Tensor, Outcome]]) -> Outcome:
+    """Join the outcomes of all steps, and bring their samples back into the original order.
+
+    Args:
+        steps: for each step the positions of the samples that it decided, and their outcome.
+    """
+    order = torch.cat([positions for positions, _ in steps]).argsort()
+    return rows_of(joined([outcome for _, outcome in steps]), order)

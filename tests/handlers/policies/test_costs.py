@@ -21,7 +21,7 @@ from torchserve_ensemble.handlers.policies import (
     StackingModel,
     settled,
 )
-from torchserve_ensemble.handlers.policies.lazy import _by_count
+from torchserve_ensemble.handlers.policies.lazy import _outcome_of_counted_votes
 from torchserve_ensemble.handlers.policies.uncertainty import disagreement, uncertainty
 
 
@@ -141,7 +141,7 @@ class TestCountedVotes:
         descending = ballot.scores.sort(dim=0, descending=True).values
         lower = descending[min(needed, run) - 1]
         upper = descending[max(run - (members - needed + 1), 0)]
-        outcome: Outcome = _by_count(ballot, needed, members)
+        outcome: Outcome = _outcome_of_counted_votes(ballot, needed, members)
         assert outcome.decisions is not None
         assert torch.equal(outcome.scores, torch.where(outcome.decisions, lower, upper))
 
@@ -151,8 +151,8 @@ class TestCountedVotes:
         policy = bound(text, ballot)
         with Operations() as seen:
             policy.combine(ballot)
-            _by_count(ballot, 1, 6)
-            _by_count(ballot, 6, 6)
+            _outcome_of_counted_votes(ballot, 1, 6)
+            _outcome_of_counted_votes(ballot, 6, 6)
             settled(ballot.votes, 0, policy, ballot.task)
         assert not {name for name in seen.largest_bytes if "sort" in name}
 
