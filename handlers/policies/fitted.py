@@ -191,8 +191,8 @@ _KINDS: dict[str, type[FittedModel]] = {
 def save_fitted(model: FittedModel, path: Path) -> None:
     """Write a fitted model to a safetensors file, which `load_fitted` can read."""
     tensors = {name: getattr(model, name).contiguous() for name in _tensor_names(type(model))}
-    # A single metadata entry: safetensors promises no order of several, and equal models must give
-    # equal bytes.
+    # A single metadata entry, because safetensors promises no order of several entries, and equal
+    # models should give equal files.
     header = {"kind": model.KIND, "members": list(model.member_names)}
     save_file(tensors, path, metadata={_METADATA_KEY: json.dumps(header, sort_keys=True)})
 

@@ -233,9 +233,9 @@ def _outcome_of_counted_votes(ballot: Ballot, needed: int, num_members: int) -> 
         num_members: M.
     """
     decisions = ballot.votes.sum(dim=0) >= needed
-    run = len(ballot.scores)
+    num_run = len(ballot.scores)
     lower_bound, upper_bound = kth_largest(
-        ballot.scores, min(needed, run), max(run - (members - needed), 1)
+        ballot.scores, min(needed, num_run), max(num_run - (num_members - needed), 1)
     )
     return Outcome(torch.where(decisions, lower_bound, upper_bound), decisions)
 

@@ -1,4 +1,4 @@
-"""Parse the text of a policy, as a spec or a client writes it, into one that is ready to run."""
+"""Parse the text of a policy, from a spec or a client, into a policy that is ready to run."""
 
 from __future__ import annotations
 

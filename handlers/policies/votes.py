@@ -105,6 +105,7 @@ def positive_weights(ballot: Ballot) -> Tensor:
 
 
 def _from_k_votes(ballot: Ballot, k: int) -> Outcome:
+    """Choose each label that has at least k votes."""
     (scores,) = kth_largest(ballot.scores, k)
     if k == 1:
         return Outcome(scores, decisions=ballot.votes.any(dim=0))
