@@ -32,7 +32,7 @@ def write_operating_point(
     name: str,
     policy: str,
     learned: Learned,
-    figures: Mapping[str, float],
+    metrics: Mapping[str, float],
     data_name: str,
     data_digest: str,
     expected: Mapping[str, float] | None = None,
@@ -47,10 +47,10 @@ def write_operating_point(
         name: of the policy in ``policies.named``.
         policy: its text.
         learned: what goes with it.
-        figures: measured out of fold; written to ``provenance.metrics``.
+        metrics: measured out of fold; written to ``provenance.metrics``.
         data_name: under which they are written.
         data_digest: written to ``provenance.tuning_data``.
-        expected: figures to expect of new images, which the choice among candidates did not see.
+        expected: metrics to expect of new images, which the choice among candidates did not see.
 
     Returns:
         The policy's text as it stands there, with the name of its fitted model.
@@ -78,10 +78,10 @@ def write_operating_point(
             _section(policies, "fitted")[written] = f"{_FITTED_FOLDER}/{written}.safetensors"
             named[name] = with_model(named[name], kind, written)
     provenance = _section(content, "provenance")
-    metrics = _section(provenance, "metrics")
-    metrics[f"{name} on {data_name}"] = _rounded(figures)
+    recorded = _section(provenance, "metrics")
+    recorded[f"{name} on {data_name}"] = _rounded(metrics)
     if expected is not None:
-        metrics[f"{name}, expected on new images"] = _rounded(expected)
+        recorded[f"{name}, expected on new images"] = _rounded(expected)
     provenance["tuning_data"] = data_digest
     _replace(spec_path, yaml, content, models)
     return str(named[name])
@@ -243,8 +243,8 @@ def _depth(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in metrics.items() if not math.isnan(value)}
 
 
 def _section(content: Any, key: str) -> Any:
