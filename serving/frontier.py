@@ -11,7 +11,7 @@ from .load import LoadMetrics
 
 @dataclass(frozen=True)
 class ServingChoice:
-    """Settings that were tried.
+    """Settings of a server.
 
     Attributes:
         workers: processes, each with all members.
@@ -39,14 +39,14 @@ class ServingChoice:
 
 @dataclass(frozen=True)
 class Tried:
-    """What was measured with some settings under one load."""
+    """The metrics of some settings under one load."""
 
     choice: ServingChoice
     metrics: LoadMetrics
 
 
 def frontier(tried: Sequence[Tried]) -> list[Tried]:
-    """Those that no other beats in both images per second and p99; the quickest answers first."""
+    """The measurements that no other beats in both throughput and p99, by increasing p99."""
     found: list[Tried] = []
     for each in sorted(tried, key=lambda t: (t.metrics.p99_ms, -t.metrics.images_per_second)):
         if not found or each.metrics.images_per_second > found[-1].metrics.images_per_second:
@@ -55,6 +55,6 @@ def frontier(tried: Sequence[Tried]) -> list[Tried]:
 
 
 def best(tried: Sequence[Tried], latency_ms: float) -> Tried | None:
-    """The most images per second with a p99 within the bound; None: nothing keeps to it."""
+    """The measurement with the highest throughput whose p99 keeps to a bound; None if none does."""
     within = [each for each in tried if each.metrics.p99_ms <= latency_ms]
     return max(within, key=lambda each: each.metrics.images_per_second, default=None)

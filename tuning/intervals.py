@@ -17,7 +17,11 @@ from ..handlers.base.tasks import Task
 from .metrics import Metrics
 
 DRAWS = 400
-_LARGEST = 20_000_000
+"""Bootstrap samples for an interval."""
+
+_MAX_DRAWN_VALUES = 20_000_000
+"""Larger data are drawn in parts, so that the drawn counts fit into memory."""
+
 _AREAS_UP_TO = 200_000
 
 
@@ -65,7 +69,7 @@ def bootstrap(
 ) -> dict[str, np.ndarray]:
     """Name -> (draws,) values of a figure, NaN where a draw does not define it."""
     parts: dict[str, list[np.ndarray]] = {}
-    step = max(1, _LARGEST // max(1, targets.numel()))
+    step = max(1, _MAX_DRAWN_VALUES // max(1, targets.numel()))
     for start in range(0, draws, step):
         counts = _counts(len(targets), min(step, draws - start), seed + start)
         found = _metrics(counts, scores, decisions, targets, task)

@@ -23,7 +23,7 @@ from .fitting import Learned
 from .policy_text import has_limits, lacks_model, weighs_members, with_model
 
 _FITTED_FOLDER = "fitted"
-_LONG_LINE = 4096
+_MAX_LINE_CHARACTERS = 4096
 
 
 def write_operating_point(
@@ -112,7 +112,7 @@ def _read(spec_path: Path) -> tuple[YAML, Any]:
     before = spec_path.read_text(encoding="utf-8")
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = _LONG_LINE
+    yaml.width = _MAX_LINE_CHARACTERS
     if _indents_lists(before):
         yaml.indent(mapping=2, sequence=4, offset=2)
     content = yaml.load(before)

@@ -75,13 +75,15 @@ class AotLibrary:
     The weights are part of the mapped file, and shared with all processes that map it.
     """
 
-    def __init__(self, path: Path, shape: Sequence[int], most: int, *, copies: int = 1) -> None:
+    def __init__(
+        self, path: Path, shape: Sequence[int], max_batch_size: int, *, copies: int = 1
+    ) -> None:
         """Load it.
 
         Args:
             path: the ``.so`` file; beside it, `constants_path`.
             shape: of a sample that it was compiled for, which the library itself does not check.
-            most: samples at once that it was compiled for.
+            max_batch_size: the largest number of samples in one call that it was compiled for.
             copies: how many threads may run it at once; all use the same weights.
 
         Raises:
@@ -90,7 +92,7 @@ class AotLibrary:
         """
         self._name = path.name
         self._shape = tuple(shape)
-        self._most = most
+        self._max_batch_size = max_batch_size
         self._library = ctypes.CDLL(str(path))
         self._container = c_void_p()
         constants = read_constants(path)
@@ -113,7 +115,7 @@ class AotLibrary:
         """Run it; other threads go on meanwhile.
 
         Args:
-            batch: float32 (N, *shape) with N from 1 to `most`.
+            batch: float32 (N, *shape) with N from 1 to `max_batch_size`.
 
         Raises:
             MemberError: it failed; what it printed stands in the log.
@@ -122,9 +124,9 @@ class AotLibrary:
             raise MemberError(
                 f"{self._name} takes float32 on the CPU, not {batch.dtype} on {batch.device}"
             )
-        if tuple(batch.shape[1:]) != self._shape or not 1 <= len(batch) <= self._most:
+        if tuple(batch.shape[1:]) != self._shape or not 1 <= len(batch) <= self._max_batch_size:
             raise MemberError(
-                f"{self._name} takes 1 to {self._most} samples of {self._shape}, "
+                f"{self._name} takes 1 to {self._max_batch_size} samples of {self._shape}, "
                 f"not {tuple(batch.shape)}"
             )
         batch = batch.contiguous()

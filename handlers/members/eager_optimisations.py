@@ -18,26 +18,28 @@ from .loading import LoadedMember, difference
 
 logger = logging.getLogger(__name__)
 
-# Below this many weights neither layout nor precision makes a member faster.
-_LARGE = 200_000
-_SAME = 1e-4
+_MIN_PARAMETERS_TO_ACCELERATE = 200_000
+"""With fewer parameters neither memory layout nor precision makes a member faster."""
+
+_MAX_DIFFERENCE = 1e-4
+"""Largest difference, relative and absolute, of a raw output that counts as rounding."""
 
 
 @torch.inference_mode()
 def accelerate(
     loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch: Tensor
 ) -> LoadedMember:
-    """The member in the layout and precision that suit it, if it then answers as before.
+    """Give a member the memory layout and precision that make it faster, if its answers stay.
 
     Convolutional modules run with channels last. With ``runtime.precision: auto`` or ``bfloat16``
     matrix products and convolutions run in bfloat16 (`torch.autocast`), weights and results stay
     float32.
 
     Args:
-        loaded: as it was loaded.
+        loaded: the member as it was loaded.
         spec: the ensemble.
         member: the member's part of the spec.
-        batch: float32 (N, channels, height, width), to compare answers on.
+        batch: float32 (N, channels, height, width), on which its answers are compared.
 
     Raises:
         MemberError: ``bfloat16`` is demanded and changes the member's answers.
@@ -46,13 +48,13 @@ def accelerate(
         loaded.module, torch.jit.ScriptModule
     ):
         return loaded
-    found = loaded
+    result = loaded
     if _is_convolutional(loaded.module):
-        found = _with_channels_last(loaded, loaded.module, batch)
-    wanted = spec.runtime.precision
+        result = _with_channels_last(loaded, loaded.module, batch)
+    precision = spec.runtime.precision
     if not wants_bfloat16(spec, loaded.module, batch.device):
-        return found
-    reduced = _with_bfloat16(found, batch.device)
+        return result
+    reduced = _with_bfloat16(result, batch.device)
     changed = difference(loaded(batch), reduced(batch), spec, member)
     if changed <= spec.runtime.tolerance:
         logger.info("member %s runs in bfloat16 (differs by %.1e)", loaded.name, changed)
@@ -61,29 +63,31 @@ def accelerate(
         f"member '{loaded.name}': in bfloat16 its answers differ by {changed:.1e} from float32, "
         f"more than {spec.runtime.tolerance:g}"
     )
-    if wanted is Precision.BFLOAT16:
+    if precision is Precision.BFLOAT16:
         raise MemberError(
             f"{message}; set runtime.precision to float32 or auto, or tolerance to more"
         )
     logger.warning("%s; it runs in float32", message)
-    return found
+    return result
 
 
 def wants_bfloat16(spec: EnsembleSpec, module: nn.Module, device: torch.device) -> bool:
-    """Whether a member is to run in bfloat16, if it then answers as before."""
+    """Whether the spec wants a member in bfloat16, where its answers allow that."""
     if spec.runtime.precision in (Precision.AUTO, Precision.INT8):
         return is_bfloat16_fast(device) and is_large(module)
     return spec.runtime.precision is Precision.BFLOAT16
 
 
 def is_large(module: nn.Module) -> bool:
-    """Whether its arithmetic takes longer than the calls around it."""
-    return sum(parameter.numel() for parameter in module.parameters()) >= _LARGE
+    """Whether a member has so many parameters that its arithmetic dominates the calls around it."""
+    return (
+        sum(parameter.numel() for parameter in module.parameters()) >= _MIN_PARAMETERS_TO_ACCELERATE
+    )
 
 
 def _is_convolutional(module: nn.Module) -> bool:
     weights = [m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d)]
-    return sum(weights) >= _LARGE
+    return sum(weights) >= _MIN_PARAMETERS_TO_ACCELERATE
 
 
 def is_bfloat16_fast(device: torch.device) -> bool:
@@ -103,7 +107,7 @@ def _with_channels_last(loaded: LoadedMember, module: nn.Module, batch: Tensor) 
 
     changed = replace(loaded, forward=forward)
     try:
-        if torch.allclose(changed(batch), expected, rtol=_SAME, atol=_SAME):
+        if torch.allclose(changed(batch), expected, rtol=_MAX_DIFFERENCE, atol=_MAX_DIFFERENCE):
             return changed
         reason = "its answers change"
     except RuntimeError as error:
