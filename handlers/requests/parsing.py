@@ -192,8 +192,8 @@ def _check_size(parts: Sequence[Part], limits: Limits) -> None:
     max_count = max_parts(limits)
     if len(parts) > max_count:
         raise TooLargeError(
-            f"the request has more than {max_count} parts; with at most {limits.max_samples} samples "
-            f"(limits.max_samples in the spec) there can be no more: split the request"
+            f"the request has more than {max_count} parts; with {limits.max_samples} samples "
+            f"at most (limits.max_samples in the spec) there can be no more: split the request"
         )
     for part in parts:
         if len(part.name) > MAX_NAME:
