@@ -129,21 +129,23 @@ Fields = Annotated[
 class RequestOptions:
     """The options of one request. Lists may be written with commas, objects as JSON text."""
 
-    policy: Annotated[str | None, Field(description="Combination policy")] = None
+    policy: Annotated[
+        str | None, Field(description="Name or expression of the policy; left out: the default")
+    ] = None
     policy_parameters: Annotated[
         dict[str, Any],
         BeforeValidator(_json_text),
-        Field(description="The policy's parameters, as a JSON object"),
+        Field(description="Parameters of the policy, as a JSON object"),
     ] = dataclasses.field(default_factory=dict)
     members: Annotated[
         Annotated[tuple[str, ...], Field(min_length=1)] | None,
         BeforeValidator(_list),
-        Field(description="Only these members answer"),
+        Field(description="Names of the members that answer; left out: all"),
     ] = None
     weights: Annotated[
         dict[str, Weight],
         BeforeValidator(_json_text),
-        Field(description="Voting weights by member, as a JSON object"),
+        Field(description="Voting weights by member, as a JSON object; for others the spec's hold"),
     ] = dataclasses.field(default_factory=dict)
     thresholds: Annotated[
         dict[str, Probability],
@@ -152,7 +154,9 @@ class RequestOptions:
     ] = dataclasses.field(default_factory=dict)
     deadline_ms: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False)] | None,
-        Field(description="Instead of failures.deadline_ms"),
+        Field(
+            description="Milliseconds after which no member begins; replaces failures.deadline_ms"
+        ),
     ] = None
     lazy: Annotated[
         bool | None,
@@ -162,33 +166,34 @@ class RequestOptions:
         ),
     ] = None
     on_error: Annotated[
-        OnError, Field(description="An unreadable sample refuses the request, or is skipped")
+        OnError,
+        Field(description="fail: an unreadable sample refuses the request; skip: only itself"),
     ] = OnError.FAIL
     top_k: Annotated[
         Annotated[int, Field(ge=1)] | None,
-        Field(description="Also give the k best labels with their scores"),
+        Field(description="Also give the k labels with the highest scores"),
     ] = None
     fields: Annotated[
-        Fields | None, Field(description="The answer holds these alone, e.g. label")
+        Fields | None, Field(description="The only fields of the answer, e.g. label")
     ] = None
     include: Annotated[
-        Fields, Field(description="The answer holds these too, e.g. uncertainty, scores")
+        Fields, Field(description="Further fields of the answer, e.g. uncertainty, scores")
     ] = ()
     response: Annotated[
         ResponseFormat | None,
         Field(description="Format of the answer; left out: what Accept asks for"),
     ] = None
     frames: Annotated[
-        bool, Field(description="Each frame of an animation or a multi-page TIFF is a sample")
+        bool, Field(description="Each frame of an animation, and each page of a TIFF, is a sample")
     ] = False
     stream: Annotated[
         Annotated[str, Field(max_length=200)] | None,
-        Field(description="Identifies a sequence; comes back as sent"),
+        Field(description="Name of a sequence; the answer repeats it"),
     ] = None
     frame_order: Annotated[
         tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None,
         BeforeValidator(_list),
-        Field(description="Each sample's place in time, if samples are not sent in order"),
+        Field(description="Place of each sample in time, if samples are not sent in that order"),
     ] = None
     smooth: Annotated[
         Smoothing | None,
@@ -197,8 +202,12 @@ class RequestOptions:
             "smooth_window frames, or exponential moving average with smooth_alpha"
         ),
     ] = None
-    smooth_window: Annotated[int, Field(ge=1, le=100_000, description="Frames")] = 5
-    smooth_alpha: Annotated[float, Field(gt=0, le=1, description="Weight of the newest")] = 0.3
+    smooth_window: Annotated[
+        int, Field(ge=1, le=100_000, description="Number of frames for majority")
+    ] = 5
+    smooth_alpha: Annotated[
+        float, Field(gt=0, le=1, description="Weight of the newest frame for average")
+    ] = 0.3
 
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RequestOptions))
