@@ -44,7 +44,7 @@ HANDLER_NEEDS = ("numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch"
 BUILT_WITH = ("torchserve-ensemble", "torch", "torchvision", "torch-model-archiver")
 
 # Enough to tell whether a precision changes answers; a folder may hold millions.
-_MOST_SAMPLES = 64
+_MAX_SAMPLES = 64
 
 _FIXED_DATE = "01/01/1980 00:00:00"
 
@@ -103,7 +103,7 @@ def _compiled(
 
 
 def sample_files(folder: Path, option: str) -> list[Path]:
-    """The first files below a folder, at most `_MOST_SAMPLES`.
+    """The first files below a folder, at most `_MAX_SAMPLES`.
 
     Args:
         folder: with images like those that will be sent.
@@ -115,7 +115,7 @@ def sample_files(folder: Path, option: str) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     if not found:
         raise ArchiveError(f"{option} {folder}: no folder with images in it")
-    return found[:_MOST_SAMPLES]
+    return found[:_MAX_SAMPLES]
 
 
 def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output: Path) -> Path:

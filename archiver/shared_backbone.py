@@ -1,4 +1,4 @@
-"""Members that share a trunk: heads on one backbone, which need to be computed once.
+"""Members that share a backbone, which then needs to be computed only once.
 
 Weights are compared by content, so it does not matter how the files came to hold the same ones.
 In the joint program equal weights are one tensor; the compiler then finds the operations that the

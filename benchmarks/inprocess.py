@@ -25,6 +25,7 @@ from torchserve_ensemble.handlers.base.archive_layout import ENSEMBLE, SPEC
 from torchserve_ensemble.handlers.base.threads import ThreadPool
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.inputs.images import decode_image
+from torchserve_ensemble.handlers.members.executable import Executable
 from torchserve_ensemble.handlers.spec import load_spec
 
 from .ensembles import ENSEMBLES, Ensemble
@@ -113,8 +114,8 @@ class InProcess:
                 inputs = [*self._ensemble.batch(files)]
                 self._add(f"{what}, forward", size, partial(runtime.run, inputs))
                 batch = torch.stack(inputs)
-                for name, form in _forms_of(runtime).items():
-                    self._add(f"{what}: {name} alone", size, partial(form, batch))
+                for name, executable in _executables_of(runtime).items():
+                    self._add(f"{what}: {name} alone", size, partial(executable, batch))
                 self._add(f"{what}, decoded images", size, partial(runtime.run, decoded))
                 self._add(f"{what}, image files", size, partial(from_files, files))
 
@@ -122,14 +123,19 @@ class InProcess:
         self.found.append({"what": what, "batch": batch, "ms": measure(work, self._seconds)})
 
 
-def _forms_of(runtime: Runtime) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What the runtime calls: stacks, and the members that are in none."""
-    stacked = [i for stack in runtime._stacks for i in stack.members]
-    forms: dict[str, Callable[[Tensor], Tensor]] = {
-        f"stack of {len(stack.members)}": stack for stack in runtime._stacks
+def _executables_of(runtime: Runtime) -> dict[str, Executable]:
+    """What the runtime calls for all members: joint executables, and those of the other members."""
+    executables = runtime.executables
+    in_joint = {position for joint in executables.joint for position in joint.members}
+    named: dict[str, Executable] = {
+        f"{len(joint.members)} members as one": joint for joint in executables.joint
     }
-    members = enumerate(zip(runtime.spec.members, runtime._members, strict=True))
-    return forms | {m.name: loaded for i, (m, loaded) in members if i not in stacked}
+    singles = zip(runtime.spec.members, executables.single, strict=True)
+    return named | {
+        member.name: single
+        for position, (member, single) in enumerate(singles)
+        if position not in in_joint
+    }
 
 
 def _opened(file: bytes) -> Image.Image:

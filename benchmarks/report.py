@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .load import Measurement
+from torchserve_ensemble.serving.load import LoadMeasurement, percentile
+
 from .machine import describe
 from .processes import Memory
 
@@ -52,9 +53,9 @@ class Figures:
     cpu_ms: list[float] = field(default_factory=list)
     errors: dict[str, int] = field(default_factory=dict)
 
-    def add(self, measured: Measurement, cpu_seconds: float) -> None:
+    def add(self, measured: LoadMeasurement, cpu_seconds: float) -> None:
         """Take in a round."""
-        self.images_per_second.append(round(measured.images / measured.seconds, 2))
+        self.images_per_second.append(round(measured.images_per_second, 2))
         self.latencies_ms += measured.latencies_ms
         if measured.images_all:
             self.cpu_ms.append(round(1000 * cpu_seconds / measured.images_all, 2))
@@ -146,14 +147,6 @@ class Result:
                         }
                     )
         return found
-
-
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """The nearest rank; None of nothing."""
-    if not values:
-        return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def _ratio(first: float, second: float | None) -> float | None:

@@ -20,9 +20,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+from torchserve_ensemble.serving.load import LoadClient, LoadMeasurement, encode
+
 from . import machine, report
 from .ensembles import ENSEMBLES, Ensemble
-from .load import Client, Measurement, encode
+from .load import arguments_of
 from .peers import starting, stock, torchserve
 from .peers.members import rows
 from .peers.starting import Alternative, Running, Work
@@ -264,7 +266,7 @@ class Turns:
         """The share of labels that are those of the plain loop, asked one by one and by eights."""
         target, members = running.target, self._work.members
         equal = []
-        with closing(Client(target)) as client:
+        with closing(LoadClient(target)) as client:
             for size in (1, 8):
                 for start in range(0, len(self._images), size):
                     part = self._images[start : start + size]
@@ -297,14 +299,14 @@ class Turns:
         self, alternative: Alternative, running: Running, load: Load, options: Sequence[str]
     ) -> Figures:
         seconds = self._options.seconds
-        command = [sys.executable, "-m", "benchmarks.load", *running.target.arguments(), *options]
+        command = [sys.executable, "-m", "benchmarks.load", *arguments_of(running.target), *options]
         command += ["--images", str(self._work.folder / "images"), "--size", str(load.size)]
         command += ["--seconds", str(seconds)]
         before = cpu_seconds(running.pid)
         with MemoryWatch(running.pid, max(0.5, seconds / 3)) as watch:
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         spent = cpu_seconds(running.pid) - before
-        measured = Measurement(**json.loads(done.stdout))
+        measured = LoadMeasurement(**json.loads(done.stdout))
         server = self.servers[alternative.name]
         server.memory = server.memory.peak(watch.peak).peak(Memory.of(running.pid))
         key = (alternative.name, load)

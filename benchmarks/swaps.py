@@ -36,10 +36,9 @@ from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main as ts_ensemble
 from torchserve_ensemble.handlers.base.errors import EnsembleError
 from torchserve_ensemble.serving.client import InferenceClient
+from torchserve_ensemble.serving.load import LoadClient, LoadTarget, encode
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
-
-from .load import Client, Target, encode
 
 NAME = "presence"
 VERSIONS = ("1.0", "1.1")
@@ -125,8 +124,8 @@ def _labels(predictions: list[Any]) -> list[Any]:
 
 def plain_client(address: str) -> Ask:
     """A client that sends everything once, and gives up after 30 s."""
-    target = Target(address, (f"/predictions/{NAME}",))
-    client = Client(target)
+    target = LoadTarget(address, (f"/predictions/{NAME}",))
+    client = LoadClient(target)
 
     def ask(images: Images) -> list[Any]:
         (body,) = client.ask(encode(target, [data for _, data in images]))

@@ -24,10 +24,10 @@ from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 from torchserve_ensemble.tuning.labelled_data import LabelledData, read_labelled
 from torchserve_ensemble.tuning.member_outputs import member_outputs
-from torchserve_ensemble.tuning.metrics import Figures
+from torchserve_ensemble.tuning.metrics import Metrics
 from torchserve_ensemble.tuning.selection import choose
 from torchserve_ensemble.tuning.targets import parse_target
-from torchserve_ensemble.tuning.tune import Tuning, figures_of_predictions, tune
+from torchserve_ensemble.tuning.tune import Tuning, metrics_of_predictions, tune
 from torchserve_ensemble.tuning.writing import write_operating_point
 
 from .data import SEED, Part, load
@@ -91,7 +91,7 @@ def _write_back(example: Path, found: Tuning) -> None:
         name="tuned",
         policy=found.chosen.text,
         learned=found.learned,
-        figures=found.chosen.out_of_fold.values,
+        metrics=found.chosen.out_of_fold.values,
         data_name=found.data.name,
         data_digest=found.data.digest,
     )
@@ -99,8 +99,8 @@ def _write_back(example: Path, found: Tuning) -> None:
 
 def _served(
     folder: Path, example: Path, spec: EnsembleSpec, data: LabelledData, policies: Sequence[str]
-) -> list[Figures]:
-    """Figures of policies over REST, of the archive as it is now."""
+) -> list[Metrics]:
+    """Metrics of policies over REST, of the archive as it is now."""
     archive = build_archive(example / "ensemble.yaml", folder / "store")
     settings = ServerSettings(folder / "store", (archive.name,), overrides=throw_away())
     found = []
@@ -112,11 +112,11 @@ def _served(
                 read([str(path) for path in data.paths]),
                 options={"policy": policy, "include": "scores"},
             )
-            found.append(figures_of_predictions(spec, data, list(predictions))["combined"])
+            found.append(metrics_of_predictions(spec, data, list(predictions))["combined"])
     return found
 
 
-def _print(title: str, rows: Mapping[str, Figures]) -> None:
+def _print(title: str, rows: Mapping[str, Metrics]) -> None:
     table = Table(title=title)
     table.add_column("policy")
     names = [

@@ -34,7 +34,7 @@ from .settings import (
     read_properties,
 )
 
-_SMALLEST_FREE_BYTES = 2 * 1024**3
+_MIN_FREE_BYTES = 2 * 1024**3
 _DEFAULT_SIZE = 6_553_500
 # OpenJDK publishes security updates in January, April, July and October.
 _JAVA_UPDATES = datetime.timedelta(days=365)
@@ -115,7 +115,7 @@ def _machine() -> Iterator[Finding]:
             "unset PYTHONPATH, or start with `ts-ensemble serve`, which does",
         )
     free = shutil.disk_usage(Path.cwd()).free
-    if free < _SMALLEST_FREE_BYTES:
+    if free < _MIN_FREE_BYTES:
         yield Finding(
             Level.WARNING,
             f"{free / 1e9:.1f} GB of disk are free; each archive is extracted at registration",

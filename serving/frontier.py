@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .load import LoadFigures
+from .load import LoadMetrics
 
 
 @dataclass(frozen=True)
 class ServingChoice:
-    """Settings that were tried.
+    """Settings of a server.
 
     Attributes:
         workers: processes, each with all members.
@@ -39,22 +39,22 @@ class ServingChoice:
 
 @dataclass(frozen=True)
 class Tried:
-    """What was measured with some settings under one load."""
+    """The metrics of some settings under one load."""
 
     choice: ServingChoice
-    figures: LoadFigures
+    metrics: LoadMetrics
 
 
 def frontier(tried: Sequence[Tried]) -> list[Tried]:
-    """Those that no other beats in both images per second and p99; the quickest answers first."""
+    """The measurements that no other beats in both throughput and p99, by increasing p99."""
     found: list[Tried] = []
-    for each in sorted(tried, key=lambda t: (t.figures.p99_ms, -t.figures.images_per_second)):
-        if not found or each.figures.images_per_second > found[-1].figures.images_per_second:
+    for each in sorted(tried, key=lambda t: (t.metrics.p99_ms, -t.metrics.images_per_second)):
+        if not found or each.metrics.images_per_second > found[-1].metrics.images_per_second:
             found.append(each)
     return found
 
 
 def best(tried: Sequence[Tried], latency_ms: float) -> Tried | None:
-    """The most images per second with a p99 within the bound; None: nothing keeps to it."""
-    within = [each for each in tried if each.figures.p99_ms <= latency_ms]
-    return max(within, key=lambda each: each.figures.images_per_second, default=None)
+    """The measurement with the highest throughput whose p99 keeps to a bound; None if none does."""
+    within = [each for each in tried if each.metrics.p99_ms <= latency_ms]
+    return max(within, key=lambda each: each.metrics.images_per_second, default=None)

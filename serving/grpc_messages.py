@@ -18,7 +18,7 @@ Field = tuple[int, str, Literal["string", "bytes", "int32", "bool", "map"]]
 """Number, name and type; a map is one of strings to bytes."""
 
 # The limit that gRPC itself has, in bytes.
-_LARGEST_MESSAGE = 2**31 - 1
+_MAX_MESSAGE_BYTES = 2**31 - 1
 
 
 def open_channel(address: str) -> Any:
@@ -27,8 +27,8 @@ def open_channel(address: str) -> Any:
     return grpc.insecure_channel(
         address,
         options=[
-            ("grpc.max_send_message_length", _LARGEST_MESSAGE),
-            ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.enable_http_proxy", int(not is_loopback(host))),
         ],
     )

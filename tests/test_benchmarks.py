@@ -16,9 +16,17 @@ from safetensors.torch import load_file
 
 from benchmarks import load, report
 from benchmarks.ensembles import ENSEMBLES, parity
-from benchmarks.load import Client, Measurement, Target
 from benchmarks.peers.starting import labels_of
 from benchmarks.report import BASELINE, Figures, Load, Result, Server
+from torchserve_ensemble.serving.load import (
+    LoadClient,
+    LoadMeasurement,
+    LoadTarget,
+    arrival_times,
+    closed_loop,
+    encode,
+    open_loop,
+)
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -60,16 +68,16 @@ def address() -> Iterator[str]:
 
 
 def test_form_has_fields_and_every_image(address: str) -> None:
-    target = Target(address, ("/predict",), fields={"response": "flexserve"})
-    (answer,) = Client(target).ask(load.encode(target, [b"one", b"two"]))
+    target = LoadTarget(address, ("/predict",), fields={"response": "flexserve"})
+    (answer,) = LoadClient(target).ask(encode(target, [b"one", b"two"]))
     found = json.loads(answer)
     assert found["type"] == "multipart/form-data"
     assert found["parts"] == [["response", "flexserve"], ["file", "one"], ["file", "two"]]
 
 
 def test_raw_bodies_go_to_every_path_for_every_image(address: str) -> None:
-    target = Target(address, ("/a", "/b"), "raw", image_type="image/png")
-    answers = [json.loads(a) for a in Client(target).ask(load.encode(target, [b"1", b"22"]))]
+    target = LoadTarget(address, ("/a", "/b"), "raw", image_type="image/png")
+    answers = [json.loads(a) for a in LoadClient(target).ask(encode(target, [b"1", b"22"]))]
     assert [(a["path"], a["bytes"]) for a in answers] == [
         ("/a", 1),
         ("/a", 2),
@@ -80,31 +88,31 @@ def test_raw_bodies_go_to_every_path_for_every_image(address: str) -> None:
 
 
 def test_closed_loop_counts_images_and_leaves_the_warm_up_out(address: str) -> None:
-    target = Target(address, ("/predict",))
-    found = load.closed_loop(target, [b"x"] * 4, clients=2, size=2, seconds=0.2, warm_up=0.2)
+    target = LoadTarget(address, ("/predict",))
+    found = closed_loop(target, [b"x"] * 4, clients=2, size=2, seconds=0.2, warm_up=0.2)
     assert found.errors == {}
     assert found.images == 2 * len(found.latencies_ms) > 0
     assert found.images_all > found.images
 
 
 def test_open_loop_sends_what_is_scheduled(address: str) -> None:
-    target = Target(address, ("/predict",))
-    found = load.open_loop(target, [b"x"], rate=50, arrivals="fixed", size=1, seconds=0.2)
+    target = LoadTarget(address, ("/predict",))
+    found = open_loop(target, [b"x"], rate=50, arrivals="fixed", size=1, seconds=0.2)
     assert found.images == len(found.latencies_ms) == 10
     assert found.seconds >= 0.2
 
 
 @pytest.mark.parametrize("path", ["/broken", "unreachable"])
 def test_errors_are_counted_by_reason(address: str, path: str) -> None:
-    target = Target(address if path == "/broken" else "http://127.0.0.1:9", ("/broken",))
-    found = load.open_loop(target, [b"x"], rate=100, arrivals="fixed", size=1, seconds=0.05)
+    target = LoadTarget(address if path == "/broken" else "http://127.0.0.1:9", ("/broken",))
+    found = open_loop(target, [b"x"], rate=100, arrivals="fixed", size=1, seconds=0.05)
     assert found.images == 0
     assert sum(found.errors.values()) == 5
 
 
 def test_arrivals_are_the_same_each_time_and_as_many_as_the_rate_says() -> None:
-    moments = load.arrival_times(100, "poisson", 20)
-    assert moments == load.arrival_times(100, "poisson", 20)
+    moments = arrival_times(100, "poisson", 20)
+    assert moments == arrival_times(100, "poisson", 20)
     assert moments == sorted(moments)
     assert 1800 < len(moments) < 2200
 
@@ -113,25 +121,25 @@ def test_command_line_of_the_load_generator(
     address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "0").write_bytes(b"x")
-    target = Target(address, ("/predict",), fields={"response": "flexserve"})
+    target = LoadTarget(address, ("/predict",), fields={"response": "flexserve"})
     options = ["--images", str(tmp_path), "--seconds", "0.1", "--warm-up", "0"]
-    load.main([*target.arguments(), *options])
-    found = Measurement(**json.loads(capsys.readouterr().out))
+    load.main([*load.arguments_of(target), *options])
+    found = LoadMeasurement(**json.loads(capsys.readouterr().out))
     assert found.images > 0
     assert found.errors == {}
 
 
 def test_answers_of_all_forms_give_the_same_labels() -> None:
     members = ("a", "b")
-    form = Target("", ("/predict",))
+    form = LoadTarget("", ("/predict",))
     by_member = {"a": ["1", "2"], "b": ["3", "4"]}
     assert labels_of(form, members, 2, [json.dumps(by_member).encode()]) == by_member
     by_image = [{"a": "1", "b": "3"}, {"a": "2", "b": "4"}]
     assert labels_of(form, members, 2, [json.dumps(by_image).encode()]) == by_member
-    workflow = Target("", ("/wfpredict/x",), "raw")
+    workflow = LoadTarget("", ("/wfpredict/x",), "raw")
     rows = [json.dumps(row).encode() for row in by_image]
     assert labels_of(workflow, members, 2, rows) == by_member
-    endpoints = Target("", ("/a", "/b"), "raw")
+    endpoints = LoadTarget("", ("/a", "/b"), "raw")
     scores = [json.dumps({label: 0.9, "9": 0.1}).encode() for label in "1234"]
     assert labels_of(endpoints, members, 2, scores) == by_member
     with pytest.raises(ValueError, match="not understood"):
@@ -167,7 +175,7 @@ def _result() -> Result:
     for (name, each), values in rates.items():
         figures.append(Figures(name, each))
         for value in values:
-            measured = Measurement(int(value), 1, [1.0, 2.0, 3.0], {}, int(value))
+            measured = LoadMeasurement(int(value), 1, [1.0, 2.0, 3.0], {}, int(value))
             figures[-1].add(measured, cpu_seconds=value / 100)
     return Result(
         ensemble="digits",

@@ -12,7 +12,7 @@ from ..handlers.base.tasks import Task
 from .fitting import Learned, Outputs, fit_temperature
 from .metrics import calibration_error, confidence_and_truth
 
-_SMALLEST = 1e-12
+_MIN_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def calibrations(
 
 
 def _measures(scores: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
-    wide = scores.double().clamp(_SMALLEST, 1 - _SMALLEST)
+    wide = scores.double().clamp(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
     if task is Task.CLASSIFICATION:
         likelihood = wide[targets].log()
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..handlers.base.tasks import Task
 from .fitting import Learned
-from .member_thresholds import own_text, own_thresholds
+from .member_thresholds import per_member_text, per_member_thresholds
 
 _THRESHOLDED = (Task.PRESENCE, Task.MULTILABEL)
 _PLAIN = (
@@ -28,7 +28,7 @@ class Candidate:
         policy: name of a registered policy; empty for a member alone.
         parameters: fixed ones.
         member: the member, for a single one.
-        dial: the parameter that is tuned; None: nothing is.
+        swept_parameter: name of the parameter whose value is chosen; None: it has none.
         votes: how many members have to reach thresholds of their own, which ``share`` sets.
     """
 
@@ -36,21 +36,21 @@ class Candidate:
     policy: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     member: str | None = None
-    dial: str | None = None
+    swept_parameter: str | None = None
     votes: int | None = None
 
     def text(self, value: float | None, learned: Learned, members: Sequence[str]) -> str:
-        """As a spec writes it, with the dial at a value."""
+        """Write the candidate as a policy's text, with a value of its swept parameter."""
         if self.votes is not None:
             assert learned.levels is not None
-            thresholds = own_thresholds(learned.levels, 0.5 if value is None else value)
-            return own_text(members, thresholds, self.votes)
+            thresholds = per_member_thresholds(learned.levels, 0.5 if value is None else value)
+            return per_member_text(members, thresholds, self.votes)
         if self.member is not None:
             text = f'member("{self.member}")'
             return text if value is None else f"{text} >= {value:g}"
         parameters = dict(self.parameters)
-        if self.dial is not None and value is not None:
-            parameters[self.dial] = value
+        if self.swept_parameter is not None and value is not None:
+            parameters[self.swept_parameter] = value
         written = ", ".join(f"{name}={number:g}" for name, number in parameters.items())
         return f"{self.policy}({written})" if written else self.policy
 
@@ -67,11 +67,12 @@ def candidates(
             stacking is left out: it learns each label's answer from scratch, and could never give
             one that it has not seen. The other policies start from the members' scores or votes.
     """
-    dial = "threshold" if task in _THRESHOLDED else None
+    swept_parameter = "threshold" if task in _THRESHOLDED else None
     if task is Task.CLASSIFICATION:
-        dial = "min_confidence"
+        swept_parameter = "min_confidence"
+    member_parameter = swept_parameter if task in _THRESHOLDED else None
     alone = [
-        Candidate(f"member {name}", member=name, dial=dial if task in _THRESHOLDED else None)
+        Candidate(f"member {name}", member=name, swept_parameter=member_parameter)
         for name in members
     ]
     if task is Task.REGRESSION:
@@ -81,12 +82,14 @@ def candidates(
         names.remove("dawid_skene")
     if not has_every_label:
         names.remove("stacking")
-    found = [Candidate(name, name, dial=dial) for name in names]
+    found = [Candidate(name, name, swept_parameter=swept_parameter) for name in names]
     for votes in range(2, len(members)):
         name = f"at_least(k={votes})"
-        found.append(Candidate(name, "at_least", {"k": votes}, dial=dial))
+        found.append(Candidate(name, "at_least", {"k": votes}, swept_parameter=swept_parameter))
     if task is Task.PRESENCE and len(members) > 1:
         for votes in range(1, len(members) + 1):
             word = {1: "any", len(members): "all"}.get(votes, f"at_least(k={votes})")
-            found.append(Candidate(f"{word}, own thresholds", dial="share", votes=votes))
+            found.append(
+                Candidate(f"{word}, per-member thresholds", swept_parameter="share", votes=votes)
+            )
     return [*alone, *found]

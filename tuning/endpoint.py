@@ -1,4 +1,4 @@
-"""The figures of tuning, from what a running endpoint answers."""
+"""The metrics of tuning, from what a running endpoint answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..serving.client import InferenceClient, Prediction
 from ..serving.image_sources import read
 from .intervals import with_intervals
 from .labelled_data import Answering, LabelledData
-from .metrics import Figures, figures
+from .metrics import Metrics, compute_metrics
 
 COMBINED = "combined"
 
@@ -56,8 +56,8 @@ def evaluate_endpoint(
     policy: str | None = None,
     version: str | None = None,
     on_image: Callable[[int], None] = lambda total: None,
-) -> dict[str, Figures]:
-    """Figures of a policy, and of each member, as a client sees them.
+) -> dict[str, Metrics]:
+    """Metrics of a policy, and of each member, as a client sees them.
 
     For the same policy and images they are those that tuning calls in sample.
 
@@ -80,13 +80,13 @@ def evaluate_endpoint(
     for prediction in client.predict_all(name, images, version=version, options=options):
         predictions.append(prediction)
         on_image(len(data.paths))
-    return figures_of_predictions(spec, data, predictions)
+    return metrics_of_predictions(spec, data, predictions)
 
 
-def figures_of_predictions(
+def metrics_of_predictions(
     spec: Answering, data: LabelledData, predictions: Sequence[Prediction]
-) -> dict[str, Figures]:
-    """Figures of the combined answer and of the members, from what an endpoint said.
+) -> dict[str, Metrics]:
+    """Metrics of the combined answer and of the members, from what an endpoint said.
 
     Members that did not answer every image are left out.
 
@@ -112,7 +112,7 @@ def figures_of_predictions(
     found = {}
     for name, answers in columns.items():
         scores, decisions = _tensors(spec, answers)
-        plain = figures(scores, decisions, data.targets, spec.task)
+        plain = compute_metrics(scores, decisions, data.targets, spec.task)
         found[name] = with_intervals(plain, scores, decisions, data.targets, spec.task)
     return found
 

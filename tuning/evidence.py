@@ -25,10 +25,10 @@ _COUNTED = {
     "accuracy": "answers",
     "coverage": "images",
 }
-"""What each figure is a share of. F1 and the figures of a regression are shares of nothing."""
+"""What each figure is a share of. F1 and the metrics of a regression are shares of nothing."""
 
 _MACRO = frozenset({"recall", "precision"})
-"""Figures that classification takes as a mean over the labels."""
+"""Metrics that classification takes as a mean over the labels."""
 
 
 @dataclass(frozen=True)

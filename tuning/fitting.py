@@ -24,7 +24,7 @@ from ..handlers.policies import (
 )
 
 _SMALLEST_TEMPERATURE, _LARGEST_TEMPERATURE = 0.05, 20.0
-_LARGEST_LOG_ODDS = 6.0
+_MAX_LOG_ODDS = 6.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ def fit_weights(outputs: Outputs) -> Tensor:
     right = (outputs.ballot().votes == outputs.targets).all(dim=2).double()
     # One sample more of each kind (Laplace), so that a member without errors stays finite.
     accuracy = (right.sum(dim=1) + 1) / (right.shape[1] + 2)
-    weights = torch.logit(accuracy).clamp(0, _LARGEST_LOG_ODDS)
+    weights = torch.logit(accuracy).clamp(0, _MAX_LOG_ODDS)
     return (weights if bool((weights > 0).any()) else torch.ones_like(weights)).float()
 
 

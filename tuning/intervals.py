@@ -1,4 +1,4 @@
-"""95 % intervals by the bootstrap (Efron 1979), for figures that are no plain proportions.
+"""95 % intervals by the bootstrap (Efron 1979), for metrics that are no plain proportions.
 
 Samples are drawn with replacement, a sample with all its labels at once, as labels of one image
 depend on one another. A draw is a row of counts, so that every figure is computed for all draws at
@@ -14,23 +14,27 @@ import numpy as np
 from torch import Tensor
 
 from ..handlers.base.tasks import Task
-from .metrics import Figures
+from .metrics import Metrics
 
 DRAWS = 400
-_LARGEST = 20_000_000
+"""Bootstrap samples for an interval."""
+
+_MAX_DRAWN_VALUES = 20_000_000
+"""Larger data are drawn in parts, so that the drawn counts fit into memory."""
+
 _AREAS_UP_TO = 200_000
 
 
 def with_intervals(
-    found: Figures,
+    found: Metrics,
     scores: Tensor,
     decisions: Tensor | None,
     targets: Tensor,
     task: Task,
     *,
     seed: int = 0,
-) -> Figures:
-    """The figures with an interval for each; Wilson's stay, but for multilabel.
+) -> Metrics:
+    """The metrics with an interval for each; Wilson's stay, but for multilabel.
 
     Wilson's interval takes its trials for independent, which the labels of one image are not.
 
@@ -65,10 +69,10 @@ def bootstrap(
 ) -> dict[str, np.ndarray]:
     """Name -> (draws,) values of a figure, NaN where a draw does not define it."""
     parts: dict[str, list[np.ndarray]] = {}
-    step = max(1, _LARGEST // max(1, targets.numel()))
+    step = max(1, _MAX_DRAWN_VALUES // max(1, targets.numel()))
     for start in range(0, draws, step):
         counts = _counts(len(targets), min(step, draws - start), seed + start)
-        found = _figures(counts, scores, decisions, targets, task)
+        found = _metrics(counts, scores, decisions, targets, task)
         for name, values in found.items():
             parts.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in parts.items()}
@@ -82,7 +86,7 @@ def _counts(samples: int, rows: int, seed: int) -> np.ndarray:
     return counts.astype(np.float64)
 
 
-def _figures(
+def _metrics(
     counts: np.ndarray, scores: Tensor, decisions: Tensor | None, targets: Tensor, task: Task
 ) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""How good decisions are: the figures of a member or policy on labelled data."""
+"""How good decisions are: the metrics of a member or policy on labelled data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Z95 = 1.959964
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Named figures, and 95 % intervals of those that are proportions.
+class Metrics:
+    """Named metrics, and 95 % intervals of those that are proportions.
 
     Attributes:
         values: name -> value; NaN where it is not defined.
@@ -31,15 +31,15 @@ class Figures:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def figures(
+def compute_metrics(
     scores: Tensor,
     decisions: Tensor | None,
     targets: Tensor,
     task: Task,
     *,
     curves: bool = True,
-) -> Figures:
-    """Figures of one member or policy.
+) -> Metrics:
+    """Metrics of one member or policy.
 
     Presence and multilabel count each label of each sample as one yes-or-no question.
     Classification: `accuracy` is that of the samples that got exactly one label, `coverage` their
@@ -73,7 +73,7 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
     return (max(0.0, centre - half), min(1.0, centre + half))
 
 
-def _detection(decisions: Tensor, targets: Tensor) -> Figures:
+def _detection(decisions: Tensor, targets: Tensor) -> Metrics:
     hit = int((decisions & targets).sum())
     false_alarm = int((decisions & ~targets).sum())
     missed = int((~decisions & targets).sum())
@@ -89,10 +89,10 @@ def _detection(decisions: Tensor, targets: Tensor) -> Figures:
     values["f1"] = _ratio(2 * hit, 2 * hit + missed + false_alarm)
     counts = {"true_positives": hit, "false_positives": false_alarm}
     counts |= {"false_negatives": missed, "true_negatives": rest}
-    return Figures(values, {n: wilson(*pair) for n, pair in proportions.items()}, counts)
+    return Metrics(values, {n: wilson(*pair) for n, pair in proportions.items()}, counts)
 
 
-def _with_areas(found: Figures, scores: Tensor, targets: Tensor) -> Figures:
+def _with_areas(found: Metrics, scores: Tensor, targets: Tensor) -> Metrics:
     areas = {"auroc": math.nan, "average_precision": math.nan}
     if 0 < int(targets.sum()) < targets.numel():
         truth, flat = targets.flatten().numpy(), scores.flatten().double().numpy()
@@ -101,7 +101,7 @@ def _with_areas(found: Figures, scores: Tensor, targets: Tensor) -> Figures:
     return replace(found, values={**found.values, **areas})
 
 
-def _with_class_areas(found: Figures, scores: Tensor, targets: Tensor) -> Figures:
+def _with_class_areas(found: Metrics, scores: Tensor, targets: Tensor) -> Metrics:
     """With the mean areas of the classes that some samples have and others do not."""
     there = [c for c in range(targets.shape[1]) if 0 < int(targets[:, c].sum()) < len(targets)]
     areas = {"auroc": math.nan, "average_precision": math.nan}
@@ -114,7 +114,7 @@ def _with_class_areas(found: Figures, scores: Tensor, targets: Tensor) -> Figure
     return replace(found, values={**found.values, **{n: float(v) for n, v in areas.items()}})
 
 
-def _classification(decisions: Tensor, targets: Tensor) -> Figures:
+def _classification(decisions: Tensor, targets: Tensor) -> Metrics:
     answered = decisions.sum(dim=1) == 1
     truth, chosen = targets.float().argmax(dim=1), decisions.float().argmax(dim=1)
     right = int((answered & (truth == chosen)).sum())
@@ -132,14 +132,14 @@ def _classification(decisions: Tensor, targets: Tensor) -> Figures:
     others = (total - torch.bincount(truth, minlength=labels)).clamp(min=1)
     values["specificity"] = float((1 - (named - hits) / others).mean())
     intervals = {"accuracy": wilson(right, given), "coverage": wilson(given, total)}
-    return Figures(values, intervals, {"right": right, "answered": given, "samples": total})
+    return Metrics(values, intervals, {"right": right, "answered": given, "samples": total})
 
 
-def _regression(values: Tensor, targets: Tensor) -> Figures:
+def _regression(values: Tensor, targets: Tensor) -> Metrics:
     error = values.double() - targets.double()
     variance = (targets.double() - targets.double().mean(dim=0)).square().sum()
     squared = error.square().sum()
-    return Figures(
+    return Metrics(
         {
             "rmse": float(error.square().mean().sqrt()),
             "mae": float(error.abs().mean()),

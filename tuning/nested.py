@@ -19,7 +19,7 @@ from ..handlers.base.errors import SpecError
 from ..handlers.base.tasks import Task
 from .fitting import Outputs
 from .intervals import with_intervals
-from .metrics import Figures, figures
+from .metrics import Metrics, compute_metrics
 from .selection import Measured, apply, choose, measure, splits
 from .targets import Target
 
@@ -29,11 +29,11 @@ class Expected:
     """What tuning gives on new samples.
 
     Attributes:
-        figures: of the answers of what was chosen without them.
+        metrics: of the answers of what was chosen without them.
         chosen: names of candidates -> in how many folds each was chosen.
     """
 
-    figures: Figures
+    metrics: Metrics
     chosen: dict[str, int]
 
 
@@ -80,7 +80,7 @@ def expected(
         names[best.candidate.name] += 1
         on_step(len(pairs))
     kept = None if task is Task.REGRESSION else decisions
-    plain = figures(scores, kept, outputs.targets, task)
+    plain = compute_metrics(scores, kept, outputs.targets, task)
     return Expected(
         with_intervals(plain, scores, kept, outputs.targets, task), dict(names.most_common())
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .metrics import Figures
+    from .metrics import Metrics
     from .tune import Tuning
 
 # Those that fit 80 columns; report.html and report.json have all.
@@ -27,7 +27,7 @@ _COUNTS = {"false_negatives": "FN", "false_positives": "FP"}
 
 def print_tuning(found: Tuning) -> None:
     """Every candidate, the choice, and what to expect of it."""
-    print_figures(
+    print_metrics(
         {each.candidate.name: each.out_of_fold for each in found.measured},
         f"{found.spec.name}, {found.target}: each at its best operating point, out of fold",
         mark=found.chosen.candidate.name,
@@ -54,24 +54,24 @@ def print_tuning(found: Tuning) -> None:
         other = found.target.complement
         print(
             "  on new images expect "
-            f"{metric} {_with_interval(found.expected.figures, metric)}, "
-            f"{other} {_with_interval(found.expected.figures, other)}:\n"
+            f"{metric} {_with_interval(found.expected.metrics, metric)}, "
+            f"{other} {_with_interval(found.expected.metrics, other)}:\n"
             "  all of tuning, the choice included, repeated without the images that it is measured "
             "on;\n  it chose "
             + ", ".join(f"{name} {times}x" for name, times in found.expected.chosen.items())
         )
-        if found.reached and not found.target.meets(dict(found.expected.figures.values)):
+        if found.reached and not found.target.meets(dict(found.expected.metrics.values)):
             print(
                 f"  note: that misses {found.target}: the best of many candidates looks better "
                 "than it is.\n  Aim higher, or give more labelled images"
             )
 
 
-def print_figures(found: Mapping[str, Figures], title: str, mark: str | None = None) -> None:
-    """A table of figures, a row for each name.
+def print_metrics(found: Mapping[str, Metrics], title: str, mark: str | None = None) -> None:
+    """A table of metrics, a row for each name.
 
     Args:
-        found: name -> figures.
+        found: name -> metrics.
         title: above the table.
         mark: the row that stands out.
     """
@@ -103,9 +103,9 @@ def print_figures(found: Mapping[str, Figures], title: str, mark: str | None = N
     Console().print(table)
 
 
-def _with_interval(figures: Figures, name: str) -> str:
-    text = f"{figures.values[name]:.4f}"
-    if name in figures.intervals:
-        low, high = figures.intervals[name]
+def _with_interval(metrics: Metrics, name: str) -> str:
+    text = f"{metrics.values[name]:.4f}"
+    if name in metrics.intervals:
+        low, high = metrics.intervals[name]
         text += f" (95 %: {low:.3f} to {high:.3f})"
     return text

@@ -57,7 +57,7 @@ def measure(
         One measurement for each combination of settings and clients, as it is made.
     """
     from ..archiver.build import build_archive
-    from ..serving.load import closed_loop
+    from ..serving.load import LoadTarget, closed_loop, metrics_of
     from ..serving.server import Server
     from ..serving.settings import ServerSettings, throw_away
 
@@ -73,14 +73,13 @@ def measure(
             with Server.start(settings, folder / str(number)) as server:
                 server.wait_ready()
                 for count in clients:
-                    figures = closed_loop(
-                        server.inference_address,
-                        spec.name,
-                        images,
-                        clients=count,
-                        seconds=seconds,
+                    target = LoadTarget(server.inference_address, (f"/predictions/{spec.name}",))
+                    measurement = closed_loop(
+                        target, images, clients=count, seconds=seconds, stop_at_error=True
                     )
-                    yield Tried(choice, figures)
+                    subject = f"{server.inference_address}, model '{spec.name}'"
+                    metrics = metrics_of(measurement, count, subject)
+                    yield Tried(choice, metrics)
 
 
 def variant(built: Path, target: Path, spec: EnsembleSpec, choice: ServingChoice) -> None:
@@ -113,13 +112,13 @@ def print_frontier(tried: Sequence[Tried], latency_ms: float) -> None:
     for name in ("settings", "clients", "images/s", "p50 ms", "p99 ms"):
         table.add_column(name, justify="left" if name == "settings" else "right")
     for each in frontier(tried):
-        figures = each.figures
+        metrics = each.metrics
         table.add_row(
             str(each.choice),
-            str(figures.clients),
-            f"{figures.images_per_second:.1f}",
-            f"{figures.p50_ms:.1f}",
-            f"{figures.p99_ms:.1f}",
+            str(metrics.clients),
+            f"{metrics.images_per_second:.1f}",
+            f"{metrics.p50_ms:.1f}",
+            f"{metrics.p99_ms:.1f}",
         )
     Console(width=100).print(table)
 
@@ -141,8 +140,8 @@ def write_report(
     }
     (folder / "profile.json").write_text(json.dumps(content, indent=1) + "\n")
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for clients in sorted({each.figures.clients for each in tried}):
-        of_load = [each.figures for each in tried if each.figures.clients == clients]
+    for clients in sorted({each.metrics.clients for each in tried}):
+        of_load = [each.metrics for each in tried if each.metrics.clients == clients]
         axes.scatter(
             [f.p99_ms for f in of_load],
             [f.images_per_second for f in of_load],
@@ -150,8 +149,8 @@ def write_report(
         )
     line = frontier(tried)
     axes.step(
-        [each.figures.p99_ms for each in line],
-        [each.figures.images_per_second for each in line],
+        [each.metrics.p99_ms for each in line],
+        [each.metrics.images_per_second for each in line],
         where="post",
         color="gray",
     )
@@ -159,7 +158,7 @@ def write_report(
     if chosen is not None:
         axes.annotate(
             str(chosen.choice),
-            (chosen.figures.p99_ms, chosen.figures.images_per_second),
+            (chosen.metrics.p99_ms, chosen.metrics.images_per_second),
             textcoords="offset points",
             xytext=(0, 8),
         )

@@ -75,14 +75,14 @@ def _expected_json(tuning: Tuning) -> dict[str, Any] | None:
     if tuning.expected is None:
         return None
     return {
-        "figures": _finite(tuning.expected.figures.values),
-        "intervals": tuning.expected.figures.intervals,
+        "metrics": _finite(tuning.expected.metrics.values),
+        "intervals": tuning.expected.metrics.intervals,
         "chosen_in_folds": tuning.expected.chosen,
     }
 
 
 def _diversity_json(tuning: Tuning) -> dict[str, Any] | None:
-    """Figures of pairs of members, in the order of ``members``."""
+    """Metrics of pairs of members, in the order of ``members``."""
     if tuning.spec.task is Task.REGRESSION:
         return None
     names = tuning.outputs.panel.member_names
@@ -113,7 +113,7 @@ def _page(tuning: Tuning) -> str:
         *(f"<p><b>Note:</b> {html.escape(note)}.</p>" for note in tuning.notes),
         *_expectation(tuning),
         "<h2>Members and policies</h2>",
-        "<p>Every row at the operating point that serves the target best. Figures are out of fold: "
+        "<p>Every row at the operating point that serves the target best. Metrics are out of fold: "
         "of images that the operating point, the temperatures and the fitted models did not see. "
         "Below each its 95 % interval: Wilson's for shares of images, else by the bootstrap.</p>",
         _table(tuning),
@@ -158,7 +158,7 @@ def _expectation(tuning: Tuning) -> list[str]:
     """What to expect of the choice itself."""
     if tuning.expected is None:
         return []
-    known, cells = tuning.expected.figures, []
+    known, cells = tuning.expected.metrics, []
     for name, value in known.values.items():
         interval = known.intervals.get(name)
         spread = f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""

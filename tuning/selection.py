@@ -18,29 +18,29 @@ from ..handlers.policies import BoundPolicy, Catalogue, Outcome, one_hot, parse_
 from .candidates import Candidate, candidates
 from .fitting import Learned, Outputs, learn
 from .intervals import with_intervals
-from .member_thresholds import own_curve
-from .metrics import Figures, figures
+from .member_thresholds import per_member_curve
+from .metrics import Metrics, compute_metrics
 from .targets import Target
-from .threshold_sweep import DialCurve, dial_curve, says_nothing, stricter
+from .threshold_sweep import ThresholdCurve, says_nothing, stricter, threshold_curve
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A candidate with its figures.
+    """A candidate with its metrics.
 
     Attributes:
-        text: the policy, with the dial as found on all samples.
-        out_of_fold: figures of samples that the dial and the fits did not see.
-        in_sample: figures of `text` on all samples, as an endpoint would give them.
+        text: the policy, at the operating point chosen on all samples.
+        out_of_fold: metrics on samples that neither the operating point nor the fits have seen.
+        in_sample: metrics of `text` on all samples, as an endpoint would give them.
         scores: (N, C) out of fold, for curves.
         decisions: (N, C) out of fold; None for regression.
-        value: of the dial; None where there is none, or it is left as it is.
+        value: value of the swept parameter; None where there is none, or it keeps its default.
     """
 
     candidate: Candidate
     text: str
-    out_of_fold: Figures
-    in_sample: Figures
+    out_of_fold: Metrics
+    in_sample: Metrics
     scores: Tensor
     decisions: Tensor | None
     value: float | None = None
@@ -70,11 +70,11 @@ def measure(
     report: bool = True,
     on_step: Callable[[int], None] = lambda total: None,
 ) -> tuple[list[Measured], Learned]:
-    """Every candidate: dial and fits by cross-validation, then on all samples.
+    """Measure every candidate by cross-validation, and then fit it on all samples.
 
     Args:
         outputs: what the members say about the labelled samples.
-        target: what the dial is to reach.
+        target: what the operating point has to reach.
         folds: of the cross-validation.
         seed: of the folds.
         calibrate: fit temperatures.
@@ -168,14 +168,15 @@ def _outcome(candidate: Candidate, value: float | None, applied: Outputs, fit: L
 def _measure_one(
     candidate: Candidate, target: Target, folds: Sequence[_Fold], whole: _Fold, report: bool
 ) -> Measured:
-    """Figures out of fold, with the dial set for the least strict target by which `target` is met.
+    """Measure a candidate out of fold, at the operating point of the least strict sufficient aim.
 
-    Where none is strict enough: for the one that comes closest.
+    Aims are the target and stricter ones; the first whose metrics out of fold meet the target is
+    taken. Where none does, the one that comes closest is.
     """
     task, targets = whole.test.panel.task, whole.test.targets
     curves = [_curve(candidate, fold) for fold in folds]
-    best: tuple[Target, Tensor, Tensor | None, Figures] | None = None
-    for aim in stricter(target) if candidate.dial is not None else [target]:
+    best: tuple[Target, Tensor, Tensor | None, Metrics] | None = None
+    for aim in stricter(target) if candidate.swept_parameter is not None else [target]:
         scores = torch.zeros(whole.test.scores.shape[1:])
         decisions = torch.zeros_like(scores, dtype=torch.bool)
         for curve, fold in zip(curves, folds, strict=True):
@@ -184,7 +185,7 @@ def _measure_one(
             if outcome.decisions is not None:
                 decisions[fold.rows] = outcome.decisions
         kept = None if task is Task.REGRESSION else decisions
-        found = figures(scores, kept, targets, task, curves=False)
+        found = compute_metrics(scores, kept, targets, task, curves=False)
         if best is None or _closer(target, found, best[3]):
             best = (aim, scores, kept, found)
         if target.meets(dict(found.values)):
@@ -193,34 +194,34 @@ def _measure_one(
     aim, scores, kept, _ = best
     value = _curve(candidate, whole).best(aim)
     final = _outcome(candidate, value, whole.test, whole.learned)
-    found = figures(scores, kept, targets, task, curves=report)
+    found = compute_metrics(scores, kept, targets, task, curves=report)
     if report:
         found = with_intervals(found, scores, kept, targets, task)
     return Measured(
         candidate=candidate,
         text=candidate.text(value, whole.learned, whole.test.panel.member_names),
         out_of_fold=found,
-        in_sample=figures(final.scores, final.decisions, targets, task, curves=report),
+        in_sample=compute_metrics(final.scores, final.decisions, targets, task, curves=report),
         scores=scores,
         decisions=kept,
         value=value,
     )
 
 
-def _closer(target: Target, found: Figures, other: Figures) -> bool:
-    """Whether figures miss the target by less."""
+def _closer(target: Target, found: Metrics, other: Metrics) -> bool:
+    """Whether metrics miss the target by less."""
     return target.merit(dict(found.values)) > target.merit(dict(other.values))
 
 
-def _curve(candidate: Candidate, fold: _Fold) -> DialCurve:
-    """What the candidate's dial does on the samples that it is set on."""
-    if candidate.dial is None:
-        return DialCurve((), ())
+def _curve(candidate: Candidate, fold: _Fold) -> ThresholdCurve:
+    """The candidate's metrics at each value of its parameter, on the samples of a fold."""
+    if candidate.swept_parameter is None:
+        return ThresholdCurve((), ())
     if candidate.votes is not None:
         assert fold.learned.levels is not None
-        return own_curve(fold.training, fold.learned.levels, candidate.votes)
+        return per_member_curve(fold.training, fold.learned.levels, candidate.votes)
     outcome = _outcome(candidate, None, fold.training, fold.learned)
-    return dial_curve(outcome, fold.training.targets, fold.training.panel.task)
+    return threshold_curve(outcome, fold.training.targets, fold.training.panel.task)
 
 
 def splits(outputs: Outputs, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:

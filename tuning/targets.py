@@ -47,7 +47,7 @@ class Target:
         return f"{self.metric}{'<=' if smaller else '>='}{self.bound:g}"
 
     def meets(self, values: dict[str, float]) -> bool:
-        """Whether figures reach the bound."""
+        """Whether metrics reach the bound."""
         return self.bound is None or self.shortfall(values) <= 0
 
     def shortfall(self, values: dict[str, float]) -> float:

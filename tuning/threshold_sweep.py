@@ -1,4 +1,4 @@
-"""Every value of a policy's dial at once: its figures, and the value that serves a target best."""
+"""Sweep a policy's threshold: metrics at every value, and the value that best meets a target."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ _STRICTER = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
-class DialCurve:
-    """What a policy does at each value of its dial.
+class ThresholdCurve:
+    """What a policy does at each value of its thresholds.
 
     Attributes:
-        values: of the dial; those that give all samples the same answer are left out.
-        figures: name -> value, for each; no areas under curves, as the dial does not move them.
+        values: the thresholds, without those at which all samples get the same answer.
+        metrics: name -> the metric at each threshold. Areas under curves are left out, since no
+            threshold changes them.
     """
 
     values: tuple[float, ...]
-    figures: tuple[dict[str, float], ...]
+    metrics: tuple[dict[str, float], ...]
 
     def best(self, target: Target) -> float | None:
         """The value that serves the target best, the first among equals; None: there is none."""
         if not self.values:
             return None
-        merits = [target.merit(seen) for seen in self.figures]
+        merits = [target.merit(seen) for seen in self.metrics]
         return self.values[merits.index(max(merits))]
 
 
-def dial_curve(outcome: Outcome, targets: Tensor, task: Task) -> DialCurve:
-    """Figures at each value of a dial.
+def threshold_curve(outcome: Outcome, targets: Tensor, task: Task) -> ThresholdCurve:
+    """Compute the metrics at each threshold.
 
-    The dial is a threshold (presence, multilabel), which labels are chosen from on, or the lowest
-    confidence of an answer (classification).
+    For presence and multilabel a label is chosen if its score reaches the threshold. For
+    classification the threshold is the lowest confidence of an answer; below it the policy
+    abstains.
 
     Args:
-        outcome: of the policy with the dial not set, on N samples.
+        outcome: of the policy with the thresholds not set, on N samples.
         targets: (N, C) bool.
         task: any but regression.
     """
     assert outcome.decisions is not None
     values = list(_grid(outcome.scores, targets, task))
     # In the precision in which policies compare.
-    dial = torch.tensor(values, dtype=torch.float32)
+    thresholds = torch.tensor(values, dtype=torch.float32)
     if task is Task.CLASSIFICATION:
-        found, same = _selective(outcome.scores, outcome.decisions, targets, dial)
+        found, same = _selective(outcome.scores, outcome.decisions, targets, thresholds)
     else:
-        found, same = _thresholded(outcome.scores, targets, dial)
+        found, same = _thresholded(outcome.scores, targets, thresholds)
     return _kept(values, found, same)
 
 
-def detection_curve(values: Sequence[float], decisions: Tensor, targets: Tensor) -> DialCurve:
-    """Figures of one label's decisions at each value of a dial.
+def detection_curve(values: Sequence[float], decisions: Tensor, targets: Tensor) -> ThresholdCurve:
+    """Metrics of one label's decisions at each value of a thresholds.
 
     Args:
         values: V of them.
@@ -73,21 +75,21 @@ def detection_curve(values: Sequence[float], decisions: Tensor, targets: Tensor)
     return _kept(values, _detection(hit, false_alarm, targets), same)
 
 
-def _kept(values: Sequence[float], found: Mapping[str, Tensor], same: Tensor) -> DialCurve:
+def _kept(values: Sequence[float], found: Mapping[str, Tensor], same: Tensor) -> ThresholdCurve:
     """Without the values that give all samples the same answer."""
     columns = {name: column.tolist() for name, column in found.items()}
     kept = [index for index, flag in enumerate(same.tolist()) if not flag]
-    return DialCurve(
+    return ThresholdCurve(
         tuple(values[index] for index in kept),
         tuple({name: column[index] for name, column in columns.items()} for index in kept),
     )
 
 
 def stricter(target: Target) -> list[Target]:
-    """The target, and ever stricter ones up to a perfect figure.
+    """The target, and ever stricter ones up to a perfect value.
 
-    A dial that just reaches a bound on the samples it was set on misses it on about every second
-    other set of samples; one that was set for a stricter bound keeps a distance.
+    A threshold that just reaches a bound on the samples that it was chosen on misses it on about
+    half of all other sets of samples. One that was chosen for a stricter bound keeps a distance.
     """
     if target.bound is None:
         return [target]
@@ -129,10 +131,12 @@ def _quantiles(ordered: Tensor, steps: Tensor) -> Sequence[float]:
     return found
 
 
-def _thresholded(scores: Tensor, targets: Tensor, dial: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    hit, false_alarm = _reached(scores[targets], dial), _reached(scores[~targets], dial)
+def _thresholded(
+    scores: Tensor, targets: Tensor, thresholds: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    hit, false_alarm = _reached(scores[targets], thresholds), _reached(scores[~targets], thresholds)
     lowest, highest = scores.amin(dim=0), scores.amax(dim=0)
-    column = dial.unsqueeze(1)
+    column = thresholds.unsqueeze(1)
     same = ((lowest >= column) | (highest < column)).all(dim=1)
     return _detection(hit, false_alarm, targets), same
 
@@ -152,15 +156,15 @@ def _detection(hit: Tensor, false_alarm: Tensor, targets: Tensor) -> dict[str, T
 
 
 def _selective(
-    scores: Tensor, decisions: Tensor, targets: Tensor, dial: Tensor
+    scores: Tensor, decisions: Tensor, targets: Tensor, thresholds: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
     sure = confidence(scores, decisions, Task.CLASSIFICATION)
     single = decisions.sum(dim=1) == 1
     truth, chosen = targets.float().argmax(dim=1), decisions.float().argmax(dim=1)
     labels = range(targets.shape[1])
     right = single & (truth == chosen)
-    hits = torch.stack([_reached(sure[right & (truth == c)], dial) for c in labels], dim=1)
-    named = torch.stack([_reached(sure[single & (chosen == c)], dial) for c in labels], dim=1)
+    hits = torch.stack([_reached(sure[right & (truth == c)], thresholds) for c in labels], dim=1)
+    named = torch.stack([_reached(sure[single & (chosen == c)], thresholds) for c in labels], dim=1)
     samples = torch.bincount(truth, minlength=len(labels))
     recall = hits / samples.clamp(min=1)
     precision = hits / named.clamp(min=1)
@@ -173,14 +177,14 @@ def _selective(
         "precision": precision.mean(dim=1),
         "f1": f1.mean(dim=1),
     }
-    none, every = sure.amax() < dial, sure.amin() >= dial
+    none, every = sure.amax() < thresholds, sure.amin() >= thresholds
     return found, none | (every & says_nothing(decisions))
 
 
-def _reached(scores: Tensor, dial: Tensor) -> Tensor:
+def _reached(scores: Tensor, thresholds: Tensor) -> Tensor:
     """How many scores reach each value, as float64."""
     ordered = scores.float().sort().values
-    return (len(ordered) - torch.searchsorted(ordered, dial, right=False)).double()
+    return (len(ordered) - torch.searchsorted(ordered, thresholds, right=False)).double()
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from ..handlers.base.tasks import Task
 from ..handlers.spec import EnsembleSpec
 from .calibration import MemberCalibration, calibrations
 from .candidates import candidates
-from .endpoint import evaluate_endpoint, figures_of_predictions
+from .endpoint import evaluate_endpoint, metrics_of_predictions
 from .evidence import Evidence, check_labels, evidence, labels_note, proof_note
 from .fitting import Learned, Outputs
 from .labelled_data import LabelledData
@@ -17,7 +17,7 @@ from .nested import Expected, expected
 from .selection import Measured, choose, measure, splits
 from .targets import Target
 
-__all__ = ["Tuning", "evaluate_endpoint", "figures_of_predictions", "tune"]
+__all__ = ["Tuning", "evaluate_endpoint", "metrics_of_predictions", "tune"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Tuning:
         chosen: the operating point.
         reached: whether it meets the target out of fold.
         calibrations: of each member, out of fold.
-        expected: figures of the whole of tuning on samples that it did not see; None: not measured.
+        expected: metrics of the whole of tuning on samples that it did not see; None: not measured.
     """
 
     spec: EnsembleSpec
@@ -53,7 +53,7 @@ class Tuning:
 
     @property
     def notes(self) -> list[str]:
-        """What people have to know about the figures, a sentence or two for each."""
+        """What people have to know about the metrics, a sentence or two for each."""
         notes = [
             proof_note(self.target, self.evidence) if self.reached else None,
             labels_note(self.outputs, self.spec.score_labels),
@@ -75,8 +75,8 @@ def tune(
 ) -> Tuning:
     """Measure every policy at its best operating point and choose one.
 
-    All that is learned (temperatures, weights, fitted models, the dial of each policy) is learned
-    inside the folds for the figures that are compared, and on all samples for what is written.
+    Temperatures, weights, fitted models and operating points are fitted inside the folds for the
+    metrics that are compared, and on all samples for what is written.
 
     Args:
         spec: the ensemble.

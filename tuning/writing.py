@@ -23,7 +23,7 @@ from .fitting import Learned
 from .policy_text import has_limits, lacks_model, weighs_members, with_model
 
 _FITTED_FOLDER = "fitted"
-_LONG_LINE = 4096
+_MAX_LINE_CHARACTERS = 4096
 
 
 def write_operating_point(
@@ -32,7 +32,7 @@ def write_operating_point(
     name: str,
     policy: str,
     learned: Learned,
-    figures: Mapping[str, float],
+    metrics: Mapping[str, float],
     data_name: str,
     data_digest: str,
     expected: Mapping[str, float] | None = None,
@@ -47,10 +47,10 @@ def write_operating_point(
         name: of the policy in ``policies.named``.
         policy: its text.
         learned: what goes with it.
-        figures: measured out of fold; written to ``provenance.metrics``.
+        metrics: measured out of fold; written to ``provenance.metrics``.
         data_name: under which they are written.
         data_digest: written to ``provenance.tuning_data``.
-        expected: figures to expect of new images, which the choice among candidates did not see.
+        expected: metrics to expect of new images, which the choice among candidates did not see.
 
     Returns:
         The policy's text as it stands there, with the name of its fitted model.
@@ -78,10 +78,10 @@ def write_operating_point(
             _section(policies, "fitted")[written] = f"{_FITTED_FOLDER}/{written}.safetensors"
             named[name] = with_model(named[name], kind, written)
     provenance = _section(content, "provenance")
-    metrics = _section(provenance, "metrics")
-    metrics[f"{name} on {data_name}"] = _rounded(figures)
+    recorded = _section(provenance, "metrics")
+    recorded[f"{name} on {data_name}"] = _rounded(metrics)
     if expected is not None:
-        metrics[f"{name}, expected on new images"] = _rounded(expected)
+        recorded[f"{name}, expected on new images"] = _rounded(expected)
     provenance["tuning_data"] = data_digest
     _replace(spec_path, yaml, content, models)
     return str(named[name])
@@ -112,7 +112,7 @@ def _read(spec_path: Path) -> tuple[YAML, Any]:
     before = spec_path.read_text(encoding="utf-8")
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = _LONG_LINE
+    yaml.width = _MAX_LINE_CHARACTERS
     if _indents_lists(before):
         yaml.indent(mapping=2, sequence=4, offset=2)
     content = yaml.load(before)
@@ -243,8 +243,8 @@ def _depth(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in figures.items() if not math.isnan(value)}
+def _rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in metrics.items() if not math.isnan(value)}
 
 
 def _section(content: Any, key: str) -> Any:

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load import Client, Target, encode
 from benchmarks.processes import started
+from torchserve_ensemble.serving.load import LoadClient, LoadTarget, encode
 from torchserve_ensemble.serving.settings import free_ports
 
 _START_SECONDS = 300
@@ -65,7 +65,7 @@ class Running:
         startup_seconds: from the launch to the first right answer.
     """
 
-    target: Target
+    target: LoadTarget
     pid: int
     startup_seconds: float
 
@@ -103,7 +103,7 @@ def service(
         environment: further variables.
     """
     (port,) = free_ports(1)
-    target = Target(f"http://127.0.0.1:{port}", ("/predict",), image_type=work.image_type)
+    target = LoadTarget(f"http://127.0.0.1:{port}", ("/predict",), image_type=work.image_type)
     log = work.folder / f"{name}.log"
     variables = work.environment(port) | dict(environment or {})
     launched = time.perf_counter()
@@ -163,7 +163,7 @@ def ray(work: Work) -> AbstractContextManager[Running]:
     return service(work, "ray", lambda _: ["-m", "benchmarks.peers.ray_service"], variables)
 
 
-def wait_for_answer(work: Work, target: Target, alive: Callable[[], bool], log: Path) -> None:
+def wait_for_answer(work: Work, target: LoadTarget, alive: Callable[[], bool], log: Path) -> None:
     """Ask until the first image's labels are right.
 
     Raises:
@@ -172,7 +172,7 @@ def wait_for_answer(work: Work, target: Target, alive: Callable[[], bool], log: 
     deadline = time.monotonic() + _START_SECONDS
     request = encode(target, [work.image])
     reason = ""
-    with closing(Client(target)) as client:
+    with closing(LoadClient(target)) as client:
         while alive() and time.monotonic() < deadline:
             try:
                 found = labels_of(target, work.members, 1, client.ask(request))
@@ -190,7 +190,7 @@ def wait_for_answer(work: Work, target: Target, alive: Callable[[], bool], log: 
 
 
 def labels_of(
-    target: Target, members: Sequence[str], count: int, answers: Sequence[bytes]
+    target: LoadTarget, members: Sequence[str], count: int, answers: Sequence[bytes]
 ) -> Labels:
     """Each member's labels for each image.
 

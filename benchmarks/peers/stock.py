@@ -18,10 +18,10 @@ import torch
 import yaml
 
 from benchmarks.ensembles import ENSEMBLES
-from benchmarks.load import Target
 from benchmarks.peers import stock_digits_handler, workflow_handler
 from benchmarks.peers.members import cores
 from benchmarks.peers.starting import Running, Work, wait_for_answer
+from torchserve_ensemble.serving.load import LoadTarget
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
@@ -57,7 +57,7 @@ def endpoints(work: Work) -> Iterator[Running]:
     with _threads_of_a_worker(work), Server.start(settings, run, check_archives=False) as server:
         server.wait_ready()
         paths = tuple(f"/predictions/{name}" for name in work.members)
-        target = Target(server.inference_address, paths, "raw", image_type=work.image_type)
+        target = LoadTarget(server.inference_address, paths, "raw", image_type=work.image_type)
         wait_for_answer(work, target, lambda: server.running, run / "logs" / "server.log")
         yield Running(target, server.pid, time.perf_counter() - launched)
 
@@ -87,7 +87,7 @@ def workflow(work: Work) -> Iterator[Running]:
         if not answer.ok:
             raise RuntimeError(f"the workflow is not registered: {answer.text}")
         path = f"/wfpredict/{work.ensemble}"
-        target = Target(server.inference_address, (path,), "raw", image_type=work.image_type)
+        target = LoadTarget(server.inference_address, (path,), "raw", image_type=work.image_type)
         wait_for_answer(work, target, lambda: server.running, run / "logs" / "server.log")
         yield Running(target, server.pid, time.perf_counter() - launched)
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.ensembles import ENSEMBLES
-from benchmarks.load import Target
 from benchmarks.peers.starting import Running, Work, wait_for_answer
 from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.serving.load import LoadTarget
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
@@ -30,7 +30,7 @@ def ours(work: Work, name: str) -> Iterator[Running]:
     run = work.folder / f"run-{name}"
     with Server.start(settings, run) as server:
         server.wait_ready()
-        target = Target(
+        target = LoadTarget(
             server.inference_address,
             (f"/predictions/{name}",),
             fields={"response": "flexserve"},

@@ -1,4 +1,4 @@
-"""The memory of activations stays with the worker from batch to batch; that of images does not."""
+"""Keep the memory of activations from batch to batch, and give that of large images back."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import os
 _TRIM_THRESHOLD = -1
 _MMAP_THRESHOLD = -3
 
-_KEPT = 256 * 2**20
-"""Bytes that may lie idle: more than a piece of a batch needs (`schedule.piece_of`)."""
+_MAX_KEPT_BYTES = 256 * 2**20
+"""How much free memory malloc keeps: more than the activations of one call need, whose size
+`handlers.engine.schedule.max_batch_size_for` bounds."""
 
 
 def keep_activations() -> bool:
-    """Have malloc use the memory of large tensors again.
+    """Have malloc keep the memory of large tensors for the next batch.
 
     glibc gives a block of more than 32 MB back to the system as soon as it is free, and takes it
     anew for the next batch, page by page: a tenth of the time of an EfficientNet-B0 on eight
@@ -32,7 +33,9 @@ def keep_activations() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _KEPT) and mallopt(_TRIM_THRESHOLD, _KEPT))
+    return bool(
+        mallopt(_MMAP_THRESHOLD, _MAX_KEPT_BYTES) and mallopt(_TRIM_THRESHOLD, _MAX_KEPT_BYTES)
+    )
 
 
 def give_back() -> bool:

@@ -130,6 +130,11 @@ class Runtime:
         return cls(spec, executables, inputs, seconds_per_sample, device, pool)
 
     @property
+    def executables(self) -> Executables:
+        """What computes the members."""
+        return self._executables
+
+    @property
     def seconds(self) -> list[float]:
         """For each member the seconds of a single-sample run on one thread, measured at load."""
         return [self._seconds_per_sample[single] for single in self._executables.single]

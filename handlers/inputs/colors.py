@@ -144,16 +144,17 @@ class _Levels:
         else:
             low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
         levels = cls(low, high, unsigned, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
-        least, most = np.inf, -np.inf
+        lowest, highest = np.inf, -np.inf
         if image.mode in {"I", "F"} or bits == (12,):
             for top in range(0, image.height, rows):
                 bottom = min(top + rows, image.height)
                 values = levels._values(image.crop((0, top, image.width, bottom)))
                 finite = values[np.isfinite(values)]
                 if finite.size:
-                    least, most = min(least, float(finite.min())), max(most, float(finite.max()))
-        if least <= most and (least < low or most > high):
-            levels = replace(levels, low=least, high=most)
+                    lowest = min(lowest, float(finite.min()))
+                    highest = max(highest, float(finite.max()))
+        if lowest <= highest and (lowest < low or highest > high):
+            levels = replace(levels, low=lowest, high=highest)
         return levels
 
     def eight_bits(self, band: Image.Image) -> tuple[Image.Image, Image.Image | None]:

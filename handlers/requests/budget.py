@@ -58,10 +58,10 @@ class RequestBudget:
             TooLargeError: there are many times more entries than there may be samples.
         """
         self._entries += count
-        most = self.limits.max_samples * _ENTRIES_PER_SAMPLE
-        if self._entries > most:
+        max_entries = self.limits.max_samples * _ENTRIES_PER_SAMPLE
+        if self._entries > max_entries:
             raise TooLargeError(
-                f"{where}: more than {most} entries in the archives of one request "
+                f"{where}: more than {max_entries} entries in the archives of one request "
                 f"({_ENTRIES_PER_SAMPLE} for each of limits.max_samples in the spec): leave out "
                 "folders and hidden files, or split the request"
             )

@@ -47,7 +47,7 @@ _MAX_LENGTH_DIGITS = 12
 """Digits of a number of bytes; Python refuses to read integers of some thousand digits."""
 
 # A form field that is longer than this is no option that was misspelt.
-_LONGEST_TEXT = 4096
+_MAX_TEXT_BYTES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +189,11 @@ def _check_size(parts: Sequence[Part], limits: Limits) -> None:
             f"the request has {size} bytes; the limit is {limits.max_request_bytes} "
             "(limits.max_request_bytes in the spec): split the request"
         )
-    most = max_parts(limits)
-    if len(parts) > most:
+    max_count = max_parts(limits)
+    if len(parts) > max_count:
         raise TooLargeError(
-            f"the request has more than {most} parts; with {limits.max_samples} samples at most "
-            f"(limits.max_samples in the spec) there can be no more: split the request"
+            f"the request has more than {max_count} parts; with {limits.max_samples} samples "
+            f"at most (limits.max_samples in the spec) there can be no more: split the request"
         )
     for part in parts:
         if len(part.name) > MAX_NAME:
@@ -303,7 +303,7 @@ def _is_text(part: Part) -> bool:
         return False
     value = _bytes(part)
     try:
-        return len(value) < _LONGEST_TEXT and value.decode("utf-8").isprintable()
+        return len(value) < _MAX_TEXT_BYTES and value.decode("utf-8").isprintable()
     except UnicodeDecodeError:
         return not part.name.isprintable() or "\ufffd" in part.name
 

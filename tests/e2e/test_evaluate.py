@@ -1,4 +1,4 @@
-"""What was tuned is what is served: `evaluate` gives the figures of `tune`."""
+"""What was tuned is what is served: `evaluate` gives the metrics of `tune`."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_compiled_members_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyP
         server.wait_ready()
         found = post(server, "trees", [(tmp_path / "a.png").read_bytes()])
         log = server_log(tmp_path / "run").read_text()
-    assert "member one runs compiled, in float32" in log
+    assert "one: the compiled executable runs, in float32" in log
     small = torch.nn.functional.interpolate(
         pixels.unsqueeze(0).float(), (4, 4), mode="bilinear", antialias=True
     )
@@ -109,7 +109,7 @@ def test_profile_measures_chooses_and_writes(
     out = capsys.readouterr().out
     content = json.loads((report / "profile.json").read_text())
     assert [each["choice"]["batch_size"] for each in content["tried"]] == [1, 16]
-    fastest = max(content["tried"], key=lambda each: each["figures"]["images_per_second"])
+    fastest = max(content["tried"], key=lambda each: each["metrics"]["images_per_second"])
     assert content["chosen"] == fastest
     assert f"best within 60000 ms: 1 worker(s), batch {fastest['choice']['batch_size']}" in out
     assert load_spec(spec).serving.batch_size == fastest["choice"]["batch_size"]

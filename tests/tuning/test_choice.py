@@ -13,15 +13,15 @@ from torchserve_ensemble.handlers.policies import Panel, one_hot
 from torchserve_ensemble.tuning.calibration import calibrations
 from torchserve_ensemble.tuning.fitting import Outputs, learn
 from torchserve_ensemble.tuning.member_thresholds import (
-    own_curve,
-    own_text,
-    own_thresholds,
+    per_member_curve,
+    per_member_text,
+    per_member_thresholds,
 )
-from torchserve_ensemble.tuning.metrics import figures
+from torchserve_ensemble.tuning.metrics import compute_metrics
 from torchserve_ensemble.tuning.nested import expected
 from torchserve_ensemble.tuning.selection import apply, bind, choose, measure, splits
 from torchserve_ensemble.tuning.targets import parse_target
-from torchserve_ensemble.tuning.threshold_sweep import dial_curve, says_nothing, stricter
+from torchserve_ensemble.tuning.threshold_sweep import says_nothing, stricter, threshold_curve
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -63,13 +63,13 @@ def test_a_curve_is_what_the_policy_does_at_each_value(
 ) -> None:
     seen = outputs(task, 120, labels)
     learned = learn(seen)
-    curve = dial_curve(bind(policy, seen, learned).combine(seen.ballot()), seen.targets, task)
+    curve = threshold_curve(bind(policy, seen, learned).combine(seen.ballot()), seen.targets, task)
     assert len(curve.values) > 50
-    for value, found in list(zip(curve.values, curve.figures, strict=True))[::6]:
+    for value, found in list(zip(curve.values, curve.metrics, strict=True))[::6]:
         text = f"{policy}({parameter}={value:g})"
         outcome = bind(text, seen, learned).combine(seen.ballot())
         assert not says_nothing(outcome.decisions)
-        known = figures(outcome.scores, outcome.decisions, seen.targets, task, curves=False)
+        known = compute_metrics(outcome.scores, outcome.decisions, seen.targets, task, curves=False)
         for name, number in found.items():
             assert number == pytest.approx(known.values[name], nan_ok=True), (text, name)
 
@@ -82,22 +82,24 @@ def test_members_with_thresholds_of_their_own(votes: int) -> None:
     seen = replace(seen, logits=logits, scores=logits.sigmoid())
     learned = learn(seen, calibrate=False)
     assert learned.levels is not None
-    thresholds = own_thresholds(learned.levels, 0.9)
+    thresholds = per_member_thresholds(learned.levels, 0.9)
     assert thresholds[2] > thresholds[0]
     for member, threshold in enumerate(thresholds):
         negatives = seen.scores[member][~seen.targets]
         assert float((negatives < threshold).float().mean()) == pytest.approx(0.9, abs=0.01)
-    curve = own_curve(seen, learned.levels, votes)
-    for share, found in list(zip(curve.values, curve.figures, strict=True))[::10]:
-        values = own_thresholds(learned.levels, share)
-        outcome = bind(own_text("abc", values, votes), seen, learned).combine(seen.ballot())
-        known = figures(outcome.scores, outcome.decisions, seen.targets, Task.PRESENCE).values
+    curve = per_member_curve(seen, learned.levels, votes)
+    for share, found in list(zip(curve.values, curve.metrics, strict=True))[::10]:
+        values = per_member_thresholds(learned.levels, share)
+        outcome = bind(per_member_text("abc", values, votes), seen, learned).combine(seen.ballot())
+        known = compute_metrics(
+            outcome.scores, outcome.decisions, seen.targets, Task.PRESENCE
+        ).values
         assert {name: known[name] for name in found} == pytest.approx(found, nan_ok=True)
 
 
 def test_an_expression_over_many_members_is_too_long_and_left_out() -> None:
     seen = outputs(Task.PRESENCE)
-    text = own_text([f"a-rather-long-name-{index}" for index in range(9)], [0.5] * 9, 4)
+    text = per_member_text([f"a-rather-long-name-{index}" for index in range(9)], [0.5] * 9, 4)
     with pytest.raises(PolicyError, match="500"):
         bind(text, seen, learn(seen))
 
@@ -138,8 +140,8 @@ def test_members_that_know_nothing_are_expected_to_be_worth_nothing(
     assert found is not None
     assert sum(found.chosen.values()) == 3
     for name, (low, high) in chance.items():
-        assert low <= found.figures.values[name] <= high, name
-        assert name in found.figures.intervals
+        assert low <= found.metrics.values[name] <= high, name
+        assert name in found.metrics.intervals
 
 
 def test_labels_that_are_shuffled_are_expected_to_be_worth_nothing() -> None:
@@ -149,12 +151,12 @@ def test_labels_that_are_shuffled_are_expected_to_be_worth_nothing() -> None:
     true, false = (expected(each, target, folds=3) for each in (seen, shuffled))
     assert true is not None
     assert false is not None
-    assert true.figures.values["auroc"] > 0.85
-    assert 0.35 < false.figures.values["auroc"] < 0.65
+    assert true.metrics.values["auroc"] > 0.85
+    assert 0.35 < false.metrics.values["auroc"] < 0.65
 
 
 def test_out_of_fold_is_no_better_than_in_sample_where_there_is_nothing_to_learn() -> None:
-    """With as many scores as there are to overfit: a leak would show as equal figures."""
+    """With as many scores as there are to overfit: a leak would show as equal metrics."""
     seen = outputs(Task.CLASSIFICATION, 90, 6, signal=0.0)
     found, _ = measure(seen, parse_target("maximise f1", Task.CLASSIFICATION), folds=3)
     stacking = next(m for m in found if m.candidate.name == "stacking")
@@ -171,7 +173,7 @@ def test_what_was_chosen_can_be_applied_to_other_samples() -> None:
     assert outcome.decisions is not None
     assert again.decisions is not None
     assert torch.equal(outcome.decisions, again.decisions)
-    values = figures(outcome.scores, outcome.decisions, new.targets, Task.PRESENCE).values
+    values = compute_metrics(outcome.scores, outcome.decisions, new.targets, Task.PRESENCE).values
     assert values["specificity"] == pytest.approx(best.out_of_fold.values["specificity"], abs=0.05)
 
 

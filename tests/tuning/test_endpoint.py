@@ -1,4 +1,4 @@
-"""From labelled images to an operating point, and the same figures from what is then served."""
+"""From labelled images to an operating point, and the same metrics from what is then served."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchserve_ensemble.serving.client import Prediction
 from torchserve_ensemble.tuning.endpoint import (
     Served,
     evaluate_endpoint,
-    figures_of_predictions,
+    metrics_of_predictions,
 )
 from torchserve_ensemble.tuning.labelled_data import LabelledData, read_labelled
 from torchserve_ensemble.tuning.member_outputs import member_outputs
@@ -80,7 +80,7 @@ def test_what_is_tuned_is_what_is_served(tmp_path: Path, task: str) -> None:
         name="tuned",
         policy=found.chosen.text,
         learned=found.learned,
-        figures=found.chosen.out_of_fold.values,
+        metrics=found.chosen.out_of_fold.values,
         data_name=data.name,
         data_digest=data.digest,
     )
@@ -113,7 +113,7 @@ class TestAnswers:
 
     def test_a_member_that_left_an_image_out_has_no_figures(self) -> None:
         answers = [answer(0.9, a=0.9, b=0.8), answer(0.2, a=0.6)]
-        found = figures_of_predictions(self.served, data_of([[True], [False]]), answers)
+        found = metrics_of_predictions(self.served, data_of([[True], [False]]), answers)
         assert list(found) == ["combined", "a"]
         assert found["combined"].values["accuracy"] == 1
         assert found["a"].counts["false_positives"] == 1
@@ -121,11 +121,11 @@ class TestAnswers:
     def test_an_image_without_an_answer_is_named(self) -> None:
         answers = [answer(0.9), Prediction(error="not an image")]
         with pytest.raises(SampleError, match=r"1\.png: not an image"):
-            figures_of_predictions(self.served, data_of([[True], [False]]), answers)
+            metrics_of_predictions(self.served, data_of([[True], [False]]), answers)
 
     def test_answers_that_are_too_few(self) -> None:
         with pytest.raises(ServerError, match="1 answers to 2 images"):
-            figures_of_predictions(self.served, data_of([[True], [False]]), [answer(0.9)])
+            metrics_of_predictions(self.served, data_of([[True], [False]]), [answer(0.9)])
 
     def test_a_model_of_another_kind(self) -> None:
         with pytest.raises(ServerError, match="--spec"):

@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap, against scikit-learn's figures of the same draws."""
+"""Intervals by the bootstrap, against scikit-learn's metrics of the same draws."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sklearn import metrics
 
 from torchserve_ensemble.handlers.base.tasks import Task
 from torchserve_ensemble.tuning.intervals import bootstrap, with_intervals
-from torchserve_ensemble.tuning.metrics import figures
+from torchserve_ensemble.tuning.metrics import compute_metrics
 
 DRAWS = 20
 
@@ -51,8 +51,8 @@ def test_detection_is_scikit_learns_with_the_draw_as_weights(task: Task) -> None
 
 
 def test_a_draw_of_everything_once_gives_the_figures() -> None:
-    """Figures and draws are two implementations; where they meet they must agree."""
-    from torchserve_ensemble.tuning.intervals import _figures
+    """Metrics and draws are two implementations; where they meet they must agree."""
+    from torchserve_ensemble.tuning.intervals import _metrics
 
     scores = torch.rand(80, 4, generator=generator()).softmax(dim=1)
     targets = torch.nn.functional.one_hot(torch.arange(80) % 4, 4).bool()
@@ -61,13 +61,13 @@ def test_a_draw_of_everything_once_gives_the_figures() -> None:
     decisions[7] = True
     whole = np.ones((1, 80))
     for task in (Task.CLASSIFICATION, Task.MULTILABEL):
-        known = figures(scores, decisions, targets, task).values
-        again = _figures(whole, scores, decisions, targets, task)
+        known = compute_metrics(scores, decisions, targets, task).values
+        again = _metrics(whole, scores, decisions, targets, task)
         assert set(again) == set(known)
         for name, value in known.items():
             assert again[name][0] == pytest.approx(value), name
-    known = figures(scores, None, targets.float(), Task.REGRESSION).values
-    again = _figures(whole, scores, None, targets.float(), Task.REGRESSION)
+    known = compute_metrics(scores, None, targets.float(), Task.REGRESSION).values
+    again = _metrics(whole, scores, None, targets.float(), Task.REGRESSION)
     assert {n: v[0] for n, v in again.items()} == pytest.approx(dict(known))
 
 
@@ -77,7 +77,7 @@ def test_figures_of_classes_are_scikit_learns() -> None:
     targets = torch.nn.functional.one_hot(truth, 3).bool()
     answer = scores.argmax(dim=1)
     decisions = torch.nn.functional.one_hot(answer, 3).bool()
-    found = figures(scores, decisions, targets, Task.CLASSIFICATION).values
+    found = compute_metrics(scores, decisions, targets, Task.CLASSIFICATION).values
     wide = scores.double().numpy() / scores.double().numpy().sum(axis=1, keepdims=True)
     assert found["auroc"] == pytest.approx(
         metrics.roc_auc_score(truth, wide, multi_class="ovr", average="macro")
@@ -96,7 +96,7 @@ def test_intervals_hold_the_figure_and_shrink_with_more_samples() -> None:
         targets = torch.rand(samples, 1, generator=generator()) < 0.4
         scores = (targets + torch.randn(samples, 1, generator=generator(1))).sigmoid()
         decisions = scores >= 0.6
-        found = figures(scores, decisions, targets, Task.PRESENCE)
+        found = compute_metrics(scores, decisions, targets, Task.PRESENCE)
         wide = with_intervals(found, scores, decisions, targets, Task.PRESENCE)
         assert set(wide.intervals) == set(wide.values)
         assert wide.intervals["recall"] == found.intervals["recall"], "Wilson's stays"
@@ -124,6 +124,6 @@ def test_intervals_cover_the_true_area() -> None:
 def test_what_a_draw_does_not_define_gets_no_interval() -> None:
     targets = torch.ones(5, 1).bool()
     scores = torch.rand(5, 1, generator=generator())
-    found = figures(scores, scores >= 0.5, targets, Task.PRESENCE)
+    found = compute_metrics(scores, scores >= 0.5, targets, Task.PRESENCE)
     wide = with_intervals(found, scores, scores >= 0.5, targets, Task.PRESENCE)
     assert "auroc" not in wide.intervals

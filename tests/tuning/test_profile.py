@@ -24,18 +24,18 @@ from torchserve_ensemble.handlers.archive.mar_file import verify_archive
 from torchserve_ensemble.handlers.base.errors import ServerError
 from torchserve_ensemble.handlers.spec import Serving, load_spec
 from torchserve_ensemble.serving.frontier import ServingChoice, Tried, best, frontier
-from torchserve_ensemble.serving.load import LoadFigures, closed_loop
+from torchserve_ensemble.serving.load import LoadMetrics, LoadTarget, closed_loop, metrics_of
 from torchserve_ensemble.tuning.profile import choices, variant
 from torchserve_ensemble.tuning.writing import write_serving
 
-figures = st.builds(
-    LoadFigures,
+metrics = st.builds(
+    LoadMetrics,
     clients=st.integers(1, 32),
     images_per_second=st.floats(1, 1000),
     p50_ms=st.just(1.0),
     p99_ms=st.floats(1, 1000),
 )
-several = st.lists(st.builds(Tried, st.just(ServingChoice(1, 8, 5)), figures), max_size=20)
+several = st.lists(st.builds(Tried, st.just(ServingChoice(1, 8, 5)), metrics), max_size=20)
 
 
 @given(several)
@@ -43,11 +43,11 @@ def test_nothing_beats_the_frontier_in_both(tried: list[Tried]) -> None:
     found = frontier(tried)
     for each in tried:
         assert any(
-            other.figures.p99_ms <= each.figures.p99_ms
-            and other.figures.images_per_second >= each.figures.images_per_second
+            other.metrics.p99_ms <= each.metrics.p99_ms
+            and other.metrics.images_per_second >= each.metrics.images_per_second
             for other in found
         )
-    rates = [each.figures.images_per_second for each in found]
+    rates = [each.metrics.images_per_second for each in found]
     assert rates == sorted(set(rates))
 
 
@@ -56,13 +56,13 @@ def test_the_best_keeps_to_the_bound_and_lies_on_the_frontier(
     tried: list[Tried], bound: float
 ) -> None:
     found = best(tried, bound)
-    within = [each for each in tried if each.figures.p99_ms <= bound]
+    within = [each for each in tried if each.metrics.p99_ms <= bound]
     if found is None:
         assert not within
         return
-    assert found.figures.p99_ms <= bound
-    assert found.figures.images_per_second == max(
-        each.figures.images_per_second for each in frontier(within)
+    assert found.metrics.p99_ms <= bound
+    assert found.metrics.images_per_second == max(
+        each.metrics.images_per_second for each in frontier(within)
     )
 
 
@@ -196,7 +196,9 @@ def answering(status: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 def test_the_load_is_counted() -> None:
     with answering(200) as (address, asked):
-        found = closed_loop(address, "trees", [b"a", b"b"], clients=3, seconds=0.3, token="secret")
+        target = LoadTarget(address, ("/predictions/trees",), token="secret")
+        measurement = closed_loop(target, [b"a", b"b"], clients=3, seconds=0.3, warm_up=0.1)
+        found = metrics_of(measurement, 3, "trees")
     assert set(asked) == {("/predictions/trees", "Bearer secret")}
     assert found.clients == 3
     assert 0 < found.images_per_second * 0.2 < len(asked)
@@ -204,8 +206,8 @@ def test_the_load_is_counted() -> None:
 
 
 def test_a_refused_image_ends_the_load() -> None:
-    with (
-        answering(415) as (address, _),
-        pytest.raises(ServerError, match=r"model 'trees': 415: \{\}"),
-    ):
-        closed_loop(address, "trees", [b"a"], clients=2, seconds=5)
+    with answering(415) as (address, _):
+        target = LoadTarget(address, ("/predictions/trees",))
+        measurement = closed_loop(target, [b"a"], clients=2, seconds=60, stop_at_error=True)
+    with pytest.raises(ServerError, match=r"model 'trees': HTTPException: 415: \{\}"):
+        metrics_of(measurement, 2, "model 'trees'")

@@ -1,4 +1,4 @@
-"""Figures, fits and the choice of an operating point."""
+"""Metrics, fits and the choice of an operating point."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from torchserve_ensemble.tuning.fitting import (
 from torchserve_ensemble.tuning.labelled_data import read_labelled
 from torchserve_ensemble.tuning.metrics import (
     calibration_error,
+    compute_metrics,
     diversity,
-    figures,
     wilson,
 )
 from torchserve_ensemble.tuning.selection import choose, measure
@@ -67,7 +67,7 @@ class TestFigures:
         scores = torch.rand(40, 2, generator=generator(seed))
         targets = torch.rand(40, 2, generator=generator(seed + 1)) < 0.4
         decisions = scores >= 0.5
-        found = figures(scores, decisions, targets, Task.MULTILABEL).values
+        found = compute_metrics(scores, decisions, targets, Task.MULTILABEL).values
         truth, answer = targets.flatten().numpy(), decisions.flatten().numpy()
         assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer))
         assert found["recall"] == pytest.approx(metrics.recall_score(truth, answer))
@@ -76,7 +76,7 @@ class TestFigures:
         assert found["auroc"] == pytest.approx(metrics.roc_auc_score(truth, scores.flatten()))
         tn, fp, fn, tp = metrics.confusion_matrix(truth, answer).ravel()
         assert found["specificity"] == pytest.approx(tn / (tn + fp))
-        counts = figures(scores, decisions, targets, Task.MULTILABEL).counts
+        counts = compute_metrics(scores, decisions, targets, Task.MULTILABEL).counts
         assert list(counts.values()) == [tp, fp, fn, tn]
 
     @settings(deadline=None)
@@ -87,7 +87,7 @@ class TestFigures:
         targets = torch.nn.functional.one_hot(truth, 4).bool()
         answer = scores.argmax(dim=1)
         decisions = torch.nn.functional.one_hot(answer, 4).bool()
-        found = figures(scores, decisions, targets, Task.CLASSIFICATION).values
+        found = compute_metrics(scores, decisions, targets, Task.CLASSIFICATION).values
         assert found["coverage"] == 1
         assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer))
         expected = metrics.f1_score(truth, answer, average="macro", labels=range(4))
@@ -96,12 +96,12 @@ class TestFigures:
     def test_no_answer_lowers_coverage_not_accuracy(self) -> None:
         targets = torch.eye(2).bool()
         decisions = torch.tensor([[True, False], [False, False]])
-        found = figures(targets.float(), decisions, targets, Task.CLASSIFICATION).values
+        found = compute_metrics(targets.float(), decisions, targets, Task.CLASSIFICATION).values
         assert (found["accuracy"], found["coverage"], found["recall"]) == (1.0, 0.5, 0.5)
 
     def test_regression(self) -> None:
         values, targets = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [2.5]])
-        found = figures(values, None, targets, Task.REGRESSION).values
+        found = compute_metrics(values, None, targets, Task.REGRESSION).values
         assert found["mae"] == pytest.approx(0.75)
         assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(targets, values))
         assert found["r2"] == pytest.approx(metrics.r2_score(targets, values))
@@ -198,7 +198,9 @@ class TestChoice:
         applied = learned.apply(outputs)
         for each in found:
             outcome = bind(each.text, applied, learned).combine(applied.ballot())
-            again = figures(outcome.scores, outcome.decisions, outputs.targets, Task.PRESENCE)
+            again = compute_metrics(
+                outcome.scores, outcome.decisions, outputs.targets, Task.PRESENCE
+            )
             assert again.counts == each.in_sample.counts, each.text
 
     def test_answering_always_the_same_is_no_way_to_reach_a_target(self) -> None:

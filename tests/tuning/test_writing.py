@@ -80,7 +80,7 @@ def write(path: Path, policy: str, fit: Learned, name: str = "tuned") -> str:
         name=name,
         policy=policy,
         learned=fit,
-        figures={"recall": 0.9123456789, "auroc": float("nan")},
+        metrics={"recall": 0.9123456789, "auroc": float("nan")},
         data_name="ward",
         data_digest="sha256:12",
     )
@@ -125,7 +125,7 @@ def test_what_to_expect_is_written_beside_what_was_measured(path: Path) -> None:
         name="tuned",
         policy="any",
         learned=learned(),
-        figures={"recall": 0.95},
+        metrics={"recall": 0.95},
         data_name="ward",
         data_digest="sha256:12",
         expected={"recall": 0.91},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..handlers.base.errors import SpecError
-from ..tuning.printing import print_figures
+from ..tuning.printing import print_metrics
 from ..tuning.requirements import TUNING_MODULES, require_installed
 from .options import DATA_HELP, add_token_options
 from .printing import progress_bar
@@ -27,7 +27,7 @@ def add_command(subparsers: Subparsers) -> None:
     evaluate = subparsers.add_parser(
         "evaluate",
         help="measure a running endpoint on labelled data",
-        description="Send labelled images to POST /predictions/NAME and compute the figures of "
+        description="Send labelled images to POST /predictions/NAME and compute the metrics of "
         "`tune` from the answers.",
     )
     evaluate.add_argument("name", metavar="NAME", help="the model")
@@ -78,7 +78,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     else:
         policy = arguments.policy or "the default policy"
         title = f"{arguments.name} with {policy} on {data.name}, {len(data.paths)} images"
-        print_figures(found, title)
+        print_metrics(found, title)
     return 0
 
 

@@ -95,8 +95,8 @@ def _profile(arguments: argparse.Namespace) -> int:
     ):
         tried.append(each)
         print(
-            f"{each.choice}; {each.figures.clients} client(s): "
-            f"{each.figures.images_per_second:.1f} images/s, p99 {each.figures.p99_ms:.1f} ms",
+            f"{each.choice}; {each.metrics.clients} client(s): "
+            f"{each.metrics.images_per_second:.1f} images/s, p99 {each.metrics.p99_ms:.1f} ms",
             flush=True,
         )
     print_frontier(tried, arguments.latency_ms)
@@ -107,7 +107,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         quickest = frontier(tried)[0]
         print(
             f"nothing keeps to {arguments.latency_ms:g} ms; the quickest takes "
-            f"{quickest.figures.p99_ms:.1f} ms: {quickest.choice}"
+            f"{quickest.metrics.p99_ms:.1f} ms: {quickest.choice}"
         )
         return EXIT_STATUS_MISSED
     print(f"best within {arguments.latency_ms:g} ms: {chosen.choice}")

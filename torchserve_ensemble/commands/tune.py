@@ -22,7 +22,7 @@ def add_command(subparsers: Subparsers) -> None:
         help="choose a policy and its operating point from labelled data",
         description="Run the members over labelled images, measure every policy out of fold at the "
         "operating point that serves the target best, and write the best one into the spec as a "
-        "named policy, with its figures and the digest of the data. Where none reaches the target "
+        "named policy, with its metrics and the digest of the data. Where none reaches the target "
         "nothing is written, and the exit status is 3. Needs no server.",
     )
     tune.add_argument("spec", type=Path, help="the ensemble's YAML file")
@@ -80,10 +80,10 @@ def _tune(arguments: argparse.Namespace) -> int:
             name=arguments.name,
             policy=found.chosen.text,
             learned=found.learned,
-            figures=found.chosen.out_of_fold.values,
+            metrics=found.chosen.out_of_fold.values,
             data_name=data.name,
             data_digest=data.digest,
-            expected=found.expected.figures.values if found.expected else None,
+            expected=found.expected.metrics.values if found.expected else None,
         )
         print(f"{arguments.spec}: policies.named.{arguments.name} is {text}")
         for effect in side_effects(spec, arguments.name, found.learned):

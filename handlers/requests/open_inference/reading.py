@@ -23,10 +23,10 @@ _BINARY_ONLY = ("FP16", "BF16")
 _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs", "model_name", "model_version"})
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
-_LONGEST_ID = 1000
+_MAX_ID_CHARACTERS = 1000
 _MAX_OUTPUTS = 10_000
-_LONGEST_SIDE = 2**31
-_MOST_DIMENSIONS = 8
+_MAX_DIMENSION_SIZE = 2**31
+_MAX_DIMENSIONS = 8
 
 
 def parse_infer_request(
@@ -91,12 +91,12 @@ def _check_keys(content: Mapping[str, Any], known: frozenset[str], where: str) -
             )
 
 
-def _objects(content: Mapping[str, Any], key: str, most: int) -> Sequence[Mapping[str, Any]]:
+def _objects(content: Mapping[str, Any], key: str, max_count: int) -> Sequence[Mapping[str, Any]]:
     found = content.get(key)
     if not isinstance(found, list):
         raise RequestError(f'"{key}" must be a list of JSON objects')
-    if len(found) > most:
-        raise TooLargeError(f'"{key}" has {len(found)} entries, and may have {most}')
+    if len(found) > max_count:
+        raise TooLargeError(f'"{key}" has {len(found)} entries, and may have {max_count}')
     if not all(isinstance(entry, dict) for entry in found):
         raise RequestError(f'"{key}" must be a list of JSON objects')
     return found
@@ -129,9 +129,9 @@ def _flag(parameters: Mapping[str, Any], name: str, where: str) -> bool:
 def _id(value: Any) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str) or len(value) > _LONGEST_ID or not is_text(value):
+    if not isinstance(value, str) or len(value) > _MAX_ID_CHARACTERS or not is_text(value):
         raise RequestError(
-            f'"id" must be a Unicode text of at most {_LONGEST_ID} characters, without lone '
+            f'"id" must be a Unicode text of at most {_MAX_ID_CHARACTERS} characters, without lone '
             "surrogates"
         )
     return value
@@ -193,13 +193,13 @@ def _shape(value: Any, where: str) -> tuple[int, ...]:
         isinstance(side, int) and not isinstance(side, bool) and side >= 0 for side in value
     ):
         raise RequestError(f'{where}: "shape" must be a list of numbers from 0 on')
-    if len(value) > _MOST_DIMENSIONS:
+    if len(value) > _MAX_DIMENSIONS:
         raise RequestError(
-            f"{where}: {len(value)} dimensions; there can be {_MOST_DIMENSIONS} at most"
+            f"{where}: {len(value)} dimensions; there can be {_MAX_DIMENSIONS} at most"
         )
     # Beside a 0, numpy multiplies the other sides all the same, and fails from 2**63 bytes on.
     if (
-        any(side >= _LONGEST_SIDE for side in value)
+        any(side >= _MAX_DIMENSION_SIZE for side in value)
         or math.prod(map(_one_at_least, value)) >= 2**59
     ):
         raise RequestError(

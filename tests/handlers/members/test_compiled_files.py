@@ -93,3 +93,9 @@ def test_what_does_not_fit_together_is_refused(keys: dict[str, object]) -> None:
 def test_a_damaged_record(text: str) -> None:
     with pytest.raises(ArchiveError, match=r"compiled/compiled\.json is damaged"):
         CompiledRecord.from_json(text)
+
+
+def test_a_file_that_is_no_library_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.so").write_bytes(b"nothing")
+    with pytest.raises(OSError, match="a.so"):
+        aot_library.AotLibrary(tmp_path / "a.so", (3,), 1)

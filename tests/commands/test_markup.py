@@ -6,8 +6,8 @@ import pytest
 
 from torchserve_ensemble.commands import predict, printing
 from torchserve_ensemble.serving.management import ModelVersion, Worker
-from torchserve_ensemble.tuning.metrics import Figures
-from torchserve_ensemble.tuning.printing import print_figures
+from torchserve_ensemble.tuning.metrics import Metrics
+from torchserve_ensemble.tuning.printing import print_metrics
 
 NAMES = ("[/b]", "[red]x", "[link=http://a]b[/link]", "\\[a]", "[/]")
 
@@ -35,6 +35,6 @@ def test_versions(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_figures(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    print_figures({name: Figures(values={"accuracy": 1.0}, counts={})}, name)
+def test_metrics(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    print_metrics({name: Metrics(values={"accuracy": 1.0}, counts={})}, name)
     assert capsys.readouterr().out.count(name) == 2
