@@ -1,8 +1,8 @@
-"""A library of AOTInductor, called through its C interface.
+"""Run a model that AOTInductor compiled to a shared library, through the library's C interface.
 
-torch's own bindings (``torch._C._aoti``) hold Python's lock while a model computes, so that nothing
-else in the worker does; a call through ctypes lets it go. The interface is the one that AOTInductor
-keeps stable between releases (``torch/csrc/inductor/aoti_runtime/interface.h`` and
+torch's own bindings (``torch._C._aoti``) hold Python's global lock while a model computes, which
+stops every other thread of the worker. A call through ctypes releases the lock. AOTInductor keeps
+this C interface stable between releases (``torch/csrc/inductor/aoti_runtime/interface.h`` and
 ``torch/csrc/inductor/aoti_torch/c/shim.h``, in every torch wheel).
 """
 
@@ -27,15 +27,16 @@ _WITH_WEIGHTS = "AOTInductorModelContainerCreateWithExternalConstants"
 
 @dataclass(frozen=True)
 class Constant:
-    """A weight in a library.
+    """Where one weight lies in a compiled library, and its type.
 
     Attributes:
-        name: that the library knows it by.
-        dtype: e.g. ``float32``.
-        shape: of the tensor.
-        strides: in elements; none for a packed weight.
-        offset: bytes from the first weight.
-        layout: oneDNN's description of a packed weight's, in hexadecimal digits.
+        name: the weight's name in the library.
+        dtype: torch's name of the element type, e.g. ``float32``.
+        shape: the weight's sizes.
+        strides: the weight's strides in elements; empty for a packed weight.
+        offset: bytes from the start of the first weight to the start of this one.
+        layout: oneDNN's description of a packed weight's memory layout, in hexadecimal digits;
+            empty for a weight that is not packed.
     """
 
     name: str
@@ -47,21 +48,21 @@ class Constant:
 
 
 def constants_path(library: Path) -> Path:
-    """Where the list of a library's weights is."""
+    """Return the path of the file that lists a library's weights."""
     return library.with_suffix(".weights.json")
 
 
 def write_constants(library: Path, constants: Sequence[Constant]) -> None:
-    """Write the list of a library's weights."""
+    """Write the file that lists a library's weights."""
     constants_path(library).write_text(json.dumps([asdict(each) for each in constants]))
 
 
 def read_constants(library: Path) -> list[Constant]:
-    """The list of a library's weights.
+    """Read the file that lists a library's weights.
 
     Raises:
-        OSError: there is none.
-        MemberError: it is damaged.
+        OSError: the file is missing or cannot be read.
+        MemberError: the file is damaged.
     """
     try:
         return [Constant(**each) for each in json.loads(constants_path(library).read_text())]
@@ -70,25 +71,27 @@ def read_constants(library: Path) -> list[Constant]:
 
 
 class AotLibrary:
-    """One model: float32 (N, ...) -> float32 (N, outputs), on the CPU.
+    """A compiled model that maps float32 (N, *shape) to float32 (N, outputs) on the CPU.
 
-    The weights are part of the mapped file, and shared with all processes that map it.
+    The weights are part of the mapped file, so all processes that map the file share them.
     """
 
     def __init__(
         self, path: Path, shape: Sequence[int], max_batch_size: int, *, copies: int = 1
     ) -> None:
-        """Load it.
+        """Load a library and check that it has one output and that its weights are listed.
 
         Args:
-            path: the ``.so`` file; beside it, `constants_path`.
-            shape: of a sample that it was compiled for, which the library itself does not check.
-            max_batch_size: the largest number of samples in one call that it was compiled for.
-            copies: how many threads may run it at once; all use the same weights.
+            path: the ``.so`` file; the list of its weights lies beside it (`constants_path`).
+            shape: shape of one sample that the library was compiled for. The library itself does
+                not check the shape of its input.
+            max_batch_size: largest number of samples per call that the library was compiled for.
+            copies: number of threads that may run the model at once; they share its weights.
 
         Raises:
-            OSError: a file cannot be loaded.
-            MemberError: it is no model of one output, or nothing fits what is known of its weights.
+            OSError: the library or the list of its weights cannot be loaded.
+            MemberError: the model does not have exactly one output, or the list of weights does
+                not fit the library.
         """
         self._name = path.name
         self._shape = tuple(shape)
@@ -99,11 +102,13 @@ class AotLibrary:
         weights = _weights(self._library, constants)
         self._check(self._create(copies, weights))
         weakref.finalize(self, _delete, self._library, self._container, weights).atexit = False
-        # It would run without, into memory that is not there.
+        # With a weight missing the library would still run, and read memory that is not mapped.
         missing = sizes_in(self._library, self._container).keys() - {c.name for c in constants}
         if missing:
-            known = constants_path(path).name
-            raise MemberError(f"{known} does not fit {path.name}: no {', '.join(sorted(missing))}")
+            listing = constants_path(path).name
+            raise MemberError(
+                f"{listing} does not fit {path.name}: no {', '.join(sorted(missing))}"
+            )
         outputs = c_size_t()
         self._check(
             self._library.AOTInductorModelContainerGetNumOutputs(self._container, byref(outputs))
@@ -112,13 +117,14 @@ class AotLibrary:
             raise MemberError(f"{path.name} has {outputs.value} outputs, not one")
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Run it; other threads go on meanwhile.
+        """Run the model on a batch; other Python threads keep running meanwhile.
 
         Args:
             batch: float32 (N, *shape) with N from 1 to `max_batch_size`.
 
         Raises:
-            MemberError: it failed; what it printed stands in the log.
+            MemberError: the batch has a wrong type or shape, or the library failed; the library's
+                own message is in the worker's log.
         """
         if batch.dtype is not torch.float32 or batch.device.type != "cpu":
             raise MemberError(
@@ -130,7 +136,7 @@ class AotLibrary:
                 f"not {tuple(batch.shape)}"
             )
         batch = batch.contiguous()
-        # The callee takes the handle over; `batch` keeps the memory until the call is done.
+        # The library frees the handle; `batch` keeps the memory alive until the call returns.
         inputs = (c_void_p * 1)(_handle_of(batch))
         outputs = (c_void_p * 1)()
         self._check(
@@ -149,19 +155,19 @@ class AotLibrary:
         arguments = (byref(self._container), c_size_t(copies), b"cpu", None)
         if with_weights is not None:
             return int(with_weights(*arguments, weights, c_size_t(len(weights))))
-        # An earlier torch's library: it copies its weights.
+        # A library of an earlier torch lacks that function and copies its weights.
         return int(self._library.AOTInductorModelContainerCreateWithDevice(*arguments))
 
     def _check(self, error: int) -> None:
         if error:
-            raise MemberError(f"{self._name} failed (error {error}; its reason is in the log)")
+            raise MemberError(f"{self._name} failed (error {error}; the reason is in the log)")
 
 
 def weight_sizes(path: Path) -> dict[str, int]:
-    """The bytes that each weight takes in a library, in their order.
+    """Return the size in bytes of each weight by name, in the order of the library.
 
     Raises:
-        MemberError: the library does not tell.
+        MemberError: the library cannot be loaded or does not report its weights.
     """
     library, container = ctypes.CDLL(str(path)), c_void_p()
     if library.AOTInductorModelContainerCreateWithDevice(
@@ -175,37 +181,41 @@ def weight_sizes(path: Path) -> dict[str, int]:
 
 
 def sizes_in(library: ctypes.CDLL, container: c_void_p) -> dict[str, int]:
-    """As `weight_sizes`, of a library that is loaded."""
+    """Return the size in bytes of each weight by name, for a model container that is loaded.
+
+    Raises:
+        MemberError: the library does not report its weights.
+    """
     count, size, name = c_size_t(), c_size_t(), c_char_p()
-    found = {}
+    bytes_by_name = {}
     failed = library.AOTInductorModelContainerGetNumConstants(container, byref(count))
     for index in map(c_size_t, range(count.value)):
         failed |= library.AOTInductorModelContainerGetConstantName(container, index, byref(name))
         failed |= library.AOTInductorModelContainerGetConstantDataSize(
             container, index, byref(size)
         )
-        found[(name.value or b"").decode()] = size.value
+        bytes_by_name[(name.value or b"").decode()] = size.value
     if failed:
-        raise MemberError("a library does not tell what its weights are")
-    return found
+        raise MemberError("a compiled library does not report its weights; build the archive again")
+    return bytes_by_name
 
 
 @cache
 def _shim() -> ctypes.CDLL:
-    """torch's C functions on tensors."""
+    """Load the library with torch's C functions on tensors (``shim.h``)."""
     folder = Path(torch.__file__).parent / "lib"
-    (found, *_) = [*folder.glob("libtorch_cpu.*"), folder / "libtorch_cpu.so"]
-    return ctypes.CDLL(str(found))
+    (path, *_) = [*folder.glob("libtorch_cpu.*"), folder / "libtorch_cpu.so"]
+    return ctypes.CDLL(str(path))
 
 
 class _Weight(Structure):
-    """``AOTInductorConstantMapEntry``."""
+    """One weight's name and tensor handle, as the C struct ``AOTInductorConstantMapEntry``."""
 
     _fields_ = (("name", c_char_p), ("handle", c_void_p))
 
 
 def _weights(library: ctypes.CDLL, constants: Sequence[Constant]) -> ctypes.Array[_Weight]:
-    """The weights where the library is mapped."""
+    """Create tensor handles for the weights, at the addresses where the library is mapped."""
     start = 0
     if constants:
         start = ctypes.addressof(c_char.in_dll(library, "_binary_constants_bin_start"))
@@ -233,7 +243,7 @@ def _delete(library: ctypes.CDLL, container: c_void_p, weights: ctypes.Array[_We
 
 
 def _handle_of(tensor: Tensor) -> c_void_p:
-    """A tensor object over the same memory, which must be float32."""
+    """Create a C tensor object that shares the memory of a float32 tensor."""
     return _handle_at(tensor.data_ptr(), tensor.shape, tensor.stride(), "float32")
 
 
@@ -244,22 +254,25 @@ def _handle_at(
     dtype: str,
     layout: bytes = b"",
 ) -> c_void_p:
-    """A tensor object over memory that outlives it.
+    """Create a C tensor object over memory that the caller keeps alive for longer.
 
     Args:
-        address: of its first element.
-        shape: its sizes.
-        strides: in elements; without effect where there is a layout.
-        dtype: torch's name of it.
-        layout: oneDNN's description, for a packed weight.
+        address: address of the first element.
+        shape: the tensor's sizes.
+        strides: the tensor's strides in elements; ignored if there is a layout.
+        dtype: torch's name of the element type.
+        layout: oneDNN's description of a packed weight's memory layout; empty otherwise.
+
+    Raises:
+        MemberError: torch refuses to create the tensor object.
     """
     shim, handle = _shim(), c_void_p()
-    whole = c_int64 * len(shape)
+    sizes_type = c_int64 * len(shape)
     failed = shim.aoti_torch_create_tensor_from_blob_v2(
         c_void_p(address),
         c_int64(len(shape)),
-        whole(*shape),
-        whole(*strides),
+        sizes_type(*shape),
+        sizes_type(*strides),
         c_int64(0),
         c_int32(getattr(shim, f"aoti_torch_dtype_{dtype}")()),
         c_int32(shim.aoti_torch_device_type_cpu()),
@@ -270,15 +283,15 @@ def _handle_at(
         c_int64(len(layout)),
     )
     if failed:
-        raise MemberError(f"no tensor could be made of {tuple(shape)}")
+        raise MemberError(f"torch cannot create a {dtype} tensor of shape {tuple(shape)}")
     return handle
 
 
 def _copy_of(handle: c_void_p) -> Tensor:
-    """A tensor of torch with the same contents.
+    """Copy a C tensor object into a new torch tensor.
 
     Raises:
-        MemberError: it is not float32, or does not lie in one piece.
+        MemberError: the C tensor is not float32 or not contiguous.
     """
     shim, dtype, dimensions, data = _shim(), c_int32(), c_int64(), c_void_p()
     sizes, strides = POINTER(c_int64)(), POINTER(c_int64)()
@@ -297,6 +310,6 @@ def _copy_of(handle: c_void_p) -> Tensor:
         or [s for s, n in zip(strides[: dimensions.value], shape, strict=True) if n > 1]
         != [s for s, n in zip(result.stride(), shape, strict=True) if n > 1]
     ):
-        raise MemberError("its output is not float32 in one piece")
+        raise MemberError("the output of a compiled library is not a contiguous float32 tensor")
     ctypes.memmove(result.data_ptr(), data.value or 0, 4 * result.numel())
     return result

@@ -1,4 +1,4 @@
-"""Loads a member from its weights and architecture, and checks what it computes."""
+"""Load a member from its weights and architecture, and check its outputs against the spec."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# A member may answer a sample slightly differently alone and in a batch, because libraries choose
-# other kernels for other batch sizes.
+# The outputs for a sample may differ slightly between batch sizes, because libraries choose other
+# kernels for other batch sizes.
 _RELATIVE_TOLERANCE = 1e-2
 _ABSOLUTE_TOLERANCE = 1e-3
 _LFS_POINTER = b"version https://git-lfs"
@@ -38,12 +38,12 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class LoadedMember:
-    """A member on its device, as a function.
+    """A member that is loaded on its device and can be called like a function.
 
     Attributes:
         name: the member's name in the spec.
-        forward: float32 (N, channels, height, width) -> float (N, outputs), or (N,).
-        module: the torch module that `forward` runs; None where it is not a torch module.
+        forward: function from float32 (N, channels, height, width) to float (N, outputs) or (N,).
+        module: the torch module that `forward` runs; None if the member is not a torch module.
     """
 
     name: str
@@ -51,10 +51,10 @@ class LoadedMember:
     module: nn.Module | None
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Compute raw outputs, float32 (N, outputs).
+        """Compute the raw outputs of a batch, float32 (N, outputs).
 
         Raises:
-            MemberError: forward returns anything but one tensor.
+            MemberError: `forward` returns something other than one tensor.
         """
         raw = self.forward(batch)
         if not isinstance(raw, Tensor):
@@ -66,7 +66,7 @@ class LoadedMember:
 
 
 def as_outputs(raw: Tensor) -> Tensor:
-    """Bring what a member returned, (N, outputs) or (N,), to float32 (N, outputs)."""
+    """Convert the tensor that a member returned, (N, outputs) or (N,), to float32 (N, outputs)."""
     raw = raw.float()
     return raw.unsqueeze(1) if raw.dim() == 1 else raw
 
@@ -74,17 +74,18 @@ def as_outputs(raw: Tensor) -> Tensor:
 def load_member(
     spec: EnsembleSpec, member: Member, folder: Path, device: torch.device
 ) -> LoadedMember:
-    """Load one member, ready to run: on the device, in evaluation mode, without gradients.
+    """Load one member to the device, in evaluation mode and without gradients.
 
     Args:
         spec: the ensemble.
-        member: one of its members.
-        folder: where the files that the spec names are.
-        device: where the member lives.
+        member: the member to load, one of the ensemble's.
+        folder: folder that the paths in the spec are relative to.
+        device: device that the member will run on.
 
     Raises:
-        MemberError: names the member, the file, the cause and the remedy.
-        torch.OutOfMemoryError: the device has no room for it.
+        MemberError: the member cannot be loaded; the message names the member, the file, the cause
+            and the remedy.
+        torch.OutOfMemoryError: the device has too little memory for the member.
     """
     where = f"ensemble '{spec.name}', member '{member.name}'"
     path = folder / member.weights
@@ -101,7 +102,7 @@ def load_member(
             f"({_first_line(error)}); check that the file is whole and format is right"
         ) from error
     if isinstance(loaded, nn.Module):
-        # One by one: a TorchScript module has no requires_grad_ of its own.
+        # Each parameter is set by itself, because a TorchScript module has no requires_grad_.
         for parameter in loaded.parameters():
             parameter.requires_grad_(False)
         return LoadedMember(member.name, loaded, loaded)
@@ -116,17 +117,17 @@ def scores(
     Classification: ``softmax(raw / temperature)`` (temperature scaling: Guo et al. 2017). Presence
     and multilabel: ``sigmoid(raw / temperature)``; a presence member with two outputs, [absent,
     present], gives the softmax's second column, which is the sigmoid of their difference.
-    Probabilities and values are scores already.
+    Outputs that are probabilities or values already are the scores.
 
     Args:
-        raw: float32 (N, outputs), or of several members (M, N, outputs).
+        raw: raw outputs, float32 (N, outputs) of one member or (M, N, outputs) of M members.
         task: the ensemble's kind of answer.
         output: whether the raw outputs are logits, probabilities or values.
-        temperature: the number that logits are divided by; for several members (M, 1, 1).
+        temperature: number that the logits are divided by; a tensor (M, 1, 1) for M members.
 
     Returns:
-        Scores, float32 (..., N, C score labels), and the logits that they were computed from;
-        None where the raw outputs are no logits.
+        Scores, float32 (..., N, C score labels), and the logits that they were computed from; the
+        logits are None if the raw outputs are not logits.
     """
     two_columns = task is Task.PRESENCE and raw.shape[-1] == 2
     if output is not Output.LOGITS:
@@ -138,13 +139,14 @@ def scores(
 
 
 def difference(first: Tensor, second: Tensor, spec: EnsembleSpec, member: Member) -> float:
-    """Compare two ways of running a member by the largest difference between their scores.
+    """Return the largest difference between the scores that two ways of running a member give.
 
-    Regression has no fixed scale, so the difference is divided by the largest value (at least 1).
+    Regression values have no fixed scale, so their difference is divided by the largest absolute
+    value, or by 1 if that is smaller.
 
     Args:
         first: raw outputs of the member, float32 (N, outputs).
-        second: its raw outputs for the same samples, computed in another way.
+        second: the member's raw outputs for the same samples, computed in another way.
         spec: the ensemble.
         member: the member's part of the spec.
     """
@@ -156,10 +158,10 @@ def difference(first: Tensor, second: Tensor, spec: EnsembleSpec, member: Member
 
 @torch.inference_mode()
 def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch: Tensor) -> None:
-    """Run a member on batches of 3, 2 and 1 samples, and compare its outputs with the spec.
+    """Run a member on batches of 3, 2 and 1 samples, and check its outputs against the spec.
 
     Args:
-        loaded: the member.
+        loaded: the member to check.
         spec: the ensemble.
         member: the member's part of the spec.
         batch: three different samples, float32 (3, channels, height, width).
@@ -168,7 +170,7 @@ def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch
         MemberError: the member fails, or gives another number of outputs than the spec's labels
             need, numbers that are not finite, numbers outside 0 to 1 where the spec says
             probabilities, or answers that depend on the other samples of the batch.
-        torch.OutOfMemoryError: the device has no room for its activations.
+        torch.OutOfMemoryError: the device has too little memory for the member's activations.
     """
     where = f"ensemble '{spec.name}', member '{loaded.name}' ({member.weights})"
     together, pair, alone = _run_in_sizes(loaded, where, [batch, batch[:2], batch[2:]])
@@ -233,7 +235,11 @@ def _check_file(path: Path) -> None:
 
 
 def _run_in_sizes(loaded: LoadedMember, where: str, batches: list[Tensor]) -> list[Tensor]:
-    """Run a member on several batches; one error says whether the batch size was to blame."""
+    """Run a member on several batches and return its outputs.
+
+    Raises:
+        MemberError: a batch failed; the message says whether the batch size is the cause.
+    """
     outputs: list[Tensor] = []
     failures: list[tuple[Tensor, Exception]] = []
     for batch in batches:
@@ -267,13 +273,17 @@ def _run_in_sizes(loaded: LoadedMember, where: str, batches: list[Tensor]) -> li
 
 def _check_shapes(where: str, spec: EnsembleSpec, outputs: list[Tensor]) -> None:
     columns = len(spec.score_labels)
-    fitting = [columns, 2] if spec.task is Task.PRESENCE else [columns]
-    for samples, output in zip((3, 2, 1), outputs, strict=True):
-        if output.dim() != 2 or len(output) != samples or output.shape[1] not in fitting:
-            wanted = " or ".join(f"({samples}, {each})" for each in fitting)
+    allowed_columns = [columns, 2] if spec.task is Task.PRESENCE else [columns]
+    for num_samples, output in zip((3, 2, 1), outputs, strict=True):
+        if (
+            output.dim() != 2
+            or len(output) != num_samples
+            or output.shape[1] not in allowed_columns
+        ):
+            expected = " or ".join(f"({num_samples}, {count})" for count in allowed_columns)
             raise MemberError(
-                f"{where} gives {tuple(output.shape)} for {samples} samples, where the spec's "
-                f"labels ask for {wanted}: correct the labels, or the number of outputs"
+                f"{where} gives {tuple(output.shape)} for {num_samples} samples, where the spec's "
+                f"labels ask for {expected}: correct the labels, or the number of outputs"
             )
 
 
