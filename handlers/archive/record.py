@@ -2,7 +2,7 @@
 
 TorchServe checks no digest (it extracts whatever it is given), so the worker does at load, before
 it imports anything else, and so do the verbs that hand an archive to TorchServe
-(`archive_file.verify_archive`). This module needs the standard library alone.
+(`mar_file.verify_archive`). This module needs the standard library alone.
 """
 
 from __future__ import annotations

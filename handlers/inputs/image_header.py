@@ -1,8 +1,8 @@
-"""What an image file claims to hold, read before any of its pixels are decoded.
+"""Read the header of an image file, and estimate from it what decoding the file will take.
 
-A few hundred bytes can ask for minutes of work and gigabytes of memory. The format's header tells
-how much: from it follow the pixels that decoding has to hold, and a cost in pixels by which images
-of slow formats count several times.
+A file of a few hundred bytes can demand minutes of work and gigabytes of memory. Its header says so
+before any pixel is decoded. Two numbers follow from it: how many pixels decoding holds in memory,
+and a cost in pixels, in which a pixel of a slow format counts several times.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ FORMATS: list[str] = [
 ]
 
 MAX_SIDE = 65_535
-"""Pixels of a side, as in JPEG. What resizing computes for a side takes 16 bytes for each pixel."""
+"""Largest width and height, as in JPEG. Resizing takes 16 bytes for each pixel of a side."""
 
 _BASE_READS = 4096
 _BYTES_PER_READ = 64
-"""Pillow's readers are in Python: they may read so often, and once more for so many bytes.
+"""How often Pillow may read while it opens a file: `_BASE_READS` times, and once more for every
+`_BYTES_PER_READ` bytes of the file.
 
-Ordinary files take one read for some thousand bytes; without a bound, a megabyte of empty PNG
-chunks or of bytes between JPEG markers takes seconds.
+Pillow parses headers in Python. An ordinary file takes one read for some thousand bytes. Without a
+bound, a megabyte of empty PNG chunks, or of bytes between JPEG markers, takes seconds.
 """
 
 _MEMORY_OF_PIXEL = {"JPEG2000": 3, "WEBP": 3, "AVIF": 2}
-"""Memory to decode a pixel, in that of other formats (7 bytes), measured in the same way.
+"""Memory that decoding a pixel takes, as a multiple of the 7 bytes of other formats (measured).
 
 OpenJPEG keeps four bytes for each component, WebP's decoder two canvases, libavif one.
 """
 
 _COST_OF_PIXEL = {"JPEG2000": 6, "WEBP": 2, "AVIF": 2, "TIFF": 2}
 _COST_OF_BYTE = {"JPEG2000": 16, "AVIF": 10, "WEBP": 8}
-"""Time to decode a pixel, and a byte of the file, in pixels of a PNG file (200 million a second).
+"""Time to decode one pixel, and one byte of the file, as a multiple of the time for one pixel of a
+PNG file (of which 200 million are decoded in a second).
 
 Measured on 2000 x 2000 pixels of noise, of smooth colours and of black, with Pillow 13 on an
 AMD EPYC: the slowest of the three, rounded up.
@@ -60,19 +62,20 @@ _PNG_DEPTH_AT = 24
 _COST_OF_PLAIN_TEXT_BYTE = 40
 
 _MAX_TILES = 1 << 14
-"""Tiles of a TIFF or JPEG 2000 file: each takes memory and calls, also where it holds nothing."""
+"""Largest number of tiles in a TIFF or JPEG 2000 file. Even an empty tile takes memory."""
 
 _MAX_TIFF_VALUES = 3 << 16
-"""Numbers in one tag of a TIFF file; a palette of 16 bits has so many, and strips have fewer."""
+"""Largest number of values in one tag of a TIFF file: those of a palette of 16 bits."""
 
 _MAX_TAGS = 1000
-"""Tags of a page of a TIFF file, or of EXIF metadata; cameras write less than a hundred."""
+"""Largest number of tags of a TIFF page or of EXIF metadata; cameras write fewer than a hundred."""
 
 _COST_OF_TAG = 1600
-"""Pillow takes 4 microseconds for a tag, and reads it twice."""
+"""Cost of one tag in pixels: Pillow takes 4 microseconds to read it, and reads it twice."""
 
 _MAX_EXIF_SEGMENTS = 16
-"""Pieces of EXIF metadata in a JPEG, which Pillow joins in quadratic time; cameras write one."""
+"""Largest number of EXIF segments in a JPEG file. Pillow joins them in quadratic time; cameras
+write one."""
 
 ORIENTATION = 0x0112
 """The tag of EXIF and TIFF that says how an image is turned."""
@@ -92,7 +95,7 @@ _warnings_lock = threading.Lock()
 def too_large(
     width: int, height: int, max_pixels: int, *, pixels: int | None = None, remark: str = ""
 ) -> str | None:
-    """What is too large about an image, and the limit; None if nothing is.
+    """Say what is too large about an image, and name the limit; None if nothing is.
 
     Args:
         width: in pixels.
