@@ -3,11 +3,12 @@
 `ts-ensemble profile` and the benchmarks measure with it, so that their figures mean the same.
 
 - An image counts for throughput if its answer arrives within the measured time.
-- A latency lasts from sending a request to the last byte of its answer. Under an open loop it lasts
+- A latency lasts from sending a request to the last byte of its answer. It counts if the request
+  was sent within the measured time, however late the answer arrives. Under an open loop it lasts
   from the moment at which the request was to arrive, so that a late generator or full connections
   never hide a wait (coordinated omission).
 - Every other end of a request is an error: no connection, no answer in time, any status but 200.
-  Errors are counted by reason, and have no latency.
+  Errors are counted by reason, those of the warm-up too, and have no latency.
 
 Bodies are encoded beforehand and connections are kept alive, since clients may share the cores with
 the server.
@@ -16,6 +17,7 @@ the server.
 from __future__ import annotations
 
 import http.client
+import math
 import random
 import secrets
 import threading
@@ -144,7 +146,7 @@ class LoadMeasurement:
     Attributes:
         images: images that were answered within the measured time.
         seconds: the measured time.
-        latencies_ms: of the requests that were answered within it.
+        latencies_ms: of the answered requests that were sent within it.
         errors: reason -> number of requests.
         images_all: images that were answered at all, in the warm-up too.
         cpu_seconds: processor time that the load generator itself took.
@@ -169,11 +171,16 @@ class LoadMeasurement:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The nearest-rank percentile of some values; None where there are none."""
+    """The nearest-rank percentile of some values; None where there are none.
+
+    Args:
+        values: in any order.
+        share: from 0 (exclusive) to 1.
+    """
     if not values:
         return None
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 @dataclass(frozen=True)
@@ -259,6 +266,9 @@ def closed_loop(
                     result.images_all += size
                     if begin <= answered < end:
                         result.images += size
+                    # By when it was sent: otherwise the slowest answers, which arrive after the
+                    # end, would leave no latency.
+                    if begin <= sent < end:
                         result.latencies_ms.append(round(1000 * (answered - sent), 2))
 
     _run_threads(clients, run_client)

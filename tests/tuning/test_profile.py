@@ -6,7 +6,7 @@ import argparse
 import os
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +24,13 @@ from torchserve_ensemble.handlers.archive.mar_file import verify_archive
 from torchserve_ensemble.handlers.base.errors import ServerError
 from torchserve_ensemble.handlers.spec import Serving, load_spec
 from torchserve_ensemble.serving.frontier import ServingChoice, Tried, best, frontier
-from torchserve_ensemble.serving.load import LoadMetrics, LoadTarget, closed_loop, metrics_of
+from torchserve_ensemble.serving.load import (
+    LoadMetrics,
+    LoadTarget,
+    closed_loop,
+    metrics_of,
+    percentile,
+)
 from torchserve_ensemble.tuning.profile import choices, variant
 from torchserve_ensemble.tuning.writing import write_serving
 
@@ -194,6 +200,35 @@ def answering(status: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
             thread.join()
 
 
+@contextmanager
+def slowly_answering(seconds: float) -> Iterator[str]:
+    """A server that takes its time over each request; its address."""
+    pause = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            pause.wait(seconds)
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_the_load_is_counted() -> None:
     with answering(200) as (address, asked):
         target = LoadTarget(address, ("/predictions/trees",), token="secret")
@@ -211,3 +246,27 @@ def test_a_refused_image_ends_the_load() -> None:
         measurement = closed_loop(target, [b"a"], clients=2, seconds=60, stop_at_error=True)
     with pytest.raises(ServerError, match=r"model 'trees': HTTPException: 415: \{\}"):
         metrics_of(measurement, 2, "model 'trees'")
+
+
+def test_an_answer_after_the_measured_time_has_its_latency() -> None:
+    with slowly_answering(seconds=0.4) as address:
+        target = LoadTarget(address, ("/predictions/trees",))
+        measurement = closed_loop(target, [b"a"], clients=1, seconds=0.2, warm_up=0)
+    assert measurement.errors == {}
+    assert metrics_of(measurement, 1, "trees").p99_ms >= 400
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "expected"),
+    [
+        (range(1, 101), 0.5, 50),
+        (range(1, 101), 0.99, 99),
+        ([2, 1], 0.5, 1),
+        ([3], 0.99, 3),
+        ([], 0.5, None),
+    ],
+)
+def test_percentiles_are_nearest_ranks(
+    values: Sequence[float], share: float, expected: float | None
+) -> None:
+    assert percentile(list(values), share) == expected
