@@ -36,6 +36,7 @@ from ..handlers.base.errors import ArchiveError
 from ..handlers.deployment import load_service
 from ..handlers.inputs.images import decode_image
 from ..handlers.spec import EnsembleSpec, WeightsFormat, load_spec
+from .labels_in_spec import text_with_labels
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def requirements(spec: EnsembleSpec) -> str:
 def _contents(spec: EnsembleSpec, spec_path: Path) -> dict[str, bytes | Path]:
     """Path in the archive -> contents, or the file that holds them."""
     contents: dict[str, bytes | Path] = {
-        SPEC: spec_path,
+        SPEC: text_with_labels(spec_path, spec),
         ENTRY: HANDLERS / "entry.py",
         MODEL_CONFIG: model_config(spec).encode(),
         REQUIREMENTS: requirements(spec).encode(),

@@ -132,7 +132,7 @@ def _replace(
     """
     text = _dumped(yaml, content)
     # Before anything is written: names in the spec become names of files.
-    parse_spec(text, source=str(spec_path))
+    parse_spec(text, source=str(spec_path), labels_folder=spec_path.parent)
     try:
         with ExitStack() as stack:
             staged = _staged(stack, spec_path.parent, content, models or {})

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from ..base.own_code import file_of
 from ..base.tasks import Task
+from .labels_file import labels_from_file
 from .member import Member, Output
 from .preprocessing import Preprocessing
 from .settings import Failures, Limits, Policies, Provenance, Runtime, Serving
 from .value_types import UNKNOWN_KEYS_ARE_ERRORS, Name, Probability
 
 _DEFAULT_THRESHOLD = 0.5
+
+
+def _or_file(schema: dict[str, Any]) -> None:
+    """Let the JSON Schema of a list allow the name of a file in its place."""
+    of_list = {key: schema.pop(key) for key in ("type", "items", "minItems") if key in schema}
+    schema["anyOf"] = [of_list, {"type": "string"}]
 
 
 @dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
@@ -46,9 +53,11 @@ class EnsembleSpec:
         tuple[str, ...],
         Field(
             min_length=1,
-            description="Names of the members' outputs, in their order. For presence: "
-            "[absent, present]",
+            description="Names of the members' outputs, in their order, or a file that has them "
+            "in the format of TorchServe's index_to_name.json. For presence: [absent, present]",
+            json_schema_extra=_or_file,
         ),
+        BeforeValidator(labels_from_file),
     ]
     members: Annotated[
         tuple[Member, ...], Field(min_length=1, description="The models of the ensemble")

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from ..base.errors import SpecError
 from .checks import check_spec
 from .ensemble import EnsembleSpec
+from .labels_file import LABELS_FOLDER
 from .strict_yaml import MAX_CHARACTERS, parse_strictly
 
 _SPEC_ADAPTER = TypeAdapter(EnsembleSpec)
@@ -33,10 +34,21 @@ def load_spec(path: Path, *, check_files: bool = True) -> EnsembleSpec:
         raise SpecError(f"{path}: no such file; name the ensemble's YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from error
-    return parse_spec(text, source=str(path), folder=path.parent if check_files else None)
+    return parse_spec(
+        text,
+        source=str(path),
+        folder=path.parent if check_files else None,
+        labels_folder=path.parent,
+    )
 
 
-def parse_spec(text: str, *, source: str = "spec", folder: Path | None = None) -> EnsembleSpec:
+def parse_spec(
+    text: str,
+    *,
+    source: str = "spec",
+    folder: Path | None = None,
+    labels_folder: Path | None = None,
+) -> EnsembleSpec:
     """Parse and check the text of an ensemble spec.
 
     Args:
@@ -44,6 +56,7 @@ def parse_spec(text: str, *, source: str = "spec", folder: Path | None = None) -
         source: where the text comes from, for messages.
         folder: the folder in which every file named in the spec must exist; None to leave that
             unchecked.
+        labels_folder: the folder in which a file named as `labels` lies; left out: `folder`.
 
     Raises:
         SpecError: the message has one line for each mistake.
@@ -54,6 +67,7 @@ def parse_spec(text: str, *, source: str = "spec", folder: Path | None = None) -
         EnsembleSpec,
         source=source,
         check=lambda spec: check_spec(spec, folder),
+        context={LABELS_FOLDER: labels_folder or folder},
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..base.errors import SpecError
 from ..base.suggestions import nearest
 from .bounded_yaml import BoundedLoader
+from .labels_file import LABELS_FILE_ERROR
 
 Spec = TypeVar("Spec")
 Place = tuple[str | int, ...]
@@ -54,6 +55,7 @@ def parse_strictly(
     *,
     source: str,
     check: Callable[[Spec], Iterable[Problem]],
+    context: Mapping[str, object] | None = None,
 ) -> Spec:
     """Parse a YAML document into the dataclass that the adapter describes.
 
@@ -63,6 +65,7 @@ def parse_strictly(
         root: the same dataclass; its keys, and those below it, are suggested for misspelt ones.
         source: where the text comes from, for messages; normally the file.
         check: finds mistakes that concern several values together.
+        context: pydantic's validation context, for validators that need to know more.
 
     Raises:
         SpecError: the message has one line for each mistake.
@@ -89,7 +92,7 @@ def parse_strictly(
         ) from error
     if not problems:
         try:
-            spec = adapter.validate_python(data)
+            spec = adapter.validate_python(data, context=context)
         except ValidationError as error:
             details = islice(error.errors(include_url=False), _MAX_REPORTED_PROBLEMS)
             problems = _innermost(_from_pydantic(detail, node, root) for detail in details)
@@ -133,6 +136,8 @@ def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
         return Problem(place, f"must be one of {', '.join(choices)}", str(value), choices)
     if kind == "string_type" and isinstance(value, bool | int | float):
         return Problem(place, f"must be text: write it in quotes, '{_shortened(value)}'")
+    if kind == LABELS_FILE_ERROR:
+        return Problem(place, detail["msg"])
     message = detail["msg"][0].lower() + detail["msg"][1:]
     quoted = _shortened(value) if isinstance(value, str | int | float | bool | None) else ""
     return Problem(place, message + (f", not {quoted}" if quoted else ""))
