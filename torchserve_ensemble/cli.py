@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .commands import (
+    adopt,
     build,
     check,
     describe,
@@ -32,6 +33,7 @@ from .commands import (
 from .handlers.base.errors import EnsembleError, WorkerDiedError
 
 _VERBS = (
+    adopt,
     build,
     verify,
     schema,
@@ -55,7 +57,7 @@ _VERBS = (
 """In the order of ``ts-ensemble --help``: make, choose, serve, change, ask."""
 
 
-_LISTS = ("names", "models")
+_LISTS = ("names", "models", "archives")
 """Arguments of which a verb takes any number."""
 
 

@@ -77,7 +77,7 @@ def verify_archive(path: Path) -> ArchiveRecord:
             raise ArchiveError(f"{path}: neither a file nor a folder")
         else:
             with path.open("rb") as file:
-                _check_end(file, str(path))
+                check_end(file, str(path))
                 with zipfile.ZipFile(file) as archive:
                     record = _verify(archive, file, str(path))
                     texts = (archive.read(SPEC), archive.read(MANIFEST))
@@ -90,8 +90,18 @@ def verify_archive(path: Path) -> ArchiveRecord:
     return record
 
 
-def _check_end(file: BinaryIO, source: str) -> None:
-    """The last bytes say where the directory is; zipfile itself would search for them."""
+def check_end(file: BinaryIO, source: str) -> None:
+    """Check that a file ends with a zip's directory of reasonable size.
+
+    The last bytes say where the directory is; zipfile itself would search for them.
+
+    Args:
+        file: opened for reading.
+        source: the file's name, for messages.
+
+    Raises:
+        ArchiveError: it does not end so, or lists more files than an archive has.
+    """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _END.size))
     end = file.read()
