@@ -31,8 +31,8 @@ pytestmark = pytest.mark.e2e
 TOLERANCE = 1e-4
 """Largest difference of one score; measured 4.0e-5.
 
-The normalised pixels differ by one rounding of float32 (4.8e-7), and these networks amplify it: their
-scores in plain float32 differ from those in float64 by 2.2e-5 on the same pixels.
+The normalised pixels differ by one rounding of float32 (4.8e-7), which these networks amplify:
+their scores in plain float32 differ from those in float64 by 2.2e-5 on the same pixels.
 """
 
 NUM_TOP = 5
