@@ -17,6 +17,7 @@ from .commands import (
     evaluate,
     predict,
     profile,
+    proxy,
     register,
     scale,
     schema,
@@ -52,6 +53,7 @@ _VERBS = (
     unregister,
     describe,
     predict,
+    proxy,
     doctor,
 )
 """In the order of ``ts-ensemble --help``: make, choose, serve, change, ask."""

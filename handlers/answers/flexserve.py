@@ -1,4 +1,7 @@
-"""The response format ``flexserve``: the labels of each member (Verenich et al. 2020)."""
+"""The response formats ``flexserve`` and ``flexserve-classify`` (Verenich et al. 2020).
+
+They hold the labels of each member, as FlexServe answers on its routes /batch and /classify.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,16 @@ def write(result: Result) -> Response:
 
     Several labels of one sample are a list.
     """
+    return encode(_labels_by_member(result))
+
+
+def write_first(result: Result) -> Response:
+    """Write ``{member: label}`` of the first sample; FlexServe reads no further one."""
+    return encode({name: labels[0] for name, labels in _labels_by_member(result).items()})
+
+
+def _labels_by_member(result: Result) -> dict[str, list[Any]]:
+    """Collect each member's label, or None, for each sample."""
     written: dict[str, list[Any]] = {
         name: [None] * len(result.samples) for name in result.member_names
     }
@@ -35,4 +48,4 @@ def write(result: Result) -> Response:
             )
             for index, row in zip(group.indices, rows, strict=True):
                 written[name][index] = row.get("label") or row.get("labels") or row.get("values")
-    return encode(written)
+    return written

@@ -49,6 +49,8 @@ def write(
             return json_lines.write(result)
         case ResponseFormat.FLEXSERVE:
             return flexserve.write(result)
+        case ResponseFormat.FLEXSERVE_CLASSIFY:
+            return flexserve.write_first(result)
         case ResponseFormat.TENSORS:
             return tensors.write(result)
         case _:

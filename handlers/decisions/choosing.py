@@ -214,7 +214,7 @@ class Choice:
         needs_all_members = (
             self.deadline_ms is not None
             or AnswerField.UNCERTAINTY in {*options.include, *(options.fields or ())}
-            or options.response is ResponseFormat.FLEXSERVE
+            or options.response in (ResponseFormat.FLEXSERVE, ResponseFormat.FLEXSERVE_CLASSIFY)
         )
         return requested and not needs_all_members and can_stop_early(self.policy)
 

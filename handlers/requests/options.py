@@ -44,6 +44,7 @@ class ResponseFormat(StrEnum):
     JSON = "json"
     LINES = "lines"
     FLEXSERVE = "flexserve"
+    FLEXSERVE_CLASSIFY = "flexserve-classify"
     TENSORS = "tensors"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from nginx import NGINX, running_nginx
 from probe_ensemble import image
 from requests.adapters import HTTPAdapter
 
@@ -23,7 +23,6 @@ from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(
@@ -86,31 +85,8 @@ def proxy(probe_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
     ):
         assert text.count(shipped) == 1, shipped
         text = text.replace(shipped, here)
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
-    user = "user root;" if os.getuid() == 0 else ""
-    (folder / "main.conf").write_text(
-        f"{user} daemon off; pid {folder}/pid; error_log {folder}/error.log info;\n"
-        f"events {{ worker_connections 1024; }}\n"
-        f"http {{ access_log {folder}/access.log;\n{temporary}{text}\n}}\n"
-    )
-    assert NGINX is not None
-    process = subprocess.Popen(
-        [NGINX, "-p", str(folder), "-e", f"{folder}/error.log", "-c", f"{folder}/main.conf"]
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        assert process.poll() is None, (folder / "error.log").read_text()
+    with running_nginx(folder, text, port):
         yield Proxy(port, certificate)
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def test_tls_and_the_routes_of_clients(proxy: Proxy, probe_server: Server) -> None:

@@ -76,6 +76,12 @@ def test_flexserve(service: EnsembleService) -> None:
     }
 
 
+def test_flexserves_classify(service: EnsembleService) -> None:
+    """FlexServe answers its route /classify for the first file alone, without lists."""
+    response = answer(service, GRAY, DARK, response="flexserve-classify")
+    assert read(response) == {"a": "bright", "b": "bright", "c": "dark"}
+
+
 def test_tensors(service: EnsembleService, tmp_path: Path) -> None:
     expected = read(answer(service, DARK, GRAY, include="scores"))["predictions"]
     response = answer(service, DARK, b"junk", GRAY, on_error="skip", accept=TENSORS)

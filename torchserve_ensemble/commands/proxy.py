@@ -1,0 +1,85 @@
+"""The verb ``proxy``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..handlers.base.errors import ServerError
+from ..serving.finding import running_server
+from ..serving.flexserve_proxy import DEFAULT_LISTEN, flexserve_configuration
+from .options import run_folder_option
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_command(subparsers: Subparsers) -> None:
+    """Add ``proxy``."""
+    proxy = subparsers.add_parser(
+        "proxy",
+        help="make a configuration of nginx for FlexServe's clients",
+        description="A server block of nginx with FlexServe's routes POST /batch, POST /classify "
+        "and GET /models for a model that `serve` serves: its clients then need no change but "
+        "their base URL. It holds the inference token.",
+        parents=[run_folder_option()],
+    )
+    proxy.add_argument("name", metavar="NAME")
+    proxy.add_argument(
+        "--listen",
+        metavar="[ADDRESS:]PORT",
+        default=DEFAULT_LISTEN,
+        help="of nginx (default: %(default)s, FlexServe's own)",
+    )
+    proxy.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="a file that its owner alone can read (default: standard output)",
+    )
+    proxy.set_defaults(run=_proxy)
+
+
+def _proxy(arguments: argparse.Namespace) -> int:
+    server = running_server(arguments.run_folder)
+    if server is None:
+        raise ServerError("start the server with `ts-ensemble serve`, whose address is then known")
+    with server.management() as management:
+        (version,) = management.describe(arguments.name, customized=True)
+    try:
+        members = [str(member["name"]) for member in (version.customized or {})["members"]]
+    except (KeyError, TypeError):
+        raise ServerError(
+            f"{arguments.name} does not describe members: it is no ensemble of this project"
+        ) from None
+    text = flexserve_configuration(
+        model=arguments.name,
+        version=version.version,
+        members=members,
+        address=server.inference_address,
+        token=server.token("inference"),
+        listen=arguments.listen,
+    )
+    if arguments.output is None:
+        print(text, end="")
+    else:
+        _write_privately(arguments.output, text)
+        print(f"{arguments.output}: then nginx -t && nginx -s reload")
+    return 0
+
+
+def _write_privately(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        try:
+            with os.fdopen(
+                os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
+            ) as file:
+                file.write(text)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ServerError(f"{path}: cannot be written: {error.strerror}") from error
