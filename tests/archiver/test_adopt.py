@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import stat
 import warnings
 import zipfile
@@ -119,6 +121,18 @@ def test_the_command_line(
     assert "What the archives do not say" in printed
     assert main(["adopt", str(first), "--name", "both"]) == 1
     assert "exists and is not empty" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    eager(tmp_path, "a")
+    eager(tmp_path, "b")
+    page = (Path(__file__).parents[2] / "docs" / "from-one-model.md").read_text()
+    commands = re.findall(r"^```sh\nts-ensemble (.*)\n```", page, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["adopt", "build"]
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert main(shlex.split(command)) == 0
+    assert (tmp_path / "model_store" / "both-1.0.mar").is_file()
 
 
 def test_code_is_copied_and_not_run(tmp_path: Path) -> None:
