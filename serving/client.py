@@ -35,6 +35,10 @@ _FIRST_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 2.0
 
 
+SEQUENCE_OPTIONS = ("smooth", "frame_order", "stream", "frames")
+"""Options about all samples of a request together, which must not be split over several."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """One sample's answer: the combined one, or one member's.

@@ -28,7 +28,7 @@ from .handlers.deployment import choose_device, load_service
 from .handlers.requests.parsing import Part, RawRequest
 from .handlers.service import EnsembleService, Identity
 from .handlers.spec import load_spec
-from .serving.client import Prediction, with_names
+from .serving.client import SEQUENCE_OPTIONS, Prediction, with_names
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,6 @@ ImageLike = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
 
 Pixels are uint8 of shape (H, W), (H, W, 3), (H, W, 4) or (3, H, W). Floats of shape (C, H, W) are
 an input that is preprocessed already. An array of four dimensions is a batch."""
-
-OPTIONS_OVER_ALL_SAMPLES = ("smooth", "frame_order", "stream")
-"""Options whose meaning depends on all samples being in one request."""
 
 
 class Ensemble:
@@ -120,7 +117,7 @@ class Ensemble:
         Args:
             images: one image or several, as `ImageLike` says.
             batch_size: images that are decoded and run together. Options over a whole sequence
-                (smooth, frame_order, stream) put all images into one request.
+                (smooth, frame_order, stream, frames) put all images into one request.
             **options: those of a request, e.g. ``policy="at_least"``,
                 ``policy_parameters={"k": 2}``, ``members=["a", "b"]``, ``on_error="skip"``.
 
@@ -140,7 +137,7 @@ class Ensemble:
     ) -> Iterator[Prediction]:
         """Predict images as `predict` does, and yield each prediction as soon as it is there."""
         rest = enumerate(_several(images))
-        if any(name in options for name in OPTIONS_OVER_ALL_SAMPLES):
+        if any(name in options for name in SEQUENCE_OPTIONS):
             batch_size = self._service.spec.limits.max_samples
         while batch := list(itertools.islice(rest, batch_size)):
             named = [_encoded(image, position) for position, image in batch]

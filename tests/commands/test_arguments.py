@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from torchserve_ensemble.cli import _parsed
+from torchserve_ensemble.commands.predict import _per_request
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,11 @@ def test_what_no_verb_takes_is_refused(
     with pytest.raises(SystemExit):
         _parsed(arguments)
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["smooth", "frame_order", "stream", "frames"])
+def test_a_sequence_is_one_request(option: str) -> None:
+    parsed = _parsed(["predict", "digits", "a.png", "--per-request", "1"])
+    paths = ["a.png", "b.png", "c.png"]
+    assert _per_request(parsed, paths, {}) == 1
+    assert _per_request(parsed, paths, {option: "1"}) == 3

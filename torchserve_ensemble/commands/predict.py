@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_OVER_ALL = ("smooth", "frames")
-
 
 def add_command(subparsers: Subparsers) -> None:
     """Add ``predict``."""
@@ -105,7 +103,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _per_request(arguments: argparse.Namespace, paths: list[str], options: dict[str, str]) -> int:
     """A sequence must be one request; else the size that was asked for."""
-    together = any(name in options for name in _OVER_ALL)
+    from ..serving.client import SEQUENCE_OPTIONS
+
+    together = any(name in options for name in SEQUENCE_OPTIONS)
     return len(paths) if together else arguments.per_request
 
 
