@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +35,8 @@ from ..handlers.base.archive_layout import (
 from ..handlers.base.errors import ArchiveError
 from ..handlers.deployment import load_service
 from ..handlers.inputs.images import decode_image
-from ..handlers.spec import EnsembleSpec, WeightsFormat, load_spec
+from ..handlers.members.openvino_model import SUFFIX as OPENVINO_SUFFIX
+from ..handlers.spec import Engine, EnsembleSpec, WeightsFormat, load_spec
 from .labels_in_spec import text_with_labels
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ def build_archive(
         output: the folder for the archive, made if missing.
         check: load every member and run it once before anything is written.
         samples: a folder of images as the ensemble will get them, on which compiled members
-            (``runtime.compile``) must answer as the saved ones do.
-        report: called with a sentence about each member that was to be compiled.
+            must answer as the saved ones do.
+        report: called with what is being done, and with a table of the engines that were tried.
 
     Returns:
         The archive's path.
@@ -80,7 +81,7 @@ def build_archive(
     if check:
         load_service(spec, spec_path.parent)
     with _compiled(spec, spec_path.parent, samples, report) as compiled:
-        contents = _contents(spec, spec_path)
+        contents = _contents(spec, spec_path, tuple(compiled))
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
         return _write_archive(spec, contents, output)
 
@@ -89,7 +90,7 @@ def build_archive(
 def _compiled(
     spec: EnsembleSpec, folder: Path, samples: Path | None, report: Callable[[str], None]
 ) -> Iterator[dict[str, Path]]:
-    if not spec.runtime.compile:
+    if spec.runtime.engine is Engine.TORCH:
         yield {}
         return
     # Imported here: torch's compiler takes seconds to import.
@@ -173,29 +174,31 @@ def model_config(spec: EnsembleSpec) -> str:
     )
 
 
-def requirements(spec: EnsembleSpec) -> str:
+def requirements(spec: EnsembleSpec, compiled: Collection[str] = ()) -> str:
     """What the server's Python needs beside TorchServe, with this project's own version ranges.
 
     For people. Where install_py_dep_per_model is on, TorchServe installs them into the archive's
     folder, and the worker then refuses to load: the record lists none of that.
     """
-    needed = HANDLER_NEEDS + (
-        ("onnxruntime",)
-        if any(member.weights_format is WeightsFormat.ONNX for member in spec.members)
-        else ()
-    )
+    needed = set(HANDLER_NEEDS)
+    if any(member.weights_format is WeightsFormat.ONNX for member in spec.members):
+        needed.add("onnxruntime")
+    if any(file.endswith(OPENVINO_SUFFIX) for file in compiled):
+        needed.add("openvino")
     declared = [Requirement(line) for line in metadata.requires("torchserve-ensemble") or ()]
     lines = {f"{need.name}{need.specifier}" for need in declared if need.name.lower() in needed}
     return "\n".join(sorted(lines)) + "\n"
 
 
-def _contents(spec: EnsembleSpec, spec_path: Path) -> dict[str, bytes | Path]:
+def _contents(
+    spec: EnsembleSpec, spec_path: Path, compiled: Collection[str]
+) -> dict[str, bytes | Path]:
     """Path in the archive -> contents, or the file that holds them."""
     contents: dict[str, bytes | Path] = {
         SPEC: text_with_labels(spec_path, spec),
         ENTRY: HANDLERS / "entry.py",
         MODEL_CONFIG: model_config(spec).encode(),
-        REQUIREMENTS: requirements(spec).encode(),
+        REQUIREMENTS: requirements(spec, compiled).encode(),
         MANIFEST: manifest(spec).encode(),
     }
     contents |= {f"{ENSEMBLE}/{file}": spec_path.parent / file for file in spec.files()}

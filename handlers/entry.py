@@ -138,7 +138,7 @@ def _load(folder: Path, context: Any) -> Any:
         identity=service.Identity(context.model_name, spec.version, record.digest),
         device=deployment.choose_device(spec, gpu),
         workers=int(settings.get("minWorkers", 1)),
-        compiled=spec.runtime.compile,
+        compiled=spec.runtime.engine != "torch",
     )
 
 

@@ -90,7 +90,10 @@ def spec_of(one: Member, *, task: Task = Task.CLASSIFICATION, labels: int = 3) -
 def write_ensemble(
     folder: Path, members: Sequence[Mapping[str, object]], **settings: object
 ) -> Path:
-    """The spec of an ensemble whose members take 4 x 4 pixels."""
+    """The spec of an ensemble whose members take 4 x 4 pixels.
+
+    They run with torch unless `settings` say otherwise: builds of so small members are then quick.
+    """
     content = {
         "name": "trees",
         "version": "1.0",
@@ -98,7 +101,7 @@ def write_ensemble(
         "labels": ["a", "b", "c"],
         "preprocessing": {"small": {"resize": [4, 4]}},
         "members": [dict(each) for each in members],
-        **settings,
+        **({"runtime": {"engine": "torch"}} | settings),
     }
     path = folder / "ensemble.yaml"
     path.write_text(yaml.safe_dump(content))

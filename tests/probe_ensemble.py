@@ -86,6 +86,8 @@ def probes(
         "preprocessing": {"small": {"resize": [2, 2]}},
         "members": members,
         **settings,
+        # A probe branches on values, which no other engine can.
+        "runtime": {"engine": "torch"} | settings.get("runtime", {}),
     }
     text = json.dumps(spec)
     (folder / "ensemble.yaml").write_text(text)

@@ -27,7 +27,7 @@ from .handlers.base.tasks import Task
 from .handlers.deployment import choose_device, load_service
 from .handlers.requests.parsing import Part, RawRequest
 from .handlers.service import EnsembleService, Identity
-from .handlers.spec import load_spec
+from .handlers.spec import Engine, load_spec
 from .serving.client import SEQUENCE_OPTIONS, Prediction, with_names
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Ensemble:
             folder / ENSEMBLE,
             identity=Identity(spec.name, spec.version, record.digest),
             device=chosen or choose_device(spec, gpu=None),
-            compiled=spec.runtime.compile,
+            compiled=spec.runtime.engine is not Engine.TORCH,
         )
         return cls(service, extracted)
 

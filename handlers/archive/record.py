@@ -201,8 +201,8 @@ def check_spec(spec: EnsembleSpec, record: ArchiveRecord, manifest: bytes, *, so
     beside = {path for path in record.files if path.startswith(f"{ENSEMBLE}/")} - compiled
     problems = [f"{path} is named by the spec and missing" for path in named - beside]
     problems += [f"{path} is not named by the spec" for path in beside - named]
-    if not spec.runtime.compile:
-        problems += [f"{path} is compiled code, which the spec does not want" for path in compiled]
+    if spec.runtime.engine == "torch":
+        problems += [f"{path} is for another engine than the spec's torch" for path in compiled]
     model = json.loads(manifest)["model"]
     if (model["modelName"], model["modelVersion"]) != (spec.name, spec.version):
         problems.append(

@@ -101,8 +101,8 @@ class Runtime:
             folder: where the files that the spec names are.
             device: where all members run.
             pool: the threads that resize images, and on a CPU run members side by side.
-            compiled: run the machine code that lies beside the spec. Only for an archive whose
-                record was checked.
+            compiled: run the executables that the build put beside the spec. Only for an archive
+                whose record was checked.
 
         Raises:
             MemberError: a member's file, architecture or output does not fit.
@@ -119,6 +119,7 @@ class Runtime:
             device,
             threads=pool.threads,
             compiled=compiled,
+            side_by_side=partial(_is_faster_side_by_side, threads=pool.threads),
         )
         seconds_per_sample = {}
         for executable in (*executables.single, *executables.joint):
@@ -288,13 +289,24 @@ class Runtime:
             result: where the scores go.
         """
         calls = self._cover(samples_of_member)
+        for uses_all_threads in (True, False):
+            self._run_calls(
+                [call for call in calls if call.executable.uses_all_threads is uses_all_threads],
+                result,
+            )
+
+    def _run_calls(self, calls: Sequence[_Call], result: MemberScores) -> None:
+        """Make some calls, side by side or one after another, whichever is faster."""
         on_cpu = self.device.type == "cpu"
         works = []
         for call in calls:
             executable, batch = call.executable, call.samples.batch
             max_batch_size = executable.max_batch_size
             if on_cpu:
-                max_batch_size = min(max_batch_size, max_batch_size_for(batch.shape[1:]))
+                cached = max_batch_size_for(batch.shape[1:])
+                # All threads share such a call, each with a cache of its own.
+                cached *= self._pool.threads if executable.uses_all_threads else 1
+                max_batch_size = min(max_batch_size, cached)
             works.append(
                 Work(
                     num_samples=len(batch),
@@ -310,7 +322,8 @@ class Runtime:
                 batch, rows = call.samples.batch[part], call.samples.rows[part]
                 self._run_unit(call.executable, batch, rows, result)
 
-        side_by_side = plan(works, self._pool.threads) if on_cpu else None
+        may_share = on_cpu and not any(call.executable.uses_all_threads for call in calls)
+        side_by_side = plan(works, self._pool.threads) if may_share and works else None
         if side_by_side is not None:
             self._pool.map(run, side_by_side)
         else:
@@ -394,6 +407,17 @@ class Runtime:
             )
             shape = tuple(batch.shape[1:])
             result.fail(member, rows, f"it failed on a sample of {shape}: {error}")
+
+
+def _is_faster_side_by_side(seconds: Sequence[float], threads: int) -> bool:
+    """Whether a single sample is answered sooner if the executables run side by side.
+
+    Args:
+        seconds: for each executable the time of a run with a single sample on one thread.
+        threads: how many threads the worker has.
+    """
+    works = [Work(1, each, max_batch_size=1, concurrent=True) for each in seconds]
+    return plan(works, threads) is not None
 
 
 class BatchInputs:

@@ -48,6 +48,7 @@ class FusedMembers:
     module: nn.Module
     state: Mapping[str, Tensor]
     concurrent: ClassVar[bool] = False
+    uses_all_threads: ClassVar[bool] = False
     max_batch_size: ClassVar[int] = UNLIMITED
 
     @property

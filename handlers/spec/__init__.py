@@ -16,6 +16,7 @@ from .member import Member, Output, WeightsFormat
 from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary
 from .reading import json_schema, load_spec, parse_spec
 from .settings import (
+    Engine,
     Failures,
     Limits,
     OnFailure,
@@ -28,6 +29,7 @@ from .settings import (
 
 __all__ = [
     "Color",
+    "Engine",
     "EnsembleSpec",
     "Failures",
     "Interpolation",

@@ -14,7 +14,7 @@ from ..base.tasks import Task
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
 from .preprocessing import Interpolation, Preprocessing, ResizeLibrary
-from .settings import Precision
+from .settings import Engine, Precision
 from .strict_yaml import Place, Problem
 
 _MAX_SUGGESTED_FILES = 1000
@@ -63,10 +63,11 @@ def _check_labels(spec: EnsembleSpec) -> list[Problem]:
 
 
 def _check_runtime(spec: EnsembleSpec) -> list[Problem]:
-    if spec.runtime.precision is Precision.INT8 and not spec.runtime.compile:
-        return [
-            Problem(("runtime", "precision"), "int8 is made at build: set runtime.compile to true")
-        ]
+    if spec.runtime.precision is Precision.INT8 and spec.runtime.engine not in (
+        Engine.AUTO,
+        Engine.OPENVINO,
+    ):
+        return [Problem(("runtime", "precision"), "int8 needs runtime.engine: auto or openvino")]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Score cache, compiled members and profiling on a real TorchServe."""
+"""Score cache, OpenVINO and profiling on a real TorchServe."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from compiled_files import needs_compiler
 from member_files import net, write_code, write_ensemble
 from PIL import Image
 from probe_ensemble import image, probes
 from safetensors.torch import save_file
 
-from torchserve_ensemble.archiver import trial
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.inputs.example_inputs import example_images
@@ -66,14 +64,11 @@ def test_repeats_come_from_the_score_cache_and_are_counted(tmp_path: Path) -> No
         assert counter(server, overrides, "ScoreCacheMisses") == 2
 
 
-@needs_compiler
-def test_compiled_members_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So small a member is no faster compiled.
-    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 0.001)
+def test_members_are_served_with_openvino(tmp_path: Path) -> None:
     write_code(tmp_path)
     save_file(net().state_dict(), tmp_path / "w.safetensors")
     one = {"name": "one", "architecture": "net.py:Net", "weights": "w.safetensors"}
-    write_ensemble(tmp_path, [one], runtime={"compile": True})
+    write_ensemble(tmp_path, [one], runtime={"engine": "openvino"})
     archive = build_archive(tmp_path / "ensemble.yaml", tmp_path)
     pixels = example_images(1)[0]
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
@@ -82,7 +77,7 @@ def test_compiled_members_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyP
         server.wait_ready()
         found = post(server, "trees", [(tmp_path / "a.png").read_bytes()])
         log = server_log(tmp_path / "run").read_text()
-    assert "one: the compiled executable runs, in float32" in log
+    assert "one: runs with openvino in float32" in log
     small = torch.nn.functional.interpolate(
         pixels.unsqueeze(0).float(), (4, 4), mode="bilinear", antialias=True
     )
