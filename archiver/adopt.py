@@ -249,7 +249,7 @@ def _add_member(draft: _Draft, name: str, archive: StockArchive, num_labels: int
     if archive.compiled:
         draft.unknown.append(
             f"{name} was compiled by torch.compile on the server; here it runs as it was saved, "
-            "unless you set runtime.compile: true, which compiles at build"
+            "or with OpenVINO where the build finds that faster"
         )
     if archive.unused:
         draft.unknown.append(

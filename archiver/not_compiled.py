@@ -38,8 +38,7 @@ def converter_errors() -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        # OpenVINO begins with the place in its own sources.
-        reason = next(
-            (line for line in lines if not line.startswith(("Exception from", "Check"))), lines[0]
-        )
+        # OpenVINO begins with places in its own sources.
+        words = [line for line in lines if not line.startswith(("Exception from", "Check"))]
+        reason = (words or lines)[0]
         raise NotCompiled(f"{type(error).__name__}: {reason[:300]}") from error

@@ -19,7 +19,7 @@ from ..handlers.members.loading import LoadedMember, difference
 from ..handlers.members.timing import seconds_of
 from ..handlers.spec import EnsembleSpec
 from .candidates import Candidate
-from .not_compiled import OtherAnswersError
+from .not_compiled import OtherAnswersError, converter_errors
 
 TIMED_BATCH_SIZES = (1, 8)
 
@@ -75,12 +75,13 @@ class Trial:
         # Before it is made: torch.export may leave a module changed.
         expected = [self.loaded[position](batch) for position in candidate.positions]
         entry = candidate.make()
-        run = load_executable(
-            entry, self.spec, self.work, batch.device, threads=os.cpu_count() or 1
-        )
-        # There may be more samples than one call takes.
-        calls = torch.split(batch, min(run.max_batch_size, len(batch)))
-        outputs = torch.cat([run(each) for each in calls], dim=1)
+        with converter_errors():
+            run = load_executable(
+                entry, self.spec, self.work, batch.device, threads=os.cpu_count() or 1
+            )
+            # There may be more samples than one call takes.
+            calls = torch.split(batch, min(run.max_batch_size, len(batch)))
+            outputs = torch.cat([run(each) for each in calls], dim=1)
         changed = max(
             difference(saved, raw, self.spec, self.spec.members[position])
             for position, saved, raw in zip(candidate.positions, expected, outputs, strict=True)

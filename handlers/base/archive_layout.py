@@ -18,7 +18,7 @@ SPEC = f"{ENSEMBLE}/ensemble.yaml"
 """Path of the spec."""
 
 COMPILED = f"{ENSEMBLE}/compiled"
-"""Folder with the compiled members, which is there if the spec has ``runtime.compile: true``."""
+"""Folder with the executables that the build made for another engine than torch, if it made some."""
 
 ENTRY = "ensemble_entry.py"
 """Path of the Python module that TorchServe loads (`handlers.entry`)."""

@@ -29,7 +29,7 @@ def add_command(subparsers: Subparsers) -> None:
         "--samples",
         type=Path,
         metavar="FOLDER",
-        help="images like those that will be sent: compiled members (runtime.compile in the spec) "
+        help="images like those that will be sent: members that run with another engine than torch "
         "must answer on them as the saved ones do",
     )
     build.set_defaults(run=_build)
