@@ -16,6 +16,7 @@ from ..base.errors import MemberError
 logger = logging.getLogger(__name__)
 
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _FORCE_NO_WEIGHTS_ONLY = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
@@ -131,6 +132,8 @@ def load_onnx(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
         MemberError: onnxruntime is missing, the file cannot be read, or the model takes or gives
             anything but one tensor.
     """
+    # onnxruntime reports its use to its makers, unless this is set before it is imported.
+    os.environ[_NO_TELEMETRY] = "1"
     try:
         import onnxruntime
     except ModuleNotFoundError:
