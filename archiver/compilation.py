@@ -39,7 +39,7 @@ from ..handlers.spec import EnsembleSpec, Precision
 from .candidates import NUM_EXPORTED_SAMPLES, Candidates
 from .libraries import NotCompiled, require_compiler
 from .quantization import require_quantization
-from .shared_backbone import sharing
+from .shared_backbone import groups_with_shared_backbone
 from .trial import Kept, OtherAnswersError, Trial, require_faster
 
 _NUM_EXAMPLES = 3
@@ -164,7 +164,7 @@ class _Compilation:
     def try_shared_backbones(self) -> None:
         """Try members that share a backbone once more, as one."""
         in_fused = {name for kept in self.fused for name in kept.entry.members}
-        for positions in sharing(self.spec, self.loaded, self.group_of_member):
+        for positions in groups_with_shared_backbone(self.spec, self.loaded, self.group_of_member):
             names = self._names(positions)
             if in_fused & set(names):
                 continue

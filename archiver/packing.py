@@ -1,8 +1,8 @@
-"""Weights of compiled members: laid out for oneDNN's kernels, and where they lie in the library.
+"""Lays out the weights of compiled members for oneDNN's kernels, and finds them in the library.
 
-Inductor packs the weights of convolutions itself only for a fixed number of samples; else oneDNN
-lays every weight out anew at every run, which for a ResNet-18 in float32 is a fifth of the time of
-one sample and a twelfth of that of four.
+Inductor packs the weights of convolutions itself only if the batch size is fixed. Otherwise oneDNN
+lays every weight out again in every run. For a ResNet-18 in float32 that takes a fifth of the time
+of one sample, and a twelfth of the time of four samples.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..handlers.base.errors import MemberError
 from ..handlers.members.aot_library import Constant, weight_sizes
 
-# The layout that a kernel wants depends on both; a weight that has to be laid out in another way
-# after all takes longer than one that was not packed.
-_SAMPLES = (1, 2, 4, 8)
-_THREADS = (1, 2)
+# The layout that a kernel expects depends on the batch size and on the number of threads. A weight
+# is packed only if all of these expect the same layout: changing the layout of a packed weight in a
+# run takes longer than laying out one that is not packed.
+_BATCH_SIZES = (1, 2, 4, 8)
+_THREAD_COUNTS = (1, 2)
 
-_ALIGNMENT = 64
-"""Bytes, that a weight in a library is filled up to."""
+_ALIGNMENT_BYTES = 64
+"""Each weight in a library is padded to a multiple of this size."""
 
 
 def pack_weights(graph: fx.Graph) -> None:
-    """Replace the weights of convolutions whose layout is the same for any number of samples.
+    """Pack the weights of convolutions whose layout is the same for every batch size.
 
-    A pass for ``post_grad_custom_pre_pass`` of torch._inductor.config, on a frozen graph for the
-    CPU.
+    This is a pass for ``post_grad_custom_pre_pass`` of torch._inductor.config.
+
+    Args:
+        graph: a frozen graph for the CPU, which is changed in place.
     """
     convolution = torch.ops.mkldnn._convolution_pointwise.default
     module = graph.owning_module
@@ -43,49 +46,107 @@ def pack_weights(graph: fx.Graph) -> None:
         if node.op != "call_function" or node.target is not convolution:
             continue
         image, weight, _, *geometry = node.args[:7]
-        plain = _constant(module, weight)
+        plain = _constant_value(module, weight)
         if plain is None or plain.is_mkldnn:
             continue
-        shape = image.meta["val"].shape[1:]
-        if _one_layout(shape) and not _one_layout(node.meta["val"].shape[1:]):
+        input_shape, output_shape = image.meta["val"].shape[1:], node.meta["val"].shape[1:]
+        # For such an output Inductor expects channels first, as the input is. But oneDNN writes
+        # channels last once the weight is packed.
+        if _has_one_layout(input_shape) and not _has_one_layout(output_shape):
             continue
-        packed = _packed(plain, geometry, [int(size) for size in shape])
+        packed = _packed_for_all_sizes(plain, geometry, [int(size) for size in input_shape])
         if packed is None:
             continue
         with graph.inserting_before(node):
-            place = graph.create_node("get_attr", weight.target)
-        place.meta.update(weight.meta)
-        node.replace_input_with(weight, place)
-        replace_node_with_constant(module, place, packed)
+            packed_node = graph.create_node("get_attr", weight.target)
+        packed_node.meta.update(weight.meta)
+        node.replace_input_with(weight, packed_node)
+        replace_node_with_constant(module, packed_node, packed)
 
 
-def _constant(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
+def constants_of(library: Path) -> list[Constant]:
+    """List the weights of a compiled library for the CPU, and where each lies in the file.
+
+    A library that loads its weights itself copies them in every worker to memory from ``malloc``.
+    That memory begins 16 bytes after the start of a cache line, so every load of 64 bytes touches
+    two lines. This takes an eighth of the time of a convolution.
+
+    Args:
+        library: the compiled library.
+
+    Raises:
+        MemberError: a weight takes more space in the library than it should.
+    """
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+    original_names = runner.get_constant_names_to_original_fqns()
+    values = runner.extract_constants_map(False)
+    constants, offset = [], 0
+    for name, padded_bytes in weight_sizes(library).items():
+        # A constant that Inductor made itself has no name in the exported program. One name of the
+        # program may stand for several constants, such as the scales of quantized activations;
+        # these are then equal.
+        value = values[original_names[name] or name]
+        num_bytes = _num_storage_bytes(value)
+        if not 0 <= padded_bytes - num_bytes < _ALIGNMENT_BYTES:
+            raise MemberError(f"{library.name}: {name} takes {padded_bytes} bytes, not {num_bytes}")
+        constants.append(
+            Constant(
+                name=name,
+                dtype=str(value.dtype).removeprefix("torch."),
+                shape=tuple(value.shape),
+                strides=() if value.is_mkldnn else value.stride(),
+                offset=offset + _offset_in_storage_bytes(value),
+                layout=layout_of(value) if value.is_mkldnn else "",
+            )
+        )
+        offset += padded_bytes
+    return constants
+
+
+def layout_of(packed: Tensor) -> str:
+    """Return oneDNN's description of a packed weight's memory layout, in hexadecimal digits."""
+    return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist()).hex()
+
+
+def _constant_value(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
+    """Return the tensor that a node of a graph reads; None if it does not read a constant."""
     if node.op != "get_attr":
         return None
-    found: Any = attrgetter(str(node.target))(module)
-    return found.detach() if isinstance(found, Tensor) else None
+    value: Any = attrgetter(str(node.target))(module)
+    return value.detach() if isinstance(value, Tensor) else None
 
 
-def _one_layout(shape: Sequence[int]) -> bool:
-    """Whether channels first and channels last are the same.
+def _has_one_layout(shape: Sequence[int]) -> bool:
+    """Return whether channels first and channels last are the same layout for an image.
 
-    If an image is such, and what a convolution makes of it is not, Inductor expects channels first,
-    and oneDNN writes channels last once the weight is packed.
+    Args:
+        shape: (channels, height, width) of the image.
     """
     channels, *sides = shape
     return channels == 1 or all(side == 1 for side in sides)
 
 
-def _packed(plain: Tensor, geometry: Sequence[object], shape: Sequence[int]) -> Tensor | None:
-    """The weight in the layout that all numbers of samples and threads want; None: they differ."""
+def _packed_for_all_sizes(
+    plain: Tensor, geometry: Sequence[object], shape: Sequence[int]
+) -> Tensor | None:
+    """Pack a convolution's weight in the layout that every batch size and thread count expects.
+
+    Args:
+        plain: the weight in torch's own layout.
+        geometry: padding, stride, dilation and groups of the convolution.
+        shape: (channels, height, width) of one input.
+
+    Returns:
+        None if the expected layouts differ.
+    """
     layouts = set()
     packed = plain
     with _disable_current_modes():
-        for threads in _THREADS:
-            with _threads(threads):
-                for samples in _SAMPLES:
+        for num_threads in _THREAD_COUNTS:
+            with _torch_threads(num_threads):
+                for batch_size in _BATCH_SIZES:
                     packed = torch.ops.mkldnn._reorder_convolution_weight(
-                        plain, *geometry, [samples, *shape]
+                        plain, *geometry, [batch_size, *shape]
                     )
                     layouts.add(layout_of(packed))
                     if len(layouts) > 1:
@@ -93,58 +154,23 @@ def _packed(plain: Tensor, geometry: Sequence[object], shape: Sequence[int]) -> 
     return packed
 
 
-def constants_of(library: Path) -> list[Constant]:
-    """The weights of a library for the CPU, and where they lie in it.
-
-    A library that loads its weights itself copies them, in every worker, to where ``malloc`` puts
-    them: 16 bytes from the start of a cache line, so that every load of 64 bytes takes two lines
-    (an eighth of the time of a convolution).
-    """
-    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
-    known_as = runner.get_constant_names_to_original_fqns()
-    values = runner.extract_constants_map(False)
-    constants, offset = [], 0
-    for name, size in weight_sizes(library).items():
-        # What Inductor made itself has no name in the program; and one name there may stand for
-        # several constants (the scales of quantized activations), which are then alike.
-        value = values[known_as[name] or name]
-        if not 0 <= size - _bytes(value) < _ALIGNMENT:
-            raise MemberError(f"{library.name}: {name} takes {size} bytes, not {_bytes(value)}")
-        constants.append(
-            Constant(
-                name=name,
-                dtype=str(value.dtype).removeprefix("torch."),
-                shape=tuple(value.shape),
-                strides=() if value.is_mkldnn else value.stride(),
-                offset=offset + _start(value),
-                layout=layout_of(value) if value.is_mkldnn else "",
-            )
-        )
-        offset += size
-    return constants
-
-
-def layout_of(packed: Tensor) -> str:
-    """oneDNN's description, in hexadecimal digits, of the layout of a weight that it packed."""
-    return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist()).hex()
-
-
-def _bytes(tensor: Tensor) -> int:
-    """Of the memory that a tensor may be a part of."""
+def _num_storage_bytes(tensor: Tensor) -> int:
+    """Return the size of the storage in which a tensor lies; other tensors may lie there too."""
     if tensor.is_mkldnn:
         return int(torch.ops.mkldnn._nbytes(tensor))
     return tensor.untyped_storage().nbytes()
 
 
-def _start(tensor: Tensor) -> int:
-    """Bytes from there to its first element."""
+def _offset_in_storage_bytes(tensor: Tensor) -> int:
+    """Return the number of bytes from the start of a tensor's storage to its first element."""
     return 0 if tensor.is_mkldnn else int(tensor.storage_offset()) * tensor.element_size()
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _torch_threads(num_threads: int) -> Iterator[None]:
+    """Set the number of threads that torch uses, within a ``with`` block."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(num_threads)
     try:
         yield
     finally:

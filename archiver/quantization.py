@@ -1,7 +1,8 @@
-"""Members in int8: weights and activations, calibrated on samples (static, post-training).
+"""Quantizes members to int8: weights and activations, calibrated on sample images.
 
-torchao's PT2E quantization for x86 processors: scales for each output channel of the weights, and
-for each activation the range that the samples give it.
+This is static post-training quantization by torchao's PT2E for x86 processors. Each output channel
+of the weights has its own scale. The scale of an activation comes from the range of values that it
+takes on the sample images.
 """
 
 from __future__ import annotations
@@ -14,45 +15,47 @@ from torch import Tensor, nn
 
 from ..handlers.base.errors import ArchiveError
 
-_AT_ONCE = 8
-LEAST_SAMPLES = 8
-"""Fewer tell too little about the activations."""
+_CALIBRATION_BATCH_SIZE = 8
+
+MIN_CALIBRATION_SAMPLES = 8
+"""Smallest number of sample images; fewer do not show the range of the activations."""
 
 
-def require_quantization(samples: int) -> None:
-    """What `quantized` needs.
+def require_quantization(num_samples: int) -> None:
+    """Check that this machine and the sample images allow `quantized` to work.
 
     Args:
-        samples: how many there are to calibrate on.
+        num_samples: number of images to calibrate on.
 
     Raises:
-        ArchiveError: torchao is missing, or there are too few samples.
+        ArchiveError: torchao is not installed, or there are too few images.
     """
     if importlib.util.find_spec("torchao") is None:
         raise ArchiveError(
             "runtime.precision: int8 needs torchao on the build machine: "
             "pip install 'torchserve-ensemble[int8]'"
         )
-    if samples < LEAST_SAMPLES:
+    if num_samples < MIN_CALIBRATION_SAMPLES:
         raise ArchiveError(
-            f"runtime.precision: int8 is calibrated on at least {LEAST_SAMPLES} images like those "
-            f"to come, and there are {samples}: give a folder of them (--samples FOLDER)"
+            f"runtime.precision: int8 needs at least {MIN_CALIBRATION_SAMPLES} images like those "
+            f"to come, on which it is calibrated, and there are {num_samples}: give a folder of "
+            "them (--samples FOLDER)"
         )
 
 
 def quantized(
     module: nn.Module, dynamic_shapes: object, example: Tensor, calibration: Tensor
 ) -> nn.Module:
-    """The module with quantized convolutions and matrix products.
+    """Return a module of the same function with its convolutions and matrix products in int8.
 
     Args:
-        module: as it was loaded, in evaluation mode.
-        dynamic_shapes: of the example, as `torch.export.export` takes them.
-        example: float32 (N, channels, height, width).
-        calibration: inputs like those to come, of the same shape but for N.
+        module: the member's module as it was loaded, in evaluation mode.
+        dynamic_shapes: the example's variable dimensions, as `torch.export.export` takes them.
+        example: input to export the module with, float32 (N, channels, height, width).
+        calibration: inputs like those to come, float32 (samples, channels, height, width).
     """
     with warnings.catch_warnings():
-        # Of torchao's own parts, on import.
+        # torchao warns about parts of itself when it is imported.
         warnings.simplefilter("ignore")
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
@@ -65,10 +68,10 @@ def quantized(
     ).module()
     quantizer = X86InductorQuantizer()
     quantizer.set_global(get_default_x86_inductor_quantization_config())
-    # AOTInductor has no int8 kernel of its own for it.
+    # AOTInductor has no int8 kernel for max pooling.
     quantizer.set_module_type_qconfig(nn.MaxPool2d, None)
     prepared = prepare_pt2e(program, quantizer)
-    for part in torch.split(calibration, _AT_ONCE):
-        prepared(part)
+    for batch in torch.split(calibration, _CALIBRATION_BATCH_SIZE):
+        prepared(batch)
     converted: nn.Module = convert_pt2e(prepared)
     return converted

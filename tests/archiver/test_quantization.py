@@ -1,4 +1,4 @@
-"""int8: calibrated at build, and kept only where it answers as before and is faster."""
+"""int8 is calibrated at build, and kept only if it answers as before and is faster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from torchserve_ensemble.archiver import trial
-from torchserve_ensemble.archiver.quantization import LEAST_SAMPLES
+from torchserve_ensemble.archiver.quantization import MIN_CALIBRATION_SAMPLES
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.inputs.example_inputs import example_images
@@ -37,8 +37,8 @@ class Wide(nn.Sequential):
 """
 
 
-def write_wide(folder: Path, samples: int = LEAST_SAMPLES) -> Path:
-    """A member of more than 200,000 weights, and images."""
+def write_wide(folder: Path, samples: int = MIN_CALIBRATION_SAMPLES) -> Path:
+    """Write a member of more than 200,000 weights, and a folder `samples` with images."""
     (folder / "wide.py").write_text(WIDE)
     scope: dict[str, Any] = {}
     exec(WIDE, scope)
@@ -63,7 +63,7 @@ def build(folder: Path) -> tuple[Path, list[str]]:
 def test_a_member_in_int8_answers_as_the_saved_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Whatever is faster on this machine.
+    # int8 is kept whether or not it is faster on this machine.
     monkeypatch.setattr(trial, "_MIN_SPEED_UP", 0.001)
     write_wide(tmp_path)
     folder, said = build(tmp_path)
@@ -99,7 +99,7 @@ def test_one_that_answers_otherwise_runs_in_floating_point(
 
 
 def test_it_needs_images_to_calibrate_on(tmp_path: Path) -> None:
-    write_wide(tmp_path, samples=LEAST_SAMPLES - 1)
+    write_wide(tmp_path, samples=MIN_CALIBRATION_SAMPLES - 1)
     with pytest.raises(ArchiveError, match=r"at least 8 images .* there are 7: give a folder"):
         build(tmp_path)
 
