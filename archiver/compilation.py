@@ -42,7 +42,7 @@ from .candidates import Candidates
 from .libraries import require_compiler
 from .not_compiled import NotCompiled, OtherAnswersError
 from .quantization import require_quantization
-from .shared_backbone import sharing
+from .shared_backbone import groups_with_shared_backbone
 from .trial import MIN_SPEED_UP, Trial, Tried, milliseconds_in_turns, speed_up
 
 _NUM_EXAMPLES = 3
@@ -217,7 +217,7 @@ class _Selection:
     def try_shared_backbones(self) -> None:
         """Try members that share a backbone once more, as one."""
         in_joint = self._in_joint()
-        for positions in sharing(self.spec, self.loaded, self.group_of_member):
+        for positions in groups_with_shared_backbone(self.spec, self.loaded, self.group_of_member):
             if in_joint & set(positions):
                 continue
             chosen = self._choose(

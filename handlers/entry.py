@@ -122,12 +122,12 @@ class EnsembleHandler:
 
 def _load(folder: Path, context: Any) -> Any:
     _import_from_sources(folder)
-    archive = importlib.import_module("handlers.archive.record")
+    verification = importlib.import_module("handlers.archive.verification")
     layout = importlib.import_module("handlers.base.archive_layout")
-    record = archive.verify_folder(folder, entry_imported=True)
+    record = verification.verify_folder(folder, entry_imported=True)
     spec = importlib.import_module("handlers.spec").load_spec(folder / layout.SPEC)
     manifest = (folder / layout.MANIFEST).read_bytes()
-    archive.check_spec(spec, record, manifest, source=str(folder))
+    verification.check_spec(spec, record, manifest, source=str(folder))
     deployment = importlib.import_module("handlers.deployment")
     service = importlib.import_module("handlers.service")
     gpu = context.system_properties.get("gpu_id")

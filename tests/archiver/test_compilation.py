@@ -24,7 +24,7 @@ from torch import nn
 
 from torchserve_ensemble.archiver import compilation
 from torchserve_ensemble.archiver.build import build_archive
-from torchserve_ensemble.archiver.shared_backbone import sharing
+from torchserve_ensemble.archiver.shared_backbone import groups_with_shared_backbone
 from torchserve_ensemble.handlers.base.errors import ArchiveError, MemberError
 from torchserve_ensemble.handlers.base.threads import SERIAL, ThreadPool
 from torchserve_ensemble.handlers.engine.member_scores import MemberScores
@@ -435,8 +435,8 @@ def test_only_members_of_one_preprocessing_share() -> None:
     modules = [net(), net(), net()]
     spec = SimpleNamespace(members=["a", "b", "c"], output_of=lambda member: "logits")
     loaded = [LoadedMember("m", module, module) for module in modules]
-    assert sharing(spec, loaded, [0, 0, 0]) == [(0, 1, 2)]  # type: ignore[arg-type]
-    assert sharing(spec, loaded, [0, 1, 0]) == [(0, 2)]  # type: ignore[arg-type]
+    assert groups_with_shared_backbone(spec, loaded, [0, 0, 0]) == [(0, 1, 2)]  # type: ignore[arg-type]
+    assert groups_with_shared_backbone(spec, loaded, [0, 1, 0]) == [(0, 2)]  # type: ignore[arg-type]
     for value in modules[1].parameters():
         value.data += 1
-    assert sharing(spec, loaded, [0, 0, 0]) == [(0, 2)]  # type: ignore[arg-type]
+    assert groups_with_shared_backbone(spec, loaded, [0, 0, 0]) == [(0, 2)]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Members that carry their own architecture: each format written and read back, and refused."""
+"""TorchScript, torch.export and ONNX: each is read back as written, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class TestExported:
         assert expected in load_error(tmp_path, "w.pt2")
 
     def test_planted_sample_inputs(self, tmp_path: Path) -> None:
-        """torch.export.load by itself falls back to unpickling everything, as the end shows."""
+        """torch.export.load alone would run the planted code, as the last two lines show."""
         export(tmp_path)
         trace, path = tmp_path / "trace", tmp_path / "w.pt2"
         buffer = io.BytesIO()
@@ -196,7 +196,15 @@ class TestExported:
 def rewrite(
     path: Path, change: Callable[[str, bytes], bytes], more: dict[str, bytes] | None = None
 ) -> None:
-    """Write an archive again with other contents, uncompressed, as torch's reader wants it."""
+    """Write an archive again with other contents.
+
+    It is not compressed, since torch's reader reads no compressed archives.
+
+    Args:
+        path: the archive.
+        change: returns the new contents of a file from its name and contents.
+        more: name of each further file -> its contents.
+    """
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     root = next(iter(contents)).partition("/")[0]
