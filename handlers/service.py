@@ -39,7 +39,8 @@ from .engine.score_cache import ScoreCache
 from .inputs.example_inputs import example_images
 from .policies import Catalogue, rows_of
 from .requests.options import ResponseFormat, describe_options
-from .requests.parsing import RawRequest, is_open_inference, max_parts, parse_request
+from .requests.parsing import is_open_inference, parse_request
+from .requests.raw_request import RawRequest, max_parts
 from .running import run_chosen_members, run_lazily
 from .spec import EnsembleSpec
 from .stages import Accepted, Answered, Decoded, Refused

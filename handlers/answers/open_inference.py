@@ -15,7 +15,7 @@ from ..decisions.result import Result
 from ..policies.uncertainty import Uncertainty
 from ..requests.open_inference import InferRequest, OutputTensor, encode_infer_response
 from ..requests.options import AnswerField
-from ..requests.parsing import HEADER_LENGTH
+from ..requests.raw_request import HEADER_LENGTH
 from .columns import result_columns
 from .encoding import Response, error_content
 from .label_rows import label_rows

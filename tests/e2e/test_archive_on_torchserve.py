@@ -21,7 +21,7 @@ from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.archive_layout import MANIFEST
 from torchserve_ensemble.handlers.base.errors import WorkerDiedError
 from torchserve_ensemble.handlers.deployment import load_service
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, read_properties, throw_away

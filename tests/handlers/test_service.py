@@ -16,7 +16,7 @@ from probe_ensemble import ask, form, image, probes, read, refusal
 from torchserve_ensemble.handlers import service as service_module
 from torchserve_ensemble.handlers.base.errors import SpecError
 from torchserve_ensemble.handlers.engine import runtime
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
 DARK, DIM, GRAY, BRIGHT = image(0.1), image(0.4), image(0.6), image(0.9)

@@ -1,7 +1,7 @@
-"""Images in a tar or zip file, in the file's order; nothing is written to disk.
+"""Takes apart zip and tar files, in the order of their entries and without writing to disk.
 
-The standard library's readers raise many kinds of errors on damaged files, which are not documented
-in full; whatever they raise means here that the client's file is damaged.
+The readers of the standard library raise many types of exceptions on damaged files, and do not
+document all of them. Any exception of theirs is taken to mean that the file is damaged.
 """
 
 from __future__ import annotations
@@ -10,23 +10,27 @@ import io
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, Self, cast
 
 from ...base.errors import EnsembleError, RequestError, reason
-from ...base.quoting import shown
+from ...base.quoting import MAX_NAME, is_text, shown
 from ..budget import RequestBudget
 from ..compression import SIGNATURES, Unpacked, unpacked_start
 from .items import Item, Unreadable
 
-_CHUNK = 1 << 20
-# zipfile unpacks the other methods without any bound on what one read gives.
+_BYTES_PER_READ = 1 << 20
+
 _BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_MAGIC_AT = 257
+"""Compression methods of which zipfile unpacks no more bytes at once than it was asked for."""
+
+_TAR_MAGIC = b"ustar"
+_TAR_MAGIC_OFFSET = 257
+"""Position of `_TAR_MAGIC` in the first header of a tar file, in bytes."""
+
 _HeaderError, _ReadError = tarfile.HeaderError, tarfile.ReadError
 
-_LONG_HEADERS = frozenset(
+_EXTENSION_HEADER_TYPES = frozenset(
     {
         tarfile.XHDTYPE,
         tarfile.XGLTYPE,
@@ -36,54 +40,61 @@ _LONG_HEADERS = frozenset(
     }
 )
 _MAX_ZIP_DIRECTORY_BYTES = 1 << 21
-"""Bytes of a zip's directory; an entry takes 46 and its name."""
+"""Limit on the directory of a zip file, in which an entry has 46 bytes and its path."""
 
-_MAX_LONG_HEADER_BYTES = 2048
-"""Bytes of a tar header that continues another one; a long name and its times take 400.
+_MAX_EXTENSION_HEADER_BYTES = 2048
+"""Limit on a tar header that extends the next one; a long path and its times take 400 bytes.
 
-CPython before 3.11.10 and 3.12.6 takes quadratic time for the digits in it: minutes for 200,000.
+For the digits in such a header CPython before 3.11.10 and 3.12.6 takes quadratic time: minutes for
+200,000 digits.
 """
 
-_MAX_LONG_HEADERS_BYTES = 1 << 17
-"""Bytes of all such headers of one tar file."""
+_MAX_EXTENSION_HEADER_BYTES_PER_FILE = 1 << 17
+"""Limit on all extension headers of one tar file together."""
 
 
 def is_zip(data: bytes) -> bool:
-    """Whether the bytes begin as a zip file, an empty one included."""
+    """Whether the bytes begin as a zip file does; a zip file without entries counts as well."""
     return data.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
 def is_tar(data: bytes) -> bool:
-    """Whether the bytes are a tar file, or a compressed one."""
-    if data[_MAGIC_AT : _MAGIC_AT + 5] == b"ustar":
+    """Whether the bytes are a tar file, plain or compressed with gzip, bzip2 or xz."""
+    end = _TAR_MAGIC_OFFSET + len(_TAR_MAGIC)
+    if data[_TAR_MAGIC_OFFSET:end] == _TAR_MAGIC:
         return True
     if not data.startswith(SIGNATURES):
         return False
     try:
-        start = unpacked_start(data, _MAGIC_AT + 5)
+        start = unpacked_start(data, end)
     except Exception:
-        # No image begins like this; what is wrong shows when it is read.
+        # No image begins like a compressed file. Reading the tar file reports the damage.
         return True
-    return start[_MAGIC_AT:] == b"ustar"
+    return start[_TAR_MAGIC_OFFSET:] == _TAR_MAGIC
 
 
 def unzip(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
-    """The files of a zip.
+    """Make a sample of each file in a zip file.
+
+    Args:
+        data: the zip file.
+        name: name of the part, for messages.
+        budget: budget of the request, in which entries, samples and unpacked bytes are counted.
 
     Raises:
-        RequestError: it is damaged or empty.
-        TooLargeError: it exceeds what is left of the budget.
+        RequestError: the zip file is damaged, or holds no files that may be samples.
+        TooLargeError: the zip file exceeds what the budget has left.
     """
-    # zipfile makes an object of every directory entry at once, so they are counted before.
+    # zipfile makes objects for all entries of the directory at once, so they are counted before.
     budget.take_entries(data.count(b"PK\x01\x02"), name)
     try:
-        with zipfile.ZipFile(_BoundedFile(data)) as archive:
+        with zipfile.ZipFile(_BoundedZipFile(data)) as archive:
             items: list[Item] = []
             for info in archive.infolist():
                 if info.is_dir() or not _is_sample(info.filename):
                     continue
                 budget.take_samples(1, name)
-                items.append(Item(info.filename, _unzip_one(archive, info, name, budget)))
+                items.append(_item(info.filename, _unzip_one(archive, info, name, budget)))
     except EnsembleError:
         raise
     except Exception as error:
@@ -92,37 +103,43 @@ def unzip(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
 
 
 def untar(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
-    """The files of a tar, compressed or not.
+    """Make a sample of each file in a tar file, plain or compressed.
+
+    Args:
+        data: the tar file.
+        name: name of the part, for messages.
+        budget: budget of the request, in which entries, samples and unpacked bytes are counted.
 
     Raises:
-        RequestError: it is damaged or empty.
-        TooLargeError: it exceeds what is left of the budget.
+        RequestError: the tar file is damaged, or holds no files that may be samples.
+        TooLargeError: the tar file exceeds what the budget has left.
     """
     items: list[Item] = []
     try:
-        compressed = data.startswith(SIGNATURES)
-        size = None if compressed else len(data)
-        if not compressed:
+        is_compressed = data.startswith(SIGNATURES)
+        stream: IO[bytes]
+        if is_compressed:
+            stream = cast("IO[bytes]", Unpacked(data, name, budget))
+        else:
             budget.take_unpacked_bytes(len(data), name)
-        stream: IO[bytes] = (
-            cast("IO[bytes]", Unpacked(data, name, budget)) if compressed else io.BytesIO(data)
-        )
-        with tarfile.open(
-            fileobj=stream, mode="r|", tarinfo=_header_reader(name, budget, size)
-        ) as tar:
+            stream = io.BytesIO(data)
+        tar_info = _bounded_tar_info(name, budget, None if is_compressed else len(data))
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=tar_info) as tar:
             for info in tar:
                 if info.isdir() or not _is_sample(info.name):
                     continue
                 budget.take_samples(1, name)
-                # A sparse file's holes are unpacked from nothing, past every bound.
-                plain = info.isreg() and not info.issparse()
-                file = tar.extractfile(info) if plain else None
+                # The holes of a sparse file unpack to bytes that no header counts.
+                is_plain = info.isreg() and not info.issparse()
+                file = tar.extractfile(info) if is_plain else None
                 if file is None:
-                    items.append(Item(info.name, Unreadable("it is a link, device or sparse file")))
+                    items.append(
+                        _item(info.name, Unreadable("it is a link, device or sparse file"))
+                    )
                 else:
-                    items.append(Item(info.name, file.read()))
-        # The checksum of a compressed file comes last, after what tarfile reads.
-        while compressed and stream.read(_CHUNK):
+                    items.append(_item(info.name, file.read()))
+        # The checksum of a compressed file stands behind the last byte that tarfile reads.
+        while is_compressed and stream.read(_BYTES_PER_READ):
             pass
     except EnsembleError:
         raise
@@ -131,10 +148,20 @@ def untar(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
     return _not_empty(items, name, "tar")
 
 
-class _BoundedFile(io.BytesIO):
-    """A zip file whose directory is not too large, wherever in the file it claims to be.
+def _item(path: str, data: bytes | Unreadable) -> Item:
+    """Make the sample of an entry; an answer must be able to repeat the path of the entry."""
+    if len(path) <= MAX_NAME and is_text(path):
+        return Item(path, data)
+    writable = path[:MAX_NAME].encode("utf-8", "replace").decode()
+    problem = f"its name must be Unicode text of at most {MAX_NAME} characters"
+    return Item(writable, Unreadable(problem))
 
-    zipfile reads the whole directory at once, and its extra fields in quadratic time.
+
+class _BoundedZipFile(io.BytesIO):
+    """The bytes of a zip file, of which zipfile cannot read a directory that is too large.
+
+    zipfile reads the whole directory at once, from where the file says that it is, and takes
+    quadratic time for the extra fields of its entries.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -143,19 +170,21 @@ class _BoundedFile(io.BytesIO):
         return super().read(size)
 
 
-def _header_reader(
+def _bounded_tar_info(
     name: str, budget: RequestBudget, file_bytes: int | None
 ) -> type[tarfile.TarInfo]:
-    """What tarfile reads headers with: each counts, and none may ask for more than there is.
+    """Make the class with which tarfile reads headers; it counts and checks each of them.
 
-    tarfile passes over an entry by reading, also beyond the end of the file.
+    An entry may not be longer than the file, because tarfile skips an entry by reading it, even
+    beyond the end of the file.
 
     Args:
-        name: of the tar file, for messages.
-        budget: of the request.
-        file_bytes: of a file that is not compressed; None where the budget bounds it.
+        name: name of the tar file, for messages.
+        budget: budget of the request, in which each header counts as an entry.
+        file_bytes: size of a plain tar file; None for a compressed one, whose unpacked size is
+            limited by the budget.
     """
-    long_headers_bytes = 0
+    extension_bytes = 0
 
     def check_size(info: tarfile.TarInfo) -> None:
         if info.size < 0 or (file_bytes is not None and info.size > file_bytes):
@@ -167,20 +196,20 @@ def _header_reader(
         @classmethod
         def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
             info = super().fromtarfile(tarfile)
-            check_size(info)  # Which an extended header may have changed.
+            check_size(info)  # An extension header may have replaced the size.
             return info
 
         @classmethod
         def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-            nonlocal long_headers_bytes
+            nonlocal extension_bytes
             info = super().frombuf(buf, encoding, errors)
             budget.take_entries(1, name)
             check_size(info)
-            if info.type in _LONG_HEADERS:
-                long_headers_bytes += info.size
+            if info.type in _EXTENSION_HEADER_TYPES:
+                extension_bytes += info.size
                 if (
-                    info.size > _MAX_LONG_HEADER_BYTES
-                    or long_headers_bytes > _MAX_LONG_HEADERS_BYTES
+                    info.size > _MAX_EXTENSION_HEADER_BYTES
+                    or extension_bytes > _MAX_EXTENSION_HEADER_BYTES_PER_FILE
                 ):
                     raise _ReadError("its entries have names or attributes that are too long")
             return info
@@ -189,19 +218,25 @@ def _header_reader(
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """Where tarfile takes a damaged header for the end, and would drop all samples after it.
+    """A header of a tar file that raises an error where tarfile would go on without samples.
 
-    Maps of sparse files are not read: they may list millions of holes.
+    tarfile takes a damaged header for the end of the file, and would drop all samples after it.
     """
 
     def _proc_gnusparse_10(self, *_: object) -> None:
+        # The map of a sparse file may list millions of holes, so it is not even read.
         raise _ReadError("it holds sparse files; pack them without --sparse")
 
     _proc_sparse = _proc_gnusparse_10
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
-        """The next entry; as in the base class, the end mark raises an error of its own."""
+        """Read the next header.
+
+        Raises:
+            HeaderError: the file has ended.
+            ReadError: the header is damaged.
+        """
         try:
             return super().fromtarfile(tarfile)
         except _HeaderError as error:
@@ -213,10 +248,11 @@ class _StrictInfo(tarfile.TarInfo):
 def _unzip_one(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, budget: RequestBudget
 ) -> bytes | Unreadable:
+    """Unpack one entry of a zip file; an entry that cannot be unpacked does not fail the others."""
     if info.flag_bits & 1:
         return Unreadable("it is encrypted")
     if stat.S_ISLNK(info.external_attr >> 16):
-        return Unreadable("it is a link, no file")
+        return Unreadable("it is a link, not a file")
     if info.compress_type not in _BOUNDED_METHODS:
         return Unreadable("it is not packed with deflate, zip's usual method; pack it again")
     if info.file_size > budget.unpacked_bytes_left:
@@ -224,9 +260,9 @@ def _unzip_one(
     content = io.BytesIO()
     try:
         with archive.open(info) as file:
-            for chunk in _chunks(file):
-                budget.take_unpacked_bytes(len(chunk), name)
-                content.write(chunk)
+            while unpacked := file.read(_BYTES_PER_READ):
+                budget.take_unpacked_bytes(len(unpacked), name)
+                content.write(unpacked)
     except EnsembleError:
         raise
     except Exception as error:
@@ -234,22 +270,23 @@ def _unzip_one(
     return content.getvalue()
 
 
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        yield chunk
-
-
 def _is_sample(path: str) -> bool:
-    """Not what file managers and archivers leave behind."""
+    """Whether a file is a sample, not a hidden file or one that macOS adds to archives."""
     parts = PurePosixPath(path).parts
     return bool(parts) and parts[0] != "__MACOSX" and not parts[-1].startswith(".")
 
 
 def _damaged(name: str, kind: str, error: Exception) -> RequestError:
+    """Make the error for an archive that its reader cannot read."""
     return RequestError(f"{name}: the {kind} file is damaged ({reason(error)}); pack it again")
 
 
 def _not_empty(items: list[Item], name: str, kind: str) -> list[Item]:
+    """Return the samples of an archive.
+
+    Raises:
+        RequestError: there are none.
+    """
     if not items:
         raise RequestError(f"{name}: the {kind} file holds no image; put image files into it")
     return items

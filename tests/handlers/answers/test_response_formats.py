@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torchserve_ensemble.handlers.answers.encoding import Response
 from torchserve_ensemble.handlers.answers.json_lines import MEDIA_TYPE as LINES
 from torchserve_ensemble.handlers.answers.tensors import MEDIA_TYPE as TENSORS
-from torchserve_ensemble.handlers.requests.parsing import HEADER_LENGTH, Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import HEADER_LENGTH, Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
 DARK, GRAY, BRIGHT = image(0.1), image(0.6), image(0.9)

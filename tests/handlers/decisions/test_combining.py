@@ -28,7 +28,7 @@ from torchserve_ensemble.handlers.policies import (
     StackingModel,
 )
 from torchserve_ensemble.handlers.requests.options import RequestOptions, parse_options
-from torchserve_ensemble.handlers.requests.parsing import RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
 MEMBERS = 6

@@ -22,7 +22,7 @@ from PIL import Image
 from probe_ensemble import form, image, probes, read
 
 from torchserve_ensemble.handlers.answers.encoding import Response
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
 BRIGHT = image(0.9)

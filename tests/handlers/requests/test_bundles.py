@@ -260,7 +260,7 @@ class TestNumbers:
     @pytest.mark.parametrize(
         ("array", "words"),
         [
-            (np.zeros((2, 2), "u1"), "no batch"),
+            (np.zeros((2, 2), "u1"), "not a batch"),
             (np.zeros((3, 4, 4), "f4"), "array[None]"),
             (np.zeros((5, 6, 3), "u1"), "array[None]"),
             (np.zeros((2, 3, 7, 1), "u1"), "not clearly pixels"),

@@ -15,7 +15,8 @@ from torchserve_ensemble.handlers.base.errors import (
     TooLargeError,
 )
 from torchserve_ensemble.handlers.requests.options import OnError
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest, parse_request
+from torchserve_ensemble.handlers.requests.parsing import parse_request
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.spec import Limits
 
 LIMITS = Limits(max_samples=4)
