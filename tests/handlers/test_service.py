@@ -482,7 +482,7 @@ class TestKernels:
     def test_a_slow_ensemble_is_ready_after_the_full_batch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(service_module, "_WARM_SECONDS", 0.0)
+        monkeypatch.setattr(service_module, "_MAX_WARM_UP_SECONDS", 0.0)
         assert self.sizes_before_ready(tmp_path, monkeypatch) == [5]
 
     @pytest.mark.parametrize("own", [None, "77"])
