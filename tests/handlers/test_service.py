@@ -242,7 +242,7 @@ class TestFailedMembers:
         service = probes(tmp_path, arguments={"b": {"nan_below": 0.2}})
         told = refusal(service, BRIGHT, DARK)
         assert told["code"] == 500
-        assert "sample 1 (file): member b: its scores are not finite" in told["message"]
+        assert "sample 1 (file[1]): member b: its scores are not finite" in told["message"]
 
     def test_neutral_asks_for_as_many_votes_as_before(self, tmp_path: Path) -> None:
         """b is missing; a says bright, c dark: one vote of three is no majority, of two a tie."""

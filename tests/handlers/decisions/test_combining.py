@@ -330,7 +330,7 @@ class TestMissingMembers:
         rows = ask(service, *[image(0.5)] * 3, **options, on_error="skip")["predictions"]
         failed, late = (row["error"] for row in rows[:2])
         assert (failed["code"], failed["type"]) == (500, "MemberError")
-        assert "sample 0 (file): member b: broken; " in failed["message"]
+        assert "sample 0 (file[0]): member b: broken; " in failed["message"]
         assert needs in failed["message"]
         assert (late["code"], late["type"]) == (504, "LateError")
         assert needs in late["message"]
