@@ -28,6 +28,7 @@ _TAR_MAGIC = b"ustar"
 _TAR_MAGIC_OFFSET = 257
 """Position of `_TAR_MAGIC` in the first header of a tar file, in bytes."""
 
+# Methods of TarInfo have a parameter that is called `tarfile` like the module.
 _HeaderError, _ReadError = tarfile.HeaderError, tarfile.ReadError
 
 _EXTENSION_HEADER_TYPES = frozenset(
@@ -39,11 +40,13 @@ _EXTENSION_HEADER_TYPES = frozenset(
         tarfile.GNUTYPE_LONGLINK,
     }
 )
+"""Types of tar headers that extend the next one, with a long path for example."""
+
 _MAX_ZIP_DIRECTORY_BYTES = 1 << 21
 """Limit on the directory of a zip file, in which an entry has 46 bytes and its path."""
 
 _MAX_EXTENSION_HEADER_BYTES = 2048
-"""Limit on a tar header that extends the next one; a long path and its times take 400 bytes.
+"""Limit on an extension header; one with a long path and times has 400 bytes.
 
 For the digits in such a header CPython before 3.11.10 and 3.12.6 takes quadratic time: minutes for
 200,000 digits.
