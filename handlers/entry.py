@@ -38,6 +38,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SUPPORTED_TORCHSERVE = "0.12"
+"""Version of TorchServe whose worker has the functions that are replaced; others are refused."""
 
 
 class EnsembleHandler:
@@ -48,7 +49,7 @@ class EnsembleHandler:
         self._reported_counts: dict[str, int] = {}
 
     def initialize(self, context: Any) -> None:
-        """Check the archive, load every member, and replace what TorchServe's worker lacks.
+        """Check the archive, load every member, and replace three functions of TorchServe's worker.
 
         Raises:
             RuntimeError: the ensemble cannot be loaded. TorchServe logs the message and returns it
@@ -85,7 +86,7 @@ class EnsembleHandler:
             # A describe request is alone in its batch, so no prediction waits while the worker is
             # held.
             timeout = float((context.model_yaml_config or {}).get("responseTimeout", 60))
-            importlib.import_module("handlers.frontend.holding").hold_if_asked(timeout)
+            importlib.import_module("handlers.frontend.holding").hold_if_requested(timeout)
         to_predict = [
             request for request, describe in zip(requests, is_describe, strict=True) if not describe
         ]

@@ -29,7 +29,7 @@ def hold_seconds(response_timeout: float) -> float:
     return min(MAX_HOLD_SECONDS, response_timeout / 2)
 
 
-def hold_if_asked(response_timeout: float) -> None:
+def hold_if_requested(response_timeout: float) -> None:
     """Wait as long as the owner of the server holds this worker; return at once if nobody does.
 
     The owner creates the file ``ts-ensemble-hold-PID``. The worker renames it to

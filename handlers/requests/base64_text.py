@@ -9,7 +9,7 @@ _MAX_DATA_URI_PREFIX_CHARACTERS = 200
 """The data of a data URI begin within this many characters; a media type has some twenty."""
 
 
-def decoded(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
     """Decode base64, or a data URI (RFC 2397) that contains it.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base.errors import RequestError
 from ..base.quoting import shown_names
-from .base64_text import decoded
+from .base64_text import decode_base64
 from .bundles import Item, Unreadable
 
 _KEYS = frozenset({"instances", "parameters", "signature_name"})
@@ -58,7 +58,7 @@ def instance(value: Any, index: int) -> Item:
     problem = 'must be {"b64": "<base64 image>"} or nested numbers (channels, height, width)'
     if isinstance(value, str):
         try:
-            return Item(name, decoded(value))
+            return Item(name, decode_base64(value))
         except ValueError as error:
             problem = str(error)
     return Item(name, Unreadable(problem))

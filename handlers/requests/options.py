@@ -85,11 +85,11 @@ def _parse_json_text(value: Any) -> Any:
         content = json.loads(value)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"must be a JSON object or list: {error}") from None
-    _check_extent(content)
+    _check_size_and_depth(content)
     return content
 
 
-def _check_extent(value: Any) -> None:
+def _check_size_and_depth(value: Any) -> None:
     """Check that the value of an option is not too large and not too deeply nested.
 
     Raises:
@@ -246,7 +246,7 @@ def parse_options(options: Mapping[str, Any]) -> RequestOptions:
         )
     for name, value in options.items():
         try:
-            _check_extent(value)
+            _check_size_and_depth(value)
         except ValueError as error:
             raise RequestError(f"option {name}: {error}") from None
     try:
@@ -256,7 +256,7 @@ def parse_options(options: Mapping[str, Any]) -> RequestOptions:
         raise RequestError("; ".join(map(_message, details[:_MAX_REPORTED_OPTIONS]))) from None
 
 
-def from_headers(headers: Mapping[str, str]) -> dict[str, str]:
+def options_from_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the options among the headers of a request.
 
     Args:

@@ -28,7 +28,7 @@ from .bundles import Frame, Item, Unreadable, rows, unpack
 from .content_coding import decoded_parts
 from .instances import instance, instance_parameters
 from .open_inference import InferRequest, InputTensor, parse_infer_request
-from .options import OPTION_NAMES, RequestOptions, from_headers, parse_options
+from .options import OPTION_NAMES, RequestOptions, options_from_headers, parse_options
 from .raw_request import BODY, HEADER_LENGTH, Part, RawRequest, check_size
 from .sample_names import distinct_names
 
@@ -113,7 +113,7 @@ def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
     budget = RequestBudget(limits)
     check_size(request.parts, limits)
     parts = decoded_parts(request, budget)
-    option_values: dict[str, Any] = dict(from_headers(request.headers))
+    option_values: dict[str, Any] = dict(options_from_headers(request.headers))
     documents: list[dict[str, Any]] = []
     sample_parts: list[Part] = []
     infer: InferRequest | None = None
@@ -243,7 +243,8 @@ def _is_text_field(part: Part) -> bool:
     """Whether a part is a form field that is not a file, and therefore neither image nor bundle.
 
     TorchServe gives such a field no content type. The parts of a gRPC request have none either, so
-    the content decides as well: text is short and printable.
+    the content decides as well: text is short and printable. A part with a garbled name counts
+    as text too: its "name" is the beginning of an image that was read as a form.
     """
     if part.name == BODY or part.content_type:
         return False

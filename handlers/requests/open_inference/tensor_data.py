@@ -11,7 +11,7 @@ import numpy as np
 
 from ...base.errors import RequestError
 from ...base.quoting import shown
-from ..base64_text import decoded
+from ..base64_text import decode_base64
 from .types import BYTES, DTYPES, Array
 
 DATATYPES = (*DTYPES, "BF16", BYTES)
@@ -108,7 +108,7 @@ def _bytes(value: Any, in_base64: bool, where: str) -> bytes:
                 "or binary data"
             ) from None
     try:
-        return decoded(value)
+        return decode_base64(value)
     except ValueError as error:
         raise RequestError(f"{where}: {error}") from None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from torchserve_ensemble.handlers.frontend import holding
-from torchserve_ensemble.handlers.frontend.holding import hold_if_asked, hold_seconds
+from torchserve_ensemble.handlers.frontend.holding import hold_if_requested, hold_seconds
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_the_file_the_worker_is_not_held(folder: Path) -> None:
-    hold_if_asked(60)
+    hold_if_requested(60)
     assert list(folder.iterdir()) == []
 
 
 def test_a_worker_is_held_until_it_is_released(folder: Path) -> None:
     (folder / f"ts-ensemble-hold-{os.getpid()}").touch()
-    thread = threading.Thread(target=hold_if_asked, args=(60,))
+    thread = threading.Thread(target=hold_if_requested, args=(60,))
     thread.start()
     held = folder / f"ts-ensemble-held-{os.getpid()}"
     deadline = time.monotonic() + 10
@@ -43,7 +43,7 @@ def test_a_hold_that_nobody_releases_ends(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(holding, "MAX_HOLD_SECONDS", 0.05)
     assert hold_seconds(60) == 0.05
     (folder / f"ts-ensemble-hold-{os.getpid()}").touch()
-    hold_if_asked(60)
+    hold_if_requested(60)
     assert list(folder.iterdir()) == []
 
 
@@ -52,7 +52,7 @@ def test_another_user_cannot_hold_a_worker(folder: Path) -> None:
     request = folder / f"ts-ensemble-hold-{os.getpid()}"
     request.touch()
     os.chown(request, 12345, -1)
-    hold_if_asked(60)
+    hold_if_requested(60)
     assert request.exists()
 
 
