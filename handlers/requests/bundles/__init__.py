@@ -6,7 +6,7 @@ The first bytes of a body tell what it is. File names and content types are not 
 from __future__ import annotations
 
 from ..budget import RequestBudget
-from . import archives, frames, tensors
+from . import frames, tar_files, tensors, zip_files
 from .items import Frame, Item, Unreadable
 from .tensors import rows
 
@@ -28,10 +28,10 @@ def unpack(
         RequestError: the bundle is damaged or holds no sample.
         TooLargeError: the bundle exceeds what the budget has left.
     """
-    if archives.is_zip(data):
-        return archives.unzip(data, name, budget)
-    if archives.is_tar(data):
-        return archives.untar(data, name, budget)
+    if zip_files.is_zip(data):
+        return zip_files.unzip(data, name, budget)
+    if tar_files.is_tar(data):
+        return tar_files.untar(data, name, budget)
     if data.startswith(tensors.NPY):
         return tensors.from_npy(data, name, budget)
     if tensors.is_safetensors(data):

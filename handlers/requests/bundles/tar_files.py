@@ -1,28 +1,23 @@
-"""Takes apart zip and tar files, in the order of their entries and without writing to disk.
+"""Takes apart tar files, plain or compressed, in the order of their entries and in memory.
 
-The readers of the standard library raise many types of exceptions on damaged files, and do not
-document all of them. Any exception of theirs is taken to mean that the file is damaged.
+The tarfile module raises many types of exceptions for damaged files, and does not document all of
+them. Any exception of it is taken to mean that the file is damaged.
 """
 
 from __future__ import annotations
 
 import io
-import stat
 import tarfile
-import zipfile
-from pathlib import PurePosixPath
 from typing import IO, Self, cast
 
-from ...base.errors import EnsembleError, RequestError, reason
-from ...base.quoting import MAX_NAME, is_text, shown
+from ...base.errors import EnsembleError
+from ...base.quoting import shown
 from ..budget import RequestBudget
 from ..compression import SIGNATURES, Unpacked, unpacked_start
+from .entries import check_not_empty, damaged_error, entry_item, is_sample
 from .items import Item, Unreadable
 
 _BYTES_PER_READ = 1 << 20
-
-_BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Compression methods of which zipfile unpacks no more bytes at once than it was asked for."""
 
 _TAR_MAGIC = b"ustar"
 _TAR_MAGIC_OFFSET = 257
@@ -42,9 +37,6 @@ _EXTENSION_HEADER_TYPES = frozenset(
 )
 """Types of tar headers that extend the next one, with a long path for example."""
 
-_MAX_ZIP_DIRECTORY_BYTES = 1 << 21
-"""Limit on the directory of a zip file, in which an entry has 46 bytes and its path."""
-
 _MAX_EXTENSION_HEADER_BYTES = 2048
 """Limit on an extension header; one with a long path and times has 400 bytes.
 
@@ -54,11 +46,6 @@ For the digits in such a header CPython before 3.11.10 and 3.12.6 takes quadrati
 
 _MAX_EXTENSION_HEADER_BYTES_PER_FILE = 1 << 17
 """Limit on all extension headers of one tar file together."""
-
-
-def is_zip(data: bytes) -> bool:
-    """Whether the bytes begin as a zip file does; a zip file without entries counts as well."""
-    return data.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
 def is_tar(data: bytes) -> bool:
@@ -74,35 +61,6 @@ def is_tar(data: bytes) -> bool:
         # No image begins like a compressed file. Reading the tar file reports the damage.
         return True
     return start[_TAR_MAGIC_OFFSET:] == _TAR_MAGIC
-
-
-def unzip(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
-    """Make a sample of each file in a zip file.
-
-    Args:
-        data: the zip file.
-        name: name of the part, for messages.
-        budget: budget of the request, in which entries, samples and unpacked bytes are counted.
-
-    Raises:
-        RequestError: the zip file is damaged, or holds no files that may be samples.
-        TooLargeError: the zip file exceeds what the budget has left.
-    """
-    # zipfile makes objects for all entries of the directory at once, so they are counted before.
-    budget.take_entries(data.count(b"PK\x01\x02"), name)
-    try:
-        with zipfile.ZipFile(_BoundedZipFile(data)) as archive:
-            items: list[Item] = []
-            for info in archive.infolist():
-                if info.is_dir() or not _is_sample(info.filename):
-                    continue
-                budget.take_samples(1, name)
-                items.append(_item(info.filename, _unzip_one(archive, info, name, budget)))
-    except EnsembleError:
-        raise
-    except Exception as error:
-        raise _damaged(name, "zip", error) from None
-    return _not_empty(items, name, "zip")
 
 
 def untar(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
@@ -129,7 +87,7 @@ def untar(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
         tar_info = _bounded_tar_info(name, budget, None if is_compressed else len(data))
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=tar_info) as tar:
             for info in tar:
-                if info.isdir() or not _is_sample(info.name):
+                if info.isdir() or not is_sample(info.name):
                     continue
                 budget.take_samples(1, name)
                 # The holes of a sparse file unpack to bytes that no header counts.
@@ -137,40 +95,19 @@ def untar(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
                 file = tar.extractfile(info) if is_plain else None
                 if file is None:
                     items.append(
-                        _item(info.name, Unreadable("it is a link, device or sparse file"))
+                        entry_item(info.name, Unreadable("it is a link, device or sparse file"))
                     )
                 else:
-                    items.append(_item(info.name, file.read()))
+                    items.append(entry_item(info.name, file.read()))
         # The checksum of a compressed file stands behind the last byte that tarfile reads.
         while is_compressed and stream.read(_BYTES_PER_READ):
             pass
     except EnsembleError:
         raise
     except Exception as error:
-        raise _damaged(name, "tar", error) from None
-    return _not_empty(items, name, "tar")
-
-
-def _item(path: str, data: bytes | Unreadable) -> Item:
-    """Make the sample of an entry; an answer must be able to repeat the path of the entry."""
-    if len(path) <= MAX_NAME and is_text(path):
-        return Item(path, data)
-    writable = path[:MAX_NAME].encode("utf-8", "replace").decode()
-    problem = f"its name must be Unicode text of at most {MAX_NAME} characters"
-    return Item(writable, Unreadable(problem))
-
-
-class _BoundedZipFile(io.BytesIO):
-    """The bytes of a zip file, of which zipfile cannot read a directory that is too large.
-
-    zipfile reads the whole directory at once, from where the file says that it is, and takes
-    quadratic time for the extra fields of its entries.
-    """
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > _MAX_ZIP_DIRECTORY_BYTES:
-            raise zipfile.BadZipFile(f"its directory has {size} bytes")
-        return super().read(size)
+        raise damaged_error(name, "tar", error) from None
+    check_not_empty(items, name, "tar")
+    return items
 
 
 def _bounded_tar_info(
@@ -246,50 +183,3 @@ class _StrictInfo(tarfile.TarInfo):
             if type(error).__name__ == "EOFHeaderError":
                 raise
             raise _ReadError(str(error)) from None
-
-
-def _unzip_one(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, budget: RequestBudget
-) -> bytes | Unreadable:
-    """Unpack one entry of a zip file; an entry that cannot be unpacked does not fail the others."""
-    if info.flag_bits & 1:
-        return Unreadable("it is encrypted")
-    if stat.S_ISLNK(info.external_attr >> 16):
-        return Unreadable("it is a link, not a file")
-    if info.compress_type not in _BOUNDED_METHODS:
-        return Unreadable("it is not packed with deflate, zip's usual method; pack it again")
-    if info.file_size > budget.unpacked_bytes_left:
-        budget.take_unpacked_bytes(info.file_size, name)
-    content = io.BytesIO()
-    try:
-        with archive.open(info) as file:
-            while unpacked := file.read(_BYTES_PER_READ):
-                budget.take_unpacked_bytes(len(unpacked), name)
-                content.write(unpacked)
-    except EnsembleError:
-        raise
-    except Exception as error:
-        return Unreadable(f"it is damaged in its zip file: {reason(error)}")
-    return content.getvalue()
-
-
-def _is_sample(path: str) -> bool:
-    """Whether a file is a sample, not a hidden file or one that macOS adds to archives."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and parts[0] != "__MACOSX" and not parts[-1].startswith(".")
-
-
-def _damaged(name: str, kind: str, error: Exception) -> RequestError:
-    """Make the error for an archive that its reader cannot read."""
-    return RequestError(f"{name}: the {kind} file is damaged ({reason(error)}); pack it again")
-
-
-def _not_empty(items: list[Item], name: str, kind: str) -> list[Item]:
-    """Return the samples of an archive.
-
-    Raises:
-        RequestError: there are none.
-    """
-    if not items:
-        raise RequestError(f"{name}: the {kind} file holds no image; put image files into it")
-    return items
