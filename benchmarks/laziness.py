@@ -19,7 +19,7 @@ from pathlib import Path
 from examples import data
 from examples.presence import train
 from torchserve_ensemble.handlers.deployment import load_service
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import load_spec
 

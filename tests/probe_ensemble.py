@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from torchserve_ensemble.handlers.answers.encoding import Response
 from torchserve_ensemble.handlers.deployment import load_service
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import parse_spec
 

@@ -25,7 +25,7 @@ from .handlers.base.archive_layout import ENSEMBLE, SPEC
 from .handlers.base.errors import RequestError, ServerError
 from .handlers.base.tasks import Task
 from .handlers.deployment import choose_device, load_service
-from .handlers.requests.parsing import Part, RawRequest
+from .handlers.requests.raw_request import Part, RawRequest
 from .handlers.service import EnsembleService, Identity
 from .handlers.spec import Engine, load_spec
 from .serving.client import SEQUENCE_OPTIONS, Prediction, with_names

@@ -37,8 +37,11 @@ logger = logging.getLogger(__name__)
 _MAX_PIXELS_AT_ONCE = 37_000_000
 """Images are decoded side by side up to this many pixels; a pixel takes up to 7 bytes."""
 
-_LARGE_PIXELS = 8_000_000
-"""After a larger image, free memory is returned to the system: members need a hundredth of it."""
+_LARGE_IMAGE_PIXELS = 8_000_000
+"""After decoding a larger image, its memory is returned to the operating system.
+
+Members' inputs are so small that the memory would otherwise stay unused.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Opened:
 
     Attributes:
         sample: the sample.
-        pixels: number of pixels that decoding holds in memory; 0 if there is nothing to decode.
+        pixels: number of pixels that are in memory during decoding; 0 if nothing is decoded.
         cost: time to decode and resize the sample, in pixels of a PNG file that take as long.
-        decode: returns the pixels, uint8 (3, H, W), or the input that a client preprocessed itself,
-            float32 (C, H, W).
+        decode: function that returns the pixels, uint8 (3, H, W), or the input that a client
+            preprocessed itself, float32 (C, H, W).
     """
 
     sample: Sample
@@ -63,21 +66,29 @@ DecodeJob = tuple[Opened, Sequence[int]]
 """A sample, and the positions of the members that it is resized for."""
 
 DecodeUnit = list[DecodeJob]
-"""Jobs that one thread does one after the other: one sample, or the frames of one animation."""
+"""Jobs that one thread does one after the other: a single sample, or the frames of an animation."""
 
 
 class Decoder:
     """Decodes samples on the threads of a pool and resizes each one right after decoding it."""
 
     def __init__(self, limits: Limits, runtime: Runtime, pool: ThreadPool) -> None:
+        """Make a decoder for the members of a runtime.
+
+        Args:
+            limits: the deployment's limits on one request.
+            runtime: knows the preprocessing of each member.
+            pool: threads that decode.
+        """
         self._limits = limits
         self._runtime = runtime
         self._pool = pool
 
     def open_all(self, samples: Sequence[Sample]) -> list[Opened | EnsembleError]:
-        """Read the header of each sample; an error takes the place of a sample that is unreadable.
+        """Read the header of each sample, or return the error of a sample that is unreadable.
 
-        The pool is not used: Pillow reads headers in Python, which runs on one thread at a time.
+        The pool is not used: Pillow reads headers in Python code, of which only one thread runs at
+        a time.
         """
         return [self._guarded(self._open, sample) for sample in samples]
 
@@ -98,15 +109,21 @@ class Decoder:
                 continue
             for inputs in self._pool.map(self._decode_unit, turn):
                 decoded += inputs
-            if any(opened.pixels > _LARGE_PIXELS for unit in turn for opened, _ in unit):
+            if any(opened.pixels > _LARGE_IMAGE_PIXELS for unit in turn for opened, _ in unit):
                 give_back()
         return decoded
 
     def _decode_unit(self, unit: DecodeUnit) -> list[Input | EnsembleError]:
+        """Do the jobs of a unit, on one thread."""
         return [self._guarded(self._decode, job) for job in unit]
 
     def _open(self, sample: Sample) -> Opened:
-        """Read the header of one sample; raises what makes it unreadable."""
+        """Read the header of one sample.
+
+        Raises:
+            SampleError: the sample is unreadable.
+            TooLargeError: the image has more pixels than an image may have.
+        """
         data = sample.data
         if isinstance(data, SampleError):
             raise data
@@ -132,7 +149,12 @@ class Decoder:
             raise PreprocessingError(f"{opened.sample.where}: {error}") from error
 
     def _check_tensor(self, sample: Sample, data: Tensor) -> Opened:
-        """Check pixels or a preprocessed input that a client sent as numbers."""
+        """Check pixels or a preprocessed input that a client sent as numbers.
+
+        Raises:
+            SampleError: the members do not accept the input.
+            TooLargeError: there are more pixels than an image may have.
+        """
         shape, problem = self._runtime.input_shape, None
         if not data.is_floating_point():
             height, width = data.shape[1:]
@@ -159,7 +181,7 @@ class Decoder:
     def _guarded(
         self, function: Callable[[Argument], Value], argument: Argument
     ) -> Value | EnsembleError:
-        """Call the function and return its error, if it raises one, instead of its value."""
+        """Call a function; if it raises an error, return the error in place of its value."""
         try:
             return function(argument)
         except EnsembleError as error:
@@ -170,16 +192,22 @@ class Decoder:
 
 
 def _decode_frame(sample: Sample, frame: Frame) -> Tensor:
+    """Decode a frame of an animation.
+
+    Raises:
+        SampleError: the file is damaged.
+    """
     try:
         return frame.decode()
     except Exception as error:
-        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damage.
+        # For damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
         raise _sample_error(
             sample, f"the frame cannot be decoded ({reason(error)}); send the file whole"
         ) from None
 
 
 def _sample_error(sample: Sample, problem: str) -> SampleError:
+    """Make the error of one sample, whose message names it."""
     return SampleError(
         f"{sample.where}: {problem}",
         sample=sample.name,
@@ -190,8 +218,8 @@ def _sample_error(sample: Sample, problem: str) -> SampleError:
 def _turns(jobs: Sequence[DecodeJob]) -> Iterator[list[DecodeUnit]]:
     """Split the jobs into turns of at most `_MAX_PIXELS_AT_ONCE` pixels.
 
-    A larger image has a turn of its own. An animation counts with its first frame alone, because
-    its frames are decoded one after the other.
+    The jobs of a turn are decoded at the same time. A larger image has a turn of its own. Of an
+    animation only the first frame is counted, because its frames are decoded one after the other.
     """
     turn: list[DecodeUnit] = []
     pixels = 0

@@ -21,7 +21,7 @@ from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.archive_layout import MANIFEST
 from torchserve_ensemble.handlers.base.errors import WorkerDiedError
 from torchserve_ensemble.handlers.deployment import load_service
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, read_properties, throw_away
@@ -100,8 +100,11 @@ def test_every_image_of_one_name_is_answered_as_if_alone(
     server: Server, images: tuple[bytes, ...]
 ) -> None:
     together = post(server, list(images), policy="any").json()["predictions"]
+    # The frontend drops the parts' file names, "image.png", so that the field's name is left.
+    assert [each["sample"] for each in together] == [f"file[{i}]" for i in range(len(images))]
     for image, prediction in zip(images, together, strict=True):
         alone = post(server, [image], policy="any").json()["predictions"][0]
+        assert alone["sample"] == "file"
         assert alone["label"] == prediction["label"]
         assert alone["score"] == pytest.approx(prediction["score"], abs=1e-6)
 

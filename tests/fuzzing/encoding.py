@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchserve_ensemble.handlers.requests.options import OPTION_NAMES
-from torchserve_ensemble.handlers.requests.parsing import BODY, HEADER_LENGTH, Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import BODY, HEADER_LENGTH, Part, RawRequest
 
 _OWN = 255
 _HEADERS = ("accept", HEADER_LENGTH, "host", "content-type", "content-encoding")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fuzzing.encoding import decode_request, encode_request
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 
 Mutate = Callable[[bytes, int], bytes]
 """libFuzzer's own change of some bytes, to a length of at most so much."""

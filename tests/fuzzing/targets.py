@@ -42,13 +42,8 @@ from torchserve_ensemble.handlers.policies import Catalogue, parse_policy
 from torchserve_ensemble.handlers.requests.budget import RequestBudget
 from torchserve_ensemble.handlers.requests.open_inference import parse_infer_request
 from torchserve_ensemble.handlers.requests.options import OPTION_NAMES, parse_options
-from torchserve_ensemble.handlers.requests.parsing import (
-    BODY,
-    Part,
-    RawRequest,
-    lower_case,
-    parse_request,
-)
+from torchserve_ensemble.handlers.requests.parsing import parse_request
+from torchserve_ensemble.handlers.requests.raw_request import BODY, Part, RawRequest, lower_case
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import Limits, parse_spec
 from torchserve_ensemble.serving.settings import read_properties

@@ -16,7 +16,7 @@ from fuzzing import targets
 from fuzzing.encoding import decode_request, encode_request
 from fuzzing.mutation import json_mutator, request_mutator
 from fuzzing.targets import TARGETS, Finding, Target
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 
 _RUNS = 2_000
 

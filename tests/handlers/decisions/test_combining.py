@@ -28,7 +28,7 @@ from torchserve_ensemble.handlers.policies import (
     StackingModel,
 )
 from torchserve_ensemble.handlers.requests.options import RequestOptions, parse_options
-from torchserve_ensemble.handlers.requests.parsing import RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
 MEMBERS = 6
@@ -330,7 +330,7 @@ class TestMissingMembers:
         rows = ask(service, *[image(0.5)] * 3, **options, on_error="skip")["predictions"]
         failed, late = (row["error"] for row in rows[:2])
         assert (failed["code"], failed["type"]) == (500, "MemberError")
-        assert "sample 0 (file): member b: broken; " in failed["message"]
+        assert "sample 0 (file[0]): member b: broken; " in failed["message"]
         assert needs in failed["message"]
         assert (late["code"], late["type"]) == (504, "LateError")
         assert needs in late["message"]

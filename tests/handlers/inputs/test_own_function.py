@@ -79,7 +79,8 @@ def test_a_failure_names_sample_file_and_line_and_stays_with_its_sample(
     assert good["label"] == "bright"
     assert other["label"] == "dark"
     message = bad["error"]["message"]
-    assert "sample 1 (file): preprocessing own.py:prepare: own.py, line 10: ValueError" in message
+    where = "sample 1 (file[1]): preprocessing own.py:prepare: own.py, line 10: ValueError"
+    assert where in message
     whole = refusal(service, image(0.5), image(0.99))
     assert whole["code"] == 500
 
