@@ -1,7 +1,8 @@
 """Starts, changes and stops a TorchServe, and sends requests to it.
 
-- Life cycle: `server` (with `run_folder`, `processes`, `java`), `settings` (with `properties_file`,
-  `addresses`), `archive_check`, `worker_log` and `extraction` (why a worker or an archive failed).
+- Life cycle: `server`, `starting`, `run_folder`, `processes` and `java`; `settings` with
+  `properties_file` and `addresses`; `archive_check`; `worker_log` and `extraction`, which find out
+  why a worker or an archive failed.
 - Changes that lose no request: `changes`, `draining`, `worker_holds`, `management`.
 - Clients: `client` (with `transports`, `grpc_transport`), `sessions` and `tokens`, `finding` (which
   server a verb talks to).

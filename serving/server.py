@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import time
 from collections.abc import Sequence
@@ -15,12 +14,10 @@ import psutil
 
 from ..handlers.base.errors import ServerError
 from . import archive_check
-from .addresses import check_ports
 from .changes import Changes
 from .client import InferenceClient
 from .draining import Retirement, drained
 from .extraction import why_not_extracted
-from .java import find_java
 from .management import (
     DAMAGED_OR_FULL,
     NOT_EXTRACTED,
@@ -28,33 +25,21 @@ from .management import (
     ManagementClient,
     ModelVersion,
 )
-from .processes import (
-    find_java_process,
-    find_server_process,
-    is_java,
-    kill_with_children,
-    launch,
-    server_processes,
-    terminate,
-)
-from .properties_file import read_properties, write_properties
+from .processes import find_server_process, is_java, server_processes, terminate
+from .properties_file import read_properties
 from .run_folder import (
     CONFIG_FILE,
     DEFAULT_RUN_FOLDER,
     KEY_FILE,
-    STATE_FILE,
     ServerState,
     console_log,
-    make_run_folder,
-    make_temporary_folder,
-    prepare_files,
     read_state,
     remove_files_of_dead_server,
     run_folder_lock,
     server_log,
-    write_state,
 )
-from .settings import ServerSettings, effective, is_on
+from .settings import ServerSettings, effective
+from .starting import launch_server
 from .tokens import read_token
 from .transports import NoConnectionError
 from .worker_log import WorkerLog, from_first_error
@@ -101,7 +86,7 @@ class Server:
                 (the message has the reason from its log).
         """
         try:
-            state = cls._start(settings, run_folder, check_archives=check_archives)
+            state = launch_server(settings, run_folder, check_archives=check_archives)
         except OSError as error:
             raise ServerError(f"no server can be started in {run_folder}: {error}") from error
         server = cls(run_folder, state)
@@ -111,70 +96,6 @@ class Server:
             server.stop(drain_timeout=0)
             raise
         return server
-
-    @classmethod
-    def _start(
-        cls, settings: ServerSettings, run_folder: Path, *, check_archives: bool
-    ) -> ServerState:
-        """Launch TorchServe and write the state file, without waiting for an answer."""
-        written = settings.properties()
-        properties = effective(written)
-        if check_archives:
-            archive_check.check_models(settings.models, properties)
-        java = find_java()
-        make_run_folder(run_folder)
-        with run_folder_lock(run_folder, timeout=0):
-            cls._check_none_runs(run_folder)
-            check_ports(properties)
-            remove_files_of_dead_server(run_folder)
-            prepare_files(run_folder, write_properties(written))
-            temporary = make_temporary_folder(run_folder)
-            launcher = launch(
-                run_folder,
-                model_store=properties["model_store"],
-                models=settings.models,
-                java=java,
-                temporary=temporary,
-            )
-            grpc_host = properties["grpc_inference_address"]
-            try:
-                state = ServerState(
-                    pid=launcher.pid,
-                    created=launcher.create_time(),
-                    inference_address=properties["inference_address"],
-                    management_address=properties["management_address"],
-                    metrics_address=properties["metrics_address"],
-                    grpc_address=f"{grpc_host}:{properties['grpc_inference_port']}",
-                    temporary=temporary,
-                    tokens=not is_on(properties, "disable_token_authorization"),
-                )
-                write_state(run_folder, state)
-            except BaseException:
-                # Without its state file no verb would find this server again.
-                kill_with_children(launcher)
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-            return state
-
-    @classmethod
-    def _check_none_runs(cls, run_folder: Path) -> None:
-        """Check that no server works in a folder, whether the state file names it or not.
-
-        Raises:
-            ServerError: a server works there.
-        """
-        running = cls.attach(run_folder)
-        if running is not None:
-            raise ServerError(
-                f"a server runs in {run_folder} already: {running.inference_address} (pid "
-                f"{running.pid}); stop it with `ts-ensemble stop`"
-            )
-        java = find_java_process(run_folder)
-        if java is not None:
-            raise ServerError(
-                f"a TorchServe works in {run_folder} (pid {java.pid}) that {STATE_FILE} does "
-                "not name; end that process, or use another --run-folder"
-            )
 
     @classmethod
     def attach(cls, run_folder: Path = DEFAULT_RUN_FOLDER) -> Server | None:

@@ -182,11 +182,14 @@ def test_two_starts_at_once_exclude_each_other(tmp_path: Path) -> None:
     """A start that was killed does not keep the lock."""
     run_folder = tmp_path / "run"
     run_folder.mkdir()
-    code = (
-        "import sys\nfrom pathlib import Path\nimport torchserve_ensemble.serving.run_folder as r\n"
-    )
-    code += "with r.run_folder_lock(Path(sys.argv[1]), timeout=0):\n  print('held', flush=True)\n"
-    code += "  sys.stdin.read()\n"
+    code = """
+import sys
+from pathlib import Path
+from torchserve_ensemble.serving.run_folder import run_folder_lock
+with run_folder_lock(Path(sys.argv[1]), timeout=0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(run_folder)],
         stdin=subprocess.PIPE,
