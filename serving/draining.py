@@ -67,7 +67,7 @@ def drained(
 ) -> Iterator[None]:
     """Hold workers for the duration of this context: they compute nothing and take no request.
 
-    If a retirement has all workers of its version, the version's queue is empty as well.
+    The queue of a version that keeps no READY worker is empty as well.
 
     Args:
         management: client of the server to which the workers belong.
