@@ -152,8 +152,10 @@ def panel_of(ballot: Ballot) -> Panel:
 def lazily(policy: BoundPolicy, ballot: Ballot, order: list[int] | None = None) -> Outcome:
     """The outcome of running the members in order, with the number of runs checked."""
     members = Members(ballot)
-    samples = ballot.scores.shape[1]
-    outcome = combine_lazily(policy, panel_of(ballot), members, samples=samples, order=order)
+    num_samples = ballot.scores.shape[1]
+    outcome = combine_lazily(
+        policy, panel_of(ballot), members, num_samples=num_samples, order=order
+    )
     assert outcome.members_used is not None
     assert sum(members.samples_run) == int(outcome.members_used.sum())
     return outcome

@@ -117,7 +117,7 @@ def test_settled_is_exact(text: str, task: Task, members: int) -> None:
 def test_open_samples_only_are_run() -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.9], [0.1], [0.1]], [[0.0], [0.9], [0.1]], [[0.2]] * 3])
     members = Members(ballot)
-    outcome = combine_lazily(bound("any", ballot), panel_of(ballot), members, samples=3)
+    outcome = combine_lazily(bound("any", ballot), panel_of(ballot), members, num_samples=3)
     assert members.samples_run == [3, 2, 1]
     assert outcome.members_used is not None
     assert outcome.members_used.tolist() == [1, 2, 3]
@@ -155,16 +155,16 @@ def test_what_needs_all_members_is_refused(text: str) -> None:
     policy = bound(text, ballot)
     assert not can_stop_early(policy)
     with pytest.raises(ValueError, match="needs all members"):
-        combine_lazily(policy, panel_of(ballot), Members(ballot), samples=1)
+        combine_lazily(policy, panel_of(ballot), Members(ballot), num_samples=1)
 
 
 def test_wrong_orders_and_too_few_members_are_refused() -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.5]], [[0.5]]])
     policy = bound("at_least(k=2)", ballot)
     with pytest.raises(ValueError, match="each of 2 members once"):
-        combine_lazily(policy, panel_of(ballot), Members(ballot), samples=1, order=[0, 0])
+        combine_lazily(policy, panel_of(ballot), Members(ballot), num_samples=1, order=[0, 0])
     alone = ballot.select([0])
     with pytest.raises(PolicyError, match="needs more than the 1 members"):
-        combine_lazily(policy, panel_of(alone), Members(alone), samples=1)
+        combine_lazily(policy, panel_of(alone), Members(alone), num_samples=1)
     with pytest.raises(ValueError, match="does not settle by votes"):
         settled(ballot.votes, 1, bound("mean", ballot), ballot.task)
