@@ -1,4 +1,4 @@
-"""Archives with compiled members."""
+"""Helper for the tests of compiled members: it builds an archive and extracts it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ needs_compiler = pytest.mark.skipif(
 
 
 def build_and_extract(spec: Path, samples: Path | None = None) -> tuple[Path, list[str]]:
-    """The folder of the archive's ensemble, and what the build said."""
-    said: list[str] = []
-    archive = build_archive(spec, spec.parent, samples=samples, report=said.append)
+    """Build an archive and extract it beside its spec.
+
+    Returns:
+        The folder ``ensemble`` of the extracted archive, and the messages of the build.
+    """
+    messages: list[str] = []
+    archive = build_archive(spec, spec.parent, samples=samples, report=messages.append)
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(spec.parent / "archive")
-    return spec.parent / "archive" / "ensemble", said
+    return spec.parent / "archive" / "ensemble", messages

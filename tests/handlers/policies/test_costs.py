@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ballots import ballots, bound, combine, deciding, make_ballot, without_deadline
+from ballots import ballots, bound, combine, label_tasks, make_ballot, without_deadline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -61,7 +61,7 @@ def pairs_that_differ(votes: Tensor) -> Tensor:
 
 class TestDisagreement:
     @without_deadline
-    @given(ballot=ballots(deciding))
+    @given(ballot=ballots(label_tasks))
     def test_it_is_the_share_of_pairs(self, ballot: Ballot) -> None:
         expected = pairs_that_differ(ballot.votes)
         assert torch.equal(disagreement(ballot.votes), expected)
@@ -69,7 +69,7 @@ class TestDisagreement:
         assert torch.equal(measured, expected)
 
     @without_deadline
-    @given(ballot=ballots(deciding))
+    @given(ballot=ballots(label_tasks))
     def test_the_entropies_are_those_of_all_scores_at_once(self, ballot: Ballot) -> None:
         def entropy(probabilities: Tensor) -> Tensor:
             if ballot.task is not Task.CLASSIFICATION:
@@ -122,7 +122,7 @@ class TestBorda:
 
 class TestCountedVotes:
     @without_deadline
-    @given(ballot=ballots(deciding), data=st.data())
+    @given(ballot=ballots(label_tasks), data=st.data())
     def test_the_score_is_the_kth_largest(self, ballot: Ballot, data: st.DataObject) -> None:
         members = len(ballot.scores)
         descending = ballot.scores.sort(dim=0, descending=True).values
@@ -131,7 +131,7 @@ class TestCountedVotes:
             assert torch.equal(combine(text, ballot).scores, descending[rank - 1])
 
     @without_deadline
-    @given(ballot=ballots(deciding), more=st.integers(0, 4), data=st.data())
+    @given(ballot=ballots(label_tasks), more=st.integers(0, 4), data=st.data())
     def test_the_bounds_of_some_members(
         self, ballot: Ballot, more: int, data: st.DataObject
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ballots import GRID, ballots, combine, deciding, make_ballot, texts, without_deadline
+from ballots import GRID, ballots, combine, label_tasks, make_ballot, texts, without_deadline
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,9 +12,6 @@ from torchserve_ensemble.handlers.base.tasks import Task
 from torchserve_ensemble.handlers.policies import Ballot
 from torchserve_ensemble.handlers.policies.ballot import LABEL_TASKS, THRESHOLD_TASKS
 from torchserve_ensemble.handlers.policies.uncertainty import uncertainty
-
-"""Scores are multiples of 1 / 16: sums are exact, and ties and thresholds are often hit."""
-
 
 thresholded = st.sampled_from(sorted(THRESHOLD_TASKS))
 
@@ -27,7 +24,7 @@ def decisions(text: str, ballot: Ballot) -> torch.Tensor:
 
 
 @without_deadline
-@given(ballot=ballots(deciding), data=st.data())
+@given(ballot=ballots(label_tasks), data=st.data())
 def test_the_order_of_the_members_does_not_matter(ballot: Ballot, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(ballot.scores))))
     shuffled = ballot.select(order)
@@ -43,7 +40,7 @@ def test_the_order_of_the_members_does_not_matter(ballot: Ballot, data: st.DataO
 
 
 @without_deadline
-@given(ballot=ballots(deciding))
+@given(ballot=ballots(label_tasks))
 def test_combined_probabilities_stay_probabilities(ballot: Ballot) -> None:
     for text in texts(ballot.task):
         scores = combine(text, ballot).scores
@@ -51,7 +48,7 @@ def test_combined_probabilities_stay_probabilities(ballot: Ballot) -> None:
 
 
 @without_deadline
-@given(ballot=ballots(deciding))
+@given(ballot=ballots(label_tasks))
 def test_from_any_to_all(ballot: Ballot) -> None:
     members = len(ballot.scores)
     assert torch.equal(decisions("any", ballot), decisions("at_least(k=1)", ballot))
@@ -95,7 +92,7 @@ def test_with_one_threshold_votes_and_scores_agree(ballot: Ballot) -> None:
 
 
 @without_deadline
-@given(ballot=ballots(deciding))
+@given(ballot=ballots(label_tasks))
 def test_members_that_are_equal_are_as_one(ballot: Ballot) -> None:
     alone = ballot.select([0])
     weighted = torch.ones(3)
@@ -154,7 +151,7 @@ def test_a_classification_by_score_chooses_one_label_the_best(ballot: Ballot) ->
 
 
 @without_deadline
-@given(ballot=ballots(deciding), limit=st.integers(0, GRID))
+@given(ballot=ballots(label_tasks), limit=st.integers(0, GRID))
 def test_abstaining_only_ever_takes_decisions_away(ballot: Ballot, limit: int) -> None:
     share = limit / GRID
     outcome = combine("mean", ballot, min_confidence=share, max_disagreement=share)

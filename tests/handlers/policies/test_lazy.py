@@ -12,7 +12,7 @@ from ballots import (
     ballots,
     bound,
     combine,
-    deciding,
+    label_tasks,
     lazily,
     make_ballot,
     panel_of,
@@ -43,7 +43,7 @@ def same(left: Tensor | None, right: Tensor | None) -> bool:
 
 
 @without_deadline
-@given(ballot=ballots(deciding), data=st.data())
+@given(ballot=ballots(label_tasks), data=st.data())
 def test_lazy_decisions_are_the_full_ones(ballot: Ballot, data: st.DataObject) -> None:
     members = len(ballot.scores)
     order = list(data.draw(st.permutations(range(members))))
@@ -56,7 +56,7 @@ def test_lazy_decisions_are_the_full_ones(ballot: Ballot, data: st.DataObject) -
 
 
 @without_deadline
-@given(ballot=ballots(deciding), data=st.data())
+@given(ballot=ballots(label_tasks), data=st.data())
 def test_a_lazy_score_bounds_the_full_one(ballot: Ballot, data: st.DataObject) -> None:
     order = list(data.draw(st.permutations(range(len(ballot.scores)))))
     for text in ("any", "all", "majority"):
@@ -72,7 +72,7 @@ def test_a_lazy_score_bounds_the_full_one(ballot: Ballot, data: st.DataObject) -
 
 
 @without_deadline
-@given(ballot=ballots(deciding), limit=st.integers(0, GRID), data=st.data())
+@given(ballot=ballots(label_tasks), limit=st.integers(0, GRID), data=st.data())
 def test_a_lazy_cascade_is_the_full_one(ballot: Ballot, limit: int, data: st.DataObject) -> None:
     order = list(data.draw(st.permutations(range(len(ballot.scores)))))
     policy = bound("cascade", ballot, confidence=limit / GRID)

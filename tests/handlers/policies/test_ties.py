@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from ballots import bound, chosen, combine, deciding, lazily, make_ballot, without_deadline
+from ballots import bound, chosen, combine, label_tasks, lazily, make_ballot, without_deadline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,7 +24,7 @@ def tied_ballots(draw: st.DrawFn, max_samples: int = 500) -> Ballot:
 
     The scores come from a generator: hypothesis prefers round numbers, whose sums are exact.
     """
-    task = draw(deciding)
+    task = draw(label_tasks)
     members = draw(st.integers(2, 12))
     samples = draw(st.integers(1, max_samples))
     labels = 1 if task is Task.PRESENCE else draw(st.integers(2, 3))
