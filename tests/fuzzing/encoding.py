@@ -34,18 +34,18 @@ class _Reader:
     def at_end(self) -> bool:
         return self._position >= len(self._data)
 
-    def bytes(self, size: int) -> bytes:
+    def read(self, size: int) -> bytes:
         start = self._position
         self._position += size
         return self._data[start : self._position]
 
     def number(self, size: int) -> int:
-        return int.from_bytes(self.bytes(size), "little")
+        return int.from_bytes(self.read(size), "little")
 
     def word(self, words: Sequence[str]) -> str:
         position = self.number(1)
         if position == _SPELT_OUT:
-            return self.bytes(self.number(1)).decode("utf-8", "replace")
+            return self.read(self.number(1)).decode("utf-8", "replace")
         return words[position % len(words)]
 
 
@@ -55,11 +55,11 @@ def decode_request(data: bytes) -> RawRequest:
     headers = {}
     for _ in range(reader.number(1) % (_MAX_HEADERS + 1)):
         name = reader.word(_HEADER_NAMES)
-        headers[name] = reader.bytes(reader.number(2)).decode("latin1")
+        headers[name] = reader.read(reader.number(2)).decode("latin1")
     parts = []
     while not reader.at_end:
         name, content_type = reader.word(_NAMES), reader.word(_TYPES)
-        parts.append(Part(name, content_type, reader.bytes(reader.number(4))))
+        parts.append(Part(name, content_type, reader.read(reader.number(4))))
     return RawRequest(parts, headers)
 
 

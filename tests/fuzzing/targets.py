@@ -194,7 +194,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _policy(data: bytes) -> None:
-    """Parse a policy: the first byte chooses the task, and parameters in JSON follow after a NUL."""
+    """Parse a policy. The first byte chooses the task; parameters in JSON follow after a NUL."""
     text, _, parameters_json = _decoded(data[1:]).partition("\0")
     parameters: dict[str, object] = {}
     with suppress(ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Running members one by one decides as running them all."""
+"""Tests that lazy policies decide as if all members had run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VOTES = ("any", "all", "majority", "plurality", "unanimous")
 
 
 def same(left: Tensor | None, right: Tensor | None) -> bool:
-    """Equal tensors, or neither there."""
+    """Whether two tensors are equal, or both are None."""
     if left is None or right is None:
         return left is right
     return torch.equal(left, right)
@@ -86,7 +86,10 @@ def test_a_lazy_cascade_is_the_full_one(ballot: Ballot, limit: int, data: st.Dat
 @pytest.mark.parametrize("task", sorted(LABEL_TASKS))
 @pytest.mark.parametrize("members", [1, 2, 3, 4])
 def test_settled_is_exact(text: str, task: Task, members: int) -> None:
-    """Every vote of every member: settled if and only if no continuation changes the decision."""
+    """A sample is settled if and only if no votes of the remaining members change its decision.
+
+    The test tries all votes of all members.
+    """
     labels = 1 if task is Task.PRESENCE else 2
     if text == "at_least(k=2)" and members < 2:
         return
@@ -110,11 +113,11 @@ def test_settled_is_exact(text: str, task: Task, members: int) -> None:
             claimed = bool(settled(votes, members - run, policy, task)[0])
             if claimed:
                 assert len(answers) == 1, (start, members)
-            elif text != "plurality":  # whose ties the scores break
+            elif text != "plurality":  # Scores, not votes, break the ties of plurality.
                 assert len(answers) > 1, (start, members)
 
 
-def test_open_samples_only_are_run() -> None:
+def test_members_run_only_on_undecided_samples() -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.9], [0.1], [0.1]], [[0.0], [0.9], [0.1]], [[0.2]] * 3])
     members = Members(ballot)
     outcome = combine_lazily(bound("any", ballot), panel_of(ballot), members, num_samples=3)
@@ -124,7 +127,7 @@ def test_open_samples_only_are_run() -> None:
     assert outcome.scores.flatten().tolist() == pytest.approx([0.9, 0.9, 0.2])
 
 
-def test_a_cascade_stops_where_it_is_sure() -> None:
+def test_a_cascade_stops_as_soon_as_it_is_confident() -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.95], [0.6]], [[0.1], [0.7]], [[0.1], [0.2]]])
     outcome = combine("cascade(confidence=0.9)", ballot)
     assert outcome.members_used is not None
@@ -150,7 +153,7 @@ def test_a_threshold_of_the_request_counts() -> None:
 
 
 @pytest.mark.parametrize("text", ["mean", "weighted_vote", "any(min_confidence=0.5)", "m0 or m1"])
-def test_what_needs_all_members_is_refused(text: str) -> None:
+def test_policies_that_need_all_members_are_refused(text: str) -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.5]], [[0.5]]])
     policy = bound(text, ballot)
     assert not can_stop_early(policy)
