@@ -30,7 +30,7 @@ def columns(members: int) -> np.ndarray:
 
 
 def test_dawid_skene_is_crowd_kits() -> None:
-    """The policy equals crowd-kit's expectation step with the error rates that crowd-kit learned."""
+    """The policy equals crowd-kit's expectation step, given the error rates that it learned."""
     golden = GOLDEN["dawid_skene"]
     ballot = make_ballot(Task.CLASSIFICATION, np.eye(3)[np.array(golden["votes"])])
     model = DawidSkeneModel(
