@@ -1,4 +1,7 @@
-"""What the services in Python share: eager float32 members behind one transformation by Pillow."""
+"""The members as the services in Python run them: eager, in float32, after Pillow's transformation.
+
+The services learn from environment variables what to serve; `starting` sets them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ PORT = "BENCHMARK_PORT"
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -35,13 +38,13 @@ class Members:
         self._modules = {n: self._ensemble.load(n, folder) for n in self._ensemble.members}
 
     def transform(self, image: bytes | Image.Image) -> Tensor:
-        """A member's input."""
+        """Turn an image or an image file into a member's input."""
         opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
         return self._ensemble.transform(opened)
 
     @torch.inference_mode()
     def labels(self, batch: Tensor) -> dict[str, list[str]]:
-        """Every member's label for every image of (N, channels, height, width)."""
+        """Compute every member's label for every image of a batch (N, channels, height, width)."""
         labels = self._ensemble.labels
         return {
             name: [labels[index] for index in module(batch).argmax(dim=1).tolist()]
@@ -49,16 +52,16 @@ class Members:
         }
 
     def answer(self, images: Sequence[bytes]) -> dict[str, list[str]]:
-        """Every member's label for every image file."""
+        """Compute every member's label for every image file."""
         return self.labels(torch.stack([self.transform(image) for image in images]))
 
 
 def rows(labels: dict[str, list[str]]) -> list[dict[str, str]]:
-    """The labels of each image."""
+    """Turn lists of labels by member into one mapping from member to label for each image."""
     count = len(next(iter(labels.values())))
     return [{name: each[row] for name, each in labels.items()} for row in range(count)]
 
 
 def columns(labels: Sequence[dict[str, str]]) -> dict[str, list[str]]:
-    """The opposite of `rows`."""
+    """Turn mappings from member to label, one for each image, into lists of labels by member."""
     return {name: [row[name] for row in labels] for name in labels[0]}

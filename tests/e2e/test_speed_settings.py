@@ -1,4 +1,4 @@
-"""Score cache, OpenVINO and profiling on a real TorchServe."""
+"""Tests the score cache, OpenVINO and `profile` on a real TorchServe."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def post(server: Server, model: str, files: list[bytes]) -> dict[str, object]:
         timeout=60,
     )
     answer.raise_for_status()
-    found: dict[str, object] = answer.json()
-    return found
+    content: dict[str, object] = answer.json()
+    return content
 
 
 def counter(server: Server, overrides: dict[str, str], name: str) -> float:
-    """A counter's value in Prometheus' form."""
+    """Read a counter from TorchServe's metrics in Prometheus' format."""
     text = requests.get(f"{overrides['metrics_address']}/metrics", timeout=30).text
     return sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} ([\d.e+]+)", text, re.M))
 
@@ -59,8 +59,8 @@ def test_repeats_come_from_the_score_cache_and_are_counted(tmp_path: Path) -> No
         described = requests.get(
             f"{server.management_address}/models/probes?customized=true", timeout=30
         ).json()
-        told = described[0]["customizedMetadata"]["score_cache"]
-        assert (told["hits"], told["misses"], told["samples"]) == (2, 2, 2)
+        cache = described[0]["customizedMetadata"]["score_cache"]
+        assert (cache["hits"], cache["misses"], cache["samples"]) == (2, 2, 2)
         assert counter(server, overrides, "ScoreCacheHits") == 2
         assert counter(server, overrides, "ScoreCacheMisses") == 2
 
@@ -76,7 +76,7 @@ def test_members_are_served_with_openvino(tmp_path: Path) -> None:
     settings = ServerSettings(tmp_path, (archive.name,), overrides=throw_away())
     with Server.start(settings, tmp_path / "run") as server:
         server.wait_ready()
-        found = post(server, "trees", [(tmp_path / "a.png").read_bytes()])
+        answer = post(server, "trees", [(tmp_path / "a.png").read_bytes()])
         log = server_log(tmp_path / "run").read_text()
     assert "one: runs with openvino in float32" in log
     small = torch.nn.functional.interpolate(
@@ -84,7 +84,7 @@ def test_members_are_served_with_openvino(tmp_path: Path) -> None:
     )
     with torch.inference_mode():
         expected = net()(small / 255).softmax(dim=1).max()
-    (prediction,) = found["predictions"]  # type: ignore[misc]
+    (prediction,) = answer["predictions"]  # type: ignore[misc]
     assert prediction["score"] == pytest.approx(float(expected), abs=1e-2)
 
 

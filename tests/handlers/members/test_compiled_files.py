@@ -1,4 +1,4 @@
-"""What the build made runs only from an archive's own folder, and only from a checked one."""
+"""Tests that executables are loaded only from the folder of a checked archive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchserve_ensemble.handlers.members.target import Target
 
 
 def compiled_record(*files: str, **keys: object) -> str:
-    """The record of a member `a` whose executable consists of these files."""
+    """Make the JSON of a record: a member `a` with these files as its executable."""
     executable = {
         "engine": "openvino",
         "members": ["a"],
@@ -35,7 +35,7 @@ def compiled_record(*files: str, **keys: object) -> str:
 def test_executables_beside_a_spec_are_never_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither by `predict --local` nor by a build: no record vouches for it there."""
+    """Nothing has checked files beside a spec, so `predict --local` does not load them either."""
     (tmp_path / "compiled").mkdir()
     (tmp_path / RECORD).write_text(compiled_record("compiled/a.xml"))
     (tmp_path / "compiled" / "outputs.safetensors").write_bytes(b"damaged, if it were read")
@@ -63,7 +63,7 @@ def test_executables_beside_a_spec_are_never_loaded(
         "compiled\\a.so",
     ],
 )
-def test_libraries_lie_in_the_folder_of_compiled_members(file: str) -> None:
+def test_libraries_outside_the_folder_of_compiled_members_are_refused(file: str) -> None:
     with pytest.raises(ArchiveError, match="does not lie in compiled/"):
         CompiledRecord.from_json(compiled_record(file))
     with pytest.raises(ArchiveError, match="does not lie in compiled/"):
@@ -80,7 +80,7 @@ def test_libraries_lie_in_the_folder_of_compiled_members(file: str) -> None:
         {"surprise": 1},
     ],
 )
-def test_what_does_not_fit_together_is_refused(keys: dict[str, object]) -> None:
+def test_a_record_that_contradicts_itself_is_refused(keys: dict[str, object]) -> None:
     with pytest.raises(ArchiveError, match="is damaged"):
         CompiledRecord.from_json(compiled_record("compiled/a.so", **keys))
 
