@@ -207,10 +207,12 @@ _FIVE_MORE = (
     "mobilenet_v2",
     "regnet_y_400mf",
 )
+_MODERN = ("vit_b_16", "swin_t", "convnext_tiny", "regnet_y_400mf")
 
 ENSEMBLES: Mapping[str, Ensemble] = {
     "three": Torchvision("three", _THREE, "image/jpeg"),
     "mixed": Torchvision("mixed", _THREE + _FIVE_MORE, "image/jpeg"),
+    "modern": Torchvision("modern", _MODERN, "image/jpeg"),
     "digits": Digits("digits", tuple(f"convolutional{n:02}" for n in range(16)), "image/png"),
 }
 

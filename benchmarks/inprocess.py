@@ -26,7 +26,7 @@ from torchserve_ensemble.handlers.base.threads import ThreadPool
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.inputs.images import decode_image
 from torchserve_ensemble.handlers.members.executable import Executable
-from torchserve_ensemble.handlers.spec import load_spec
+from torchserve_ensemble.handlers.spec import Engine, load_spec
 
 from .ensembles import ENSEMBLES, Ensemble
 
@@ -116,14 +116,14 @@ class InProcess:
             spec = load_spec(Path(temporary) / SPEC)
             # As many threads as a worker takes if no other worker runs on the machine.
             pool = ThreadPool(torch.get_num_threads())
-            cpu, compiled = torch.device("cpu"), spec.runtime.compile
+            cpu, compiled = torch.device("cpu"), spec.runtime.engine is not Engine.TORCH
             runtime = Runtime.load(spec, folder, cpu, pool, compiled=compiled)
 
             def from_files(files: Sequence[bytes]) -> None:
                 runtime.run(pool.map(_decode, files))
 
             what = f"our runtime, {spec.runtime.precision}"
-            what += ", compiled" if spec.runtime.compile else ""
+            what += f", engine {spec.runtime.engine}"
             for size in BATCH_SIZES:
                 files = self._images[:size]
                 decoded = [_decode(file) for file in files]

@@ -42,9 +42,10 @@ one of 255 levels, which may change a label now and then."""
 _NUM_IMAGES = 64
 
 OURS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "float32": ("ours, float32", {"precision": "float32"}),
-    "compiled": ("ours, float32 compiled", {"precision": "float32", "compile": True}),
-    "auto": ("ours, auto compiled", {"precision": "auto", "compile": True}),
+    "default": ("ours, no settings (float32)", {}),
+    "auto": ("ours, precision: auto", {"precision": "auto"}),
+    "int8": ("ours, precision: int8", {"precision": "int8", "tolerance": 0.1}),
+    "torch": ("ours, engine: torch (float32)", {"engine": "torch"}),
 }
 """This project's alternatives: name on the command line -> name in tables, and the spec's settings
 under ``runtime``."""
@@ -52,6 +53,17 @@ under ``runtime``."""
 PEERS: Mapping[str, Alternative] = {
     "flexserve": Alternative(BASELINE, starting.flask),
     "litserve": Alternative("LitServe", starting.litserve),
+    "litserve-f32": Alternative(
+        "LitServe with OpenVINO, float32", partial(starting.litserve, openvino="f32")
+    ),
+    "litserve-bf16": Alternative(
+        "LitServe with OpenVINO, bfloat16",
+        partial(starting.litserve, openvino="bf16"),
+        float32=False,
+    ),
+    "litserve-int8": Alternative(
+        "LitServe with OpenVINO, int8", partial(starting.litserve, openvino="int8"), float32=False
+    ),
     "bentoml": Alternative("BentoML", starting.bentoml),
     "ray": Alternative("Ray Serve", starting.ray),
     "stock": Alternative("TorchServe, an endpoint each", stock.endpoints),
@@ -203,7 +215,7 @@ def prepare(key: str, work: Work) -> Alternative:
     endpoint = f"{work.ensemble}-{key}"
     torchserve.build_ours(work, endpoint, work.folder / "samples", **runtime)
     start = partial(torchserve.ours, name=endpoint)
-    return Alternative(name, start, ours=True, float32=runtime["precision"] == "float32")
+    return Alternative(name, start, ours=True, float32="precision" not in runtime)
 
 
 def inprocess(ensemble: Ensemble, folder: Path, seconds: float) -> list[dict[str, object]]:

@@ -1,4 +1,6 @@
-"""The members as the services in Python run them: eager, in float32, after Pillow's transformation.
+"""The members as the services in Python run them, after Pillow's transformation.
+
+With torch they run eager in float32, with OpenVINO in the precision that the service was given.
 
 The services learn from environment variables what to serve; `starting` sets them.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.ensembles import ENSEMBLES
+from torchserve_ensemble.handlers.members.openvino_model import import_openvino
 
 FOLDER = "BENCHMARK_FOLDER"
 ENSEMBLE = "BENCHMARK_ENSEMBLE"
 BATCH_SIZE = "BENCHMARK_BATCH_SIZE"
 DELAY_MS = "BENCHMARK_DELAY_MS"
 PORT = "BENCHMARK_PORT"
+OPENVINO = "BENCHMARK_OPENVINO"
+"""The precision for OpenVINO: f32, bf16 or int8; without it the members run with torch."""
 
 
 def cores() -> int:
@@ -35,7 +40,15 @@ class Members:
         torch.set_num_threads(cores())
         self._ensemble = ENSEMBLES[os.environ[ENSEMBLE]]
         folder = Path(os.environ[FOLDER])
-        self._modules = {n: self._ensemble.load(n, folder) for n in self._ensemble.members}
+        modules = {n: self._ensemble.load(n, folder) for n in self._ensemble.members}
+        precision = os.environ.get(OPENVINO)
+        self._modules: dict[str, Callable[[Tensor], Tensor]] = dict(modules)
+        if precision is not None:
+            files = sorted((folder / "samples").iterdir())
+            samples = torch.stack([self.transform(file.read_bytes()) for file in files])
+            self._modules = {
+                name: with_openvino(module, samples, precision) for name, module in modules.items()
+            }
 
     def transform(self, image: bytes | Image.Image) -> Tensor:
         """Turn an image or an image file into a member's input."""
@@ -54,6 +67,37 @@ class Members:
     def answer(self, images: Sequence[bytes]) -> dict[str, list[str]]:
         """Compute every member's label for every image file."""
         return self.labels(torch.stack([self.transform(image) for image in images]))
+
+
+def with_openvino(
+    module: torch.nn.Module, samples: Tensor, precision: str
+) -> Callable[[Tensor], Tensor]:
+    """Convert a member as OpenVINO's documentation does it, to run on all cores.
+
+    Args:
+        module: the member.
+        samples: inputs to export it with and to calibrate int8 on.
+        precision: f32, bf16 or int8; the layers of int8 that are not quantized run in bf16.
+    """
+    openvino = import_openvino()
+    model = openvino.convert_model(module, example_input=samples[:2])
+    model.reshape([-1, *samples.shape[1:]])
+    if precision == "int8":
+        os.environ["NNCF_CI"] = "1"  # no telemetry
+        import nncf
+
+        dataset = nncf.Dataset([sample.unsqueeze(0).numpy() for sample in samples])
+        model = nncf.quantize(model, dataset, subset_size=len(samples))
+    compiled = openvino.compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": cores(),
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "int8" else precision,
+        },
+    )
+    return lambda batch: torch.from_numpy(compiled(batch.numpy())[0])
 
 
 def rows(labels: dict[str, list[str]]) -> list[dict[str, str]]:

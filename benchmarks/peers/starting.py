@@ -127,9 +127,16 @@ def flask(work: Work) -> AbstractContextManager[Running]:
     return service(work, "flask", command)
 
 
-def litserve(work: Work) -> AbstractContextManager[Running]:
-    """Start LitServe with one worker, which computes batches of requests."""
-    return service(work, "litserve", lambda _: ["-m", "benchmarks.peers.litserve_service"])
+def litserve(work: Work, openvino: str | None = None) -> AbstractContextManager[Running]:
+    """Start LitServe with one worker, which computes batches of requests.
+
+    Args:
+        work: what it serves.
+        openvino: the precision for OpenVINO, f32, bf16 or int8; None: torch, eager in float32.
+    """
+    variables = {} if openvino is None else {"BENCHMARK_OPENVINO": openvino}
+    command = ["-m", "benchmarks.peers.litserve_service"]
+    return service(work, f"litserve-{openvino or 'torch'}", lambda _: command, variables)
 
 
 def bentoml(work: Work) -> AbstractContextManager[Running]:
