@@ -260,7 +260,7 @@ class Server:
 
         def diagnose(name: str, version: str | None) -> str:
             with self.management() as management:
-                return management.describe(name, version)[0].why_not_taken()
+                return management.reason_for_refusal(name, version)
 
         return InferenceClient(
             address, transport=transport, token=token, timeout=timeout, diagnose=diagnose
@@ -275,7 +275,8 @@ class Server:
         death instead.
 
         Args:
-            models: (name, version) pairs, None for the default version; None: every model.
+            models: (name, version) pairs, None for the default version; None: every version of
+                every model.
             timeout: seconds.
 
         Raises:
@@ -288,8 +289,11 @@ class Server:
         deadline = time.monotonic() + timeout
         with self.management() as management:
             while True:
-                asked = [(name, None) for name in management.models()] if models is None else models
-                versions = [found for name, v in asked for found in management.describe(name, v)]
+                versions = (
+                    management.all_versions()
+                    if models is None
+                    else [found for name, v in models for found in management.describe(name, v)]
+                )
                 if versions and all(version.ready for version in versions):
                     return versions
                 if not versions:
@@ -304,7 +308,12 @@ class Server:
                 time.sleep(_POLL_SECONDS)
 
     def register(
-        self, archive: str, *, workers: int = 1, check_archive: bool = True
+        self,
+        archive: str,
+        *,
+        workers: int = 1,
+        check_archive: bool = True,
+        timeout: float = _EXTRACTION_SECONDS,
     ) -> ModelVersion:
         """Register an archive and wait until its workers are ready.
 
@@ -315,6 +324,7 @@ class Server:
             archive: file name in the model store, or an URL that the server may load.
             workers: for archives that do not say themselves.
             check_archive: before TorchServe extracts it; False registers archives of others.
+            timeout: seconds that TorchServe has to extract the archive.
 
         Raises:
             ArchiveError: it was altered, or `ts-ensemble build` did not write it.
@@ -333,7 +343,7 @@ class Server:
                     archive,
                     workers=workers,
                     token=self.token("management"),
-                    timeout=_EXTRACTION_SECONDS,
+                    timeout=timeout,
                 )
             except ServerError as error:
                 remedy = REMEDIES.get(error.status, "see the server's logs")

@@ -129,11 +129,16 @@ class ServerSettings:
         for model in self.models:
             archive = model.partition("=")[2] or model
             if "://" not in archive and not (self.model_store / archive).exists():
-                there = sorted(path.name for path in self.model_store.glob("*.mar"))
-                raise ServerError(
-                    f"{self.model_store} has no archive {archive}{nearest(archive, there)}; it "
-                    f"has {', '.join(there) or 'none: build one with `ts-ensemble build`'}"
-                )
+                raise ServerError(missing_archive(archive, self.model_store))
+
+
+def missing_archive(archive: str, model_store: Path) -> str:
+    """Say that a model store has no archive of a name, and which archives it has."""
+    names = sorted(path.name for path in model_store.glob("*.mar"))
+    return (
+        f"{model_store} has no archive {archive}{nearest(archive, names)}; it has "
+        f"{', '.join(names) or 'none: build one with `ts-ensemble build`'}"
+    )
 
 
 def read_properties(path: Path) -> dict[str, str]:
@@ -332,8 +337,8 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def throw_away() -> dict[str, str]:
-    """Overrides for a server of one test: free loopback ports, no tokens, model control on."""
+def on_free_ports() -> dict[str, str]:
+    """Return settings with which a server listens on the loopback address, on free ports."""
     inference, management, metrics, grpc_inference, grpc_management = free_ports(5)
     return {
         "inference_address": f"http://127.0.0.1:{inference}",
@@ -343,6 +348,13 @@ def throw_away() -> dict[str, str]:
         "grpc_management_address": "127.0.0.1",
         "grpc_inference_port": str(grpc_inference),
         "grpc_management_port": str(grpc_management),
+    }
+
+
+def throw_away() -> dict[str, str]:
+    """Return settings for a server of one test: free ports, no tokens, model control on."""
+    return {
+        **on_free_ports(),
         "disable_token_authorization": "true",
         "enable_model_api": "true",
     }

@@ -10,6 +10,7 @@ from typing import Protocol
 import requests
 
 from ..handlers.base.errors import ServerError
+from .sample_names import FIELD
 from .sessions import open_session
 
 Images = Sequence[tuple[str, bytes]]
@@ -57,7 +58,7 @@ class Transport(Protocol):
 
 
 class RestTransport:
-    """``POST /predictions/NAME[/VERSION]`` as one form, every image under the name ``file``.
+    """``POST /predictions/NAME[/VERSION]`` as one form, every image in a part named ``file``.
 
     Args:
         address: e.g. ``http://127.0.0.1:8080``.
@@ -80,14 +81,12 @@ class RestTransport:
     ) -> Answer:
         """See `Transport.send`."""
         path = f"/predictions/{name}" if version is None else f"/predictions/{name}/{version}"
-        fields = [("file", (file, data, "application/octet-stream")) for file, data in images]
+        fields = [(FIELD, (file, data, "application/octet-stream")) for file, data in images]
         url = self.address + path
         try:
             answer = self._session().post(url, files=fields, data=dict(options), timeout=timeout)
-        except requests.Timeout as error:
-            raise no_answer(url, timeout) from error
         except requests.RequestException as error:
-            raise no_server(url, error) from error
+            raise explain_failure(url, error, timeout) from error
         return Answer(answer.status_code, answer.content)
 
     def close(self) -> None:
@@ -105,15 +104,36 @@ class RestTransport:
         return session_of_thread
 
 
+def explain_failure(
+    url: str, error: requests.RequestException, timeout: float
+) -> NoAnswerError | NoConnectionError:
+    """Tell a server that took too long from one that cannot be reached.
+
+    Args:
+        url: address of the request, for the message.
+        error: what `requests` raised.
+        timeout: seconds that the server had for its answer.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        # A server that stops reading in the middle of an upload is a ConnectionError for requests;
+        # that the time was over stands in the error below it.
+        if isinstance(cause, requests.Timeout | TimeoutError):
+            return no_answer(url, timeout)
+        cause = cause.__cause__ or cause.__context__
+    return no_server(url, error)
+
+
 def no_answer(url: str, timeout: float) -> NoAnswerError:
-    """The error for a server that takes too long."""
+    """Make the error for a server that did not answer in time."""
     return NoAnswerError(
-        f"{url}: no answer within {timeout:g} s; see `ts-ensemble status`, or raise the timeout"
+        f"{url}: the server did not answer within {timeout:g} s, the client's timeout; "
+        "`ts-ensemble status` shows its workers and queues"
     )
 
 
 def no_server(url: str, error: Exception) -> NoConnectionError:
-    """The error for a server that cannot be reached."""
+    """Make the error for a server that cannot be reached."""
     return NoConnectionError(
         f"{url}: no server answers; start one with `ts-ensemble serve` ({error})"
     )

@@ -107,7 +107,7 @@ def test_what_is_not_repeated(answer: Answer) -> None:
 def test_attempts_are_bounded() -> None:
     script = Script(*[BUSY] * 3)
     error = ask(script, retries=2)
-    assert "it has no worker, or its queue is full" in str(error)
+    assert "the model has no worker, or its queue is full" in str(error)
     assert script.answers == []
 
 
@@ -127,7 +127,7 @@ def test_a_full_queue_is_not_called_a_missing_worker(workers: int, reason: str) 
         workers=(Worker("9000", "READY", 1, False, 0),) * workers,
         pending_requests=99,
     )
-    client = InferenceClient(retries=0, diagnose=lambda name, _: version.why_not_taken())
+    client = InferenceClient(retries=0, diagnose=lambda name, _: version.reason_for_503())
     client._transport = Script(BUSY)
     with pytest.raises(ServerError, match=reason) as caught:
         client.predict("a", [("x", b"")])

@@ -16,7 +16,7 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``versions``."""
     versions = subparsers.add_parser(
         "versions",
-        help="the versions of a model",
+        help="show the versions of a model",
         description="GET /models/NAME/all.",
         parents=[run_folder_option(), management_options()],
     )
