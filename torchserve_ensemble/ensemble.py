@@ -26,7 +26,7 @@ from .handlers.base.tasks import Task
 from .handlers.deployment import choose_device, load_service
 from .handlers.requests.parsing import Part, RawRequest
 from .handlers.service import EnsembleService, Identity
-from .handlers.spec import load_spec
+from .handlers.spec import load_spec, located_errors
 from .serving.client import Prediction
 from .serving.sample_names import FIELD, SEQUENCE_OPTIONS, in_batches, with_names
 
@@ -78,7 +78,9 @@ class Ensemble:
         path = Path(path)
         torch_device = None if device is None else torch.device(device)
         if path.suffix != ".mar":
-            return cls(load_service(load_spec(path), path.parent, device=torch_device))
+            spec = load_spec(path)
+            with located_errors(path):
+                return cls(load_service(spec, path.parent, device=torch_device))
         record = verify_archive(path)
         _warn_of_other_version(path, record.built_with.get("torchserve-ensemble"))
         extracted = tempfile.TemporaryDirectory(prefix="ts-ensemble-")

@@ -70,7 +70,7 @@ def add_command(subparsers: Subparsers) -> None:
 
 def _tune(arguments: argparse.Namespace) -> int:
     require_installed(TUNING_MODULES, "tuning needs")
-    from ..handlers.spec import load_spec
+    from ..handlers.spec import load_spec, located_errors
     from ..tuning.labelled_data import read_labelled
     from ..tuning.member_outputs import member_outputs
     from ..tuning.report import write_report
@@ -81,7 +81,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     spec = load_spec(arguments.spec)
     target = parse_target(arguments.target, spec.task)
     data = read_labelled(arguments.data, spec)
-    with progress_bar("running members") as on_image:
+    with located_errors(arguments.spec), progress_bar("running members") as on_image:
         outputs = member_outputs(spec, arguments.spec.parent, data, on_image=on_image)
     with progress_bar("measuring policies") as on_step:
         tuning = tune(
