@@ -251,7 +251,7 @@ def metrics_of(measurement: LoadMeasurement, clients: int, subject: str) -> Load
     p50, p99 = (percentile(measurement.latencies_ms, share) for share in (0.5, 0.99))
     if p50 is None or p99 is None:
         raise ServerError(
-            f"{subject}: no request was answered in the {measurement.seconds:g} s of the measurement"
+            f"{subject}: no request was answered within {measurement.seconds:g} s of measurement"
         )
     return LoadMetrics(clients, measurement.images_per_second, p50, p99)
 

@@ -114,7 +114,8 @@ def _lines(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     shape = description["input_shape"]
     yield "input", " x ".join(map(str, shape)) if shape else "each member has its own shape"
     yield "device", description["device"]
-    yield "score cache", "off" if description["score_cache"] is None else "on"
+    cache = description["score_cache"]
+    yield "score cache", "off" if cache is None else _counts(cache)
 
 
 def _call(policy: Mapping[str, Any]) -> str:
@@ -128,6 +129,10 @@ def _limits(limits: Mapping[str, int]) -> str:
         f"{limits['max_samples']:,} samples and {limits['max_request_bytes']:,} bytes in a "
         f"request, {limits['max_pixels']:,} pixels in an image"
     )
+
+
+def _counts(cache: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in cache.items())
 
 
 def _listed(names: Iterable[str]) -> str:
