@@ -303,7 +303,7 @@ class Server:
                     late = [f"{v.name} {v.version}" for v in versions if not v.ready]
                     raise ServerError(
                         f"the workers of {', '.join(late)} are not ready after {timeout:g} s; see "
-                        f"{server_log(self.run_folder)}"
+                        f"{server_log(self.run_folder)}, or wait longer (serve --timeout SECONDS)"
                     )
                 time.sleep(_POLL_SECONDS)
 

@@ -1,4 +1,4 @@
-"""The verbs with a real server: both versions of a model, free ports, and messages with remedies."""
+"""Verbs with a real server: versions of a model, free ports, names of samples, and messages."""
 
 from __future__ import annotations
 

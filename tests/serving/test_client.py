@@ -164,7 +164,7 @@ def test_a_timeout_names_the_seconds_of_the_client_and_not_those_left() -> None:
 def test_a_server_that_is_silent_is_not_called_absent(num_bytes: int) -> None:
     """It accepts the connection, and then neither reads nor answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = "http://127.0.0.1:{}".format(silent.getsockname()[1])
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with (
             InferenceClient(address, timeout=0.3) as client,
             pytest.raises(NoAnswerError) as caught,
