@@ -78,4 +78,4 @@ def test_every_verb_and_every_option_has_a_help() -> None:
     for verb, verb_parser in verbs.choices.items():
         assert verb_parser.description, verb
         for action in verb_parser._actions:
-            assert action.help or action.dest in ("name", "shell", "model_version"), (verb, action)
+            assert action.help, (verb, action)

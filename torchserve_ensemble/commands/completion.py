@@ -24,7 +24,7 @@ def add_command(subparsers: Subparsers) -> None:
         "compinit; or run `ts-ensemble completion fish > "
         "~/.config/fish/completions/ts-ensemble.fish` once.",
     )
-    completion.add_argument("shell", choices=["bash", "zsh", "fish"])
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"], help="your shell")
     completion.set_defaults(run=_completion)
 
 

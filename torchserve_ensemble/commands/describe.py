@@ -29,7 +29,7 @@ def add_command(subparsers: Subparsers) -> None:
         "the whole answer, with the parameters of every policy and the meaning of every option.",
         parents=[run_folder_option(), management_options()],
     )
-    describe.add_argument("name", metavar="NAME")
+    describe.add_argument("name", metavar="NAME", help="name of the model")
     describe.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     describe.set_defaults(run=_describe)
 

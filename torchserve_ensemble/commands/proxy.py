@@ -26,7 +26,7 @@ def add_command(subparsers: Subparsers) -> None:
         "clients then need no change but their base URL. The file contains the inference token.",
         parents=[run_folder_option()],
     )
-    proxy.add_argument("name", metavar="NAME")
+    proxy.add_argument("name", metavar="NAME", help="name of the model")
     proxy.add_argument(
         "--listen",
         metavar="[ADDRESS:]PORT",

@@ -22,7 +22,7 @@ def add_command(subparsers: Subparsers) -> None:
         "loads, the number is changed back.",
         parents=[run_folder_option(), management_options(), draining_options()],
     )
-    scale.add_argument("name", metavar="NAME")
+    scale.add_argument("name", metavar="NAME", help="name of the model")
     scale.add_argument(
         "workers",
         type=_number_of_workers,

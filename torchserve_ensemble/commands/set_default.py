@@ -19,13 +19,15 @@ def add_command(subparsers: Subparsers) -> None:
         description="PUT /models/NAME/VERSION/set-default, if a worker of that version is READY.",
         parents=[run_folder_option(), management_options()],
     )
-    default.add_argument("name", metavar="NAME")
+    default.add_argument("name", metavar="NAME", help="name of the model")
     default.add_argument(
         "--force",
         action="store_true",
         help="choose the version even if none of its workers is READY",
     )
-    default.add_argument("model_version", metavar="VERSION")
+    default.add_argument(
+        "model_version", metavar="VERSION", help="version that becomes the default one"
+    )
     default.set_defaults(run=_set_default)
 
 

@@ -20,7 +20,7 @@ def add_command(subparsers: Subparsers) -> None:
         "that have arrived.",
         parents=[run_folder_option(), management_options(), draining_options()],
     )
-    unregister.add_argument("name", metavar="NAME")
+    unregister.add_argument("name", metavar="NAME", help="name of the model")
     unregister.add_argument(
         "model_version",
         metavar="VERSION",

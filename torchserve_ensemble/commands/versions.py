@@ -20,7 +20,7 @@ def add_command(subparsers: Subparsers) -> None:
         description="GET /models/NAME/all.",
         parents=[run_folder_option(), management_options()],
     )
-    versions.add_argument("name", metavar="NAME")
+    versions.add_argument("name", metavar="NAME", help="name of the model")
     versions.set_defaults(run=_versions)
 
 
