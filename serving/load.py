@@ -34,6 +34,7 @@ from PIL import Image
 
 from ..handlers.base.errors import ServerError
 from .sample_names import FIELD
+from .transports import NoAnswerError
 
 BodyForm = Literal["multipart", "raw"]
 """Form of a request's body: a multipart form with all images, or the bytes of one image alone."""
@@ -136,6 +137,7 @@ class LoadClient:
             timeout: longest wait for the server to go on, in seconds.
 
         Raises:
+            NoAnswerError: a request had no answer in time.
             ServerError: a request had no answer, or one with another status than 200.
         """
         while len(self._connections) < len(requests):
@@ -152,7 +154,7 @@ class LoadClient:
             # A connection whose answer was not read to its end cannot be used again.
             self.close()
             if isinstance(error, TimeoutError):
-                raise ServerError(f"no answer within {timeout:.0f} s") from error
+                raise NoAnswerError(f"no answer within {timeout:g} s") from error
             if isinstance(error, OSError | http.client.HTTPException):
                 raise ServerError(f"no answer: {error or type(error).__name__}") from error
             raise
@@ -341,6 +343,7 @@ def open_loop(
     result = LoadMeasurement()
     lock = threading.Lock()
     numbers = iter(range(len(schedule)))
+    too_late = NoAnswerError(f"no answer within {_TIMEOUT_SECONDS:g} s of the scheduled moment")
     num_connections = min(_MAX_OPEN_LOOP_CONNECTIONS, len(schedule))
     begin = time.perf_counter() + 0.05
 
@@ -356,14 +359,11 @@ def open_loop(
                 seconds_left = arrival + _TIMEOUT_SECONDS - time.perf_counter()
                 try:
                     if seconds_left <= 0:
-                        raise ServerError(
-                            f"not sent: all {num_connections} connections were in use for "
-                            f"{_TIMEOUT_SECONDS:g} s"
-                        )
+                        raise too_late
                     client.ask(turns[number % len(turns)], timeout=seconds_left)
                 except ServerError as error:
                     with lock:
-                        result.count_error(error)
+                        result.count_error(too_late if isinstance(error, NoAnswerError) else error)
                     continue
                 with lock:
                     result.images += size

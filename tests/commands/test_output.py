@@ -44,7 +44,7 @@ LOCAL = ("predict", "--local", "ensemble.yaml", "images", "--per-request", "1")
         [*LOCAL, "--format", "json"],
         [*LOCAL, "--format", "table"],
         ["completion", "bash"],
-        ["doctor", "--config", "none"],
+        ["doctor", "--config", "none", "--run-folder", "none"],
     ],
     ids=" ".join,
 )

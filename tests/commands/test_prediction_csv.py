@@ -56,6 +56,7 @@ def test_an_error_in_the_first_row_leaves_the_columns_of_the_members() -> None:
 def test_the_words_are_those_of_the_json_answer(tmp_path: Path) -> None:
     """Column for column what pandas.json_normalize makes of the answers, in its dotted names."""
     for task in ("classification", "presence", "multilabel", "regression"):
+        (tmp_path / task).mkdir()
         service = probes(tmp_path / task, task=task)
         ensemble = Ensemble(service)
         asked = {} if task == "regression" else {"include": "scores,uncertainty"}

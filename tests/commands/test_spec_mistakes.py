@@ -30,7 +30,7 @@ MISTAKES = [
     (
         {"policies": {"default": "mean", "named": {"strict": "at_least(k=9)"}}},
         "policies.named.strict",
-        "3 members",
+        "parameter k=9 exceeds the number of members, 3",
     ),
     ({"policies": {"default": "mean", "allowed": ["meen"]}}, "policies.allowed", "'mean'?"),
 ]

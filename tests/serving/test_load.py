@@ -54,7 +54,7 @@ def test_each_image_is_declared_as_what_it_is() -> None:
 def test_errors_are_named_in_words() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         target = LoadTarget(f"http://127.0.0.1:{silent.getsockname()[1]}", ("/predictions/a",))
-        with pytest.raises(ServerError, match="no answer within 1 s"):
+        with pytest.raises(ServerError, match="no answer within 0.6 s"):
             LoadClient(target).ask(encode(target, [b"x"]), timeout=0.6)
     with pytest.raises(ServerError, match="no answer: .*refused"):
         LoadClient(target).ask(encode(target, [b"x"]))
@@ -71,5 +71,4 @@ def test_an_open_loop_ends_though_the_server_never_answers(monkeypatch: pytest.M
     # One after the other, 20 requests on 2 connections would take 5 s.
     assert took < 2
     assert measured.images == 0
-    assert sum(measured.errors.values()) == 20
-    assert measured.errors["not sent: all 2 connections were in use for 0.5 s"] > 0
+    assert measured.errors == {"no answer within 0.5 s of the scheduled moment": 20}

@@ -64,16 +64,17 @@ def print_description(description: Mapping[str, Any]) -> None:
     console.print(Text(f"{model['name']} {model['version']}", "bold"))
     if description["description"]:
         console.print(Text(description["description"]))
+    console.print()
     console.print(members)
+    console.print()
     console.print(facts)
 
 
 def _members(members: Sequence[Mapping[str, Any]]) -> Table:
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("member", "architecture", "format", "voting weight"):
         table.add_column(column, overflow="fold")
     for member in members:
@@ -112,8 +113,8 @@ def _lines(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "options", ", ".join(option["name"] for option in description["options"])
     yield "limits", _limits(description["limits"])
     shape = description["input_shape"]
-    yield "input", " x ".join(map(str, shape)) if shape else "each member has its own shape"
-    yield "device", description["device"]
+    inputs = " x ".join(map(str, shape)) if shape else "a shape of its own for each member"
+    yield "runs on", f"{description['device']}; input {inputs}"
     cache = description["score_cache"]
     yield "score cache", "off" if cache is None else _counts(cache)
 
@@ -125,9 +126,10 @@ def _call(policy: Mapping[str, Any]) -> str:
 
 
 def _limits(limits: Mapping[str, int]) -> str:
+    megabytes, megapixels = limits["max_request_bytes"] / 1e6, limits["max_pixels"] / 1e6
     return (
-        f"{limits['max_samples']:,} samples and {limits['max_request_bytes']:,} bytes in a "
-        f"request, {limits['max_pixels']:,} pixels in an image"
+        f"{limits['max_samples']:,} samples, {megabytes:,.1f} MB a request; "
+        f"{megapixels:,.1f} million pixels an image"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import run_folder_option
+from .printing import standard_output
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -35,7 +36,6 @@ def add_command(subparsers: Subparsers) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.text import Text
 
     from ..serving.doctor import Level, diagnose
@@ -43,7 +43,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = diagnose(
         config=arguments.config, spec=arguments.spec, run_folder=arguments.run_folder
     )
-    console = Console(soft_wrap=True)
+    console = standard_output(soft_wrap=True)
     colours = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
     for finding in findings:
         level = Text(f"{finding.level:<8}", colours[finding.level])

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def standard_output() -> Console:
-    """Return a console for tables, on which a closed pipe is the same error as for `print`."""
+def standard_output(*, soft_wrap: bool = False) -> Console:
+    """Return a console for tables, on which a closed pipe is the same error as for `print`.
+
+    Args:
+        soft_wrap: whether long lines are left as they are, for the terminal to wrap.
+    """
     from rich.console import Console
 
     class _Console(Console):
@@ -27,7 +31,7 @@ def standard_output() -> Console:
             # Rich would end the process itself, with status 1.
             raise BrokenPipeError
 
-    return _Console()
+    return _Console(soft_wrap=soft_wrap)
 
 
 def print_versions(versions: list[ModelVersion], *, on_this_machine: bool = False) -> None:
