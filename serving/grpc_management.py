@@ -16,6 +16,9 @@ from ..handlers.base.errors import ServerError
 from .grpc_messages import message_classes, open_channel
 
 _SERVICE = "org.pytorch.serve.grpc.management"
+_WITHOUT_CONTROL = "Model API disabled"
+"""TorchServe's message, with PERMISSION_DENIED, if enable_model_api is false."""
+
 _STATUSES = {
     "INVALID_ARGUMENT": 400,
     "UNAUTHENTICATED": 401,
@@ -71,5 +74,5 @@ def _refusal(address: str, archive: str, error: Any) -> ServerError:
     # The second line is the name of a Java class.
     details = str(error.details() or "").partition("\n")[0]
     refusal = ServerError(f"{archive}: {details or 'refused without a reason'} ({code}, {address})")
-    refusal.status = _STATUSES.get(code, 500)
+    refusal.status = 405 if _WITHOUT_CONTROL in details else _STATUSES.get(code, 500)
     return refusal

@@ -38,6 +38,21 @@ def test_three_members_fit_on_80_by_24(
         assert words in text
 
 
+def test_keys_without_a_value_may_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As TorchServe leaves them out."""
+    description = probes(tmp_path).describe() | {"input_shape": None}
+    description["members"] = [each | {"architecture": None} for each in description["members"]]
+    with_nulls = printed(description, capsys)
+    members = [
+        {key: value for key, value in member.items() if value is not None}
+        for member in description["members"]
+    ]
+    present = {key: value for key, value in description.items() if value is not None}
+    assert printed(present | {"members": members}, capsys) == with_nulls
+
+
 def test_a_thousand_labels_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     service = probes(tmp_path)
     description = service.describe() | {"labels": [f"label {number}" for number in range(1000)]}

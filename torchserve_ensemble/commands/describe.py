@@ -62,7 +62,8 @@ def print_description(description: Mapping[str, Any]) -> None:
     model = description["model"]
     console = standard_output()
     console.print(Text(f"{model['name']} {model['version']}", "bold"))
-    if description["description"]:
+    # TorchServe leaves keys without a value out.
+    if description.get("description"):
         console.print(Text(description["description"]))
     console.print()
     console.print(members)
@@ -80,7 +81,7 @@ def _members(members: Sequence[Mapping[str, Any]]) -> Table:
     for member in members:
         table.add_row(
             Text(member["name"]),
-            Text(member["architecture"] or "in the weights file"),
+            Text(member.get("architecture") or "in the weights file"),
             Text(member["format"]),
             f"{member['voting_weight']:g}",
         )
@@ -112,10 +113,10 @@ def _lines(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "policies", ", ".join([*registered, *expressions])
     yield "options", ", ".join(option["name"] for option in description["options"])
     yield "limits", _limits(description["limits"])
-    shape = description["input_shape"]
+    shape = description.get("input_shape")
     inputs = " x ".join(map(str, shape)) if shape else "a shape of its own for each member"
     yield "runs on", f"{description['device']}; input {inputs}"
-    cache = description["score_cache"]
+    cache = description.get("score_cache")
     yield "score cache", "off" if cache is None else _counts(cache)
 
 
