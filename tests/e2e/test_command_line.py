@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +174,26 @@ def test_describe_is_a_summary_and_json_has_everything(
     description = json.loads(capsys.readouterr().out)
     assert description["model"]["name"] == "probes"
     assert description["policies"]["available"][0]["parameters"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["status"], ["versions", "probes"], ["describe", "probes"], ["token", "inference"]],
+    ids=" ".join,
+)
+def test_a_closed_pipe_is_no_traceback(run_folder: list[str], arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "torchserve_ensemble", *arguments, *run_folder],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=120,
+        )
+    finally:
+        os.close(writer)
+    assert (result.stderr, result.returncode) == (b"", 0)
 
 
 def test_a_server_without_model_control_says_how_to_start_one_with_it(

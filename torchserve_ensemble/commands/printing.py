@@ -131,17 +131,18 @@ def _bar(*, visible: bool = True) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    hidden = not visible or not sys.stderr.isatty()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, quiet=hidden),
         transient=True,
         # Rich would write what is printed meanwhile to standard error, even if standard output
         # is a file.
         redirect_stdout=False,
-        disable=not visible or not sys.stderr.isatty(),
+        disable=hidden,
     )
 
 
