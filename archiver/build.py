@@ -28,7 +28,7 @@ from ..handlers.base.archive_layout import (
 from ..handlers.base.errors import ArchiveError
 from ..handlers.deployment import load_service
 from ..handlers.inputs.images import decode_image
-from ..handlers.spec import Engine, EnsembleSpec, load_spec
+from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
 from .labels_in_spec import text_with_labels
 from .torchserve_files import manifest, model_config, requirements
 
@@ -69,7 +69,8 @@ def build_archive(
     """
     spec = load_spec(spec_path)
     if check:
-        load_service(spec, spec_path.parent)
+        with located_errors(spec_path):
+            load_service(spec, spec_path.parent)
     with _compiled_files(spec, spec_path.parent, samples, report) as compiled:
         contents = _contents(spec, spec_path, tuple(compiled))
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}

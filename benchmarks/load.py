@@ -17,7 +17,8 @@ from torchserve_ensemble.serving.load import LoadTarget, closed_loop, open_loop
 def arguments_of(target: LoadTarget) -> list[str]:
     """Make the options of this module's command line that describe a target."""
     arguments = ["--address", target.address, "--form", target.form]
-    arguments += ["--image-type", target.image_type]
+    if target.image_type is not None:
+        arguments += ["--image-type", target.image_type]
     for path in target.paths:
         arguments += ["--path", path]
     for name, value in target.fields.items():
@@ -32,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--path", action="append", required=True)
     parser.add_argument("--form", choices=("multipart", "raw"), default="multipart")
     parser.add_argument("--field", action="append", default=[], help="NAME=VALUE")
-    parser.add_argument("--image-type", default="image/jpeg")
-    parser.add_argument("--images", type=Path, required=True, help="folder of image files")
+    parser.add_argument("--image-type", help="media type (default: each image's own)")
+    parser.add_argument("--images", type=Path, required=True, help="folder")
     parser.add_argument("--size", type=int, default=1, help="images in a request")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--clients", type=int, default=1)

@@ -89,7 +89,9 @@ def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:
         )
         check_catalogue(policies)
     except PolicyError as error:
-        raise SpecError(f"policies of ensemble '{spec.name}': {error}") from error
+        spec_error = SpecError(f"policies of ensemble '{spec.name}': {error}")
+        spec_error.place = error.place
+        raise spec_error from error
     return policies
 
 

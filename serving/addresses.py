@@ -62,7 +62,7 @@ def check_ports(properties: Mapping[str, str]) -> None:
             except (OSError, OverflowError) as error:
                 raise ServerError(
                     f"{setting}: cannot listen on {host}:{port}: {error}; another server may run "
-                    f"there; choose another, e.g. --set {setting}=..."
+                    f"there; choose another port (--set {setting}=...) or --free-ports"
                 ) from error
 
 

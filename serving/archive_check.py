@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..handlers.archive.mar_file import verify_archive
 from ..handlers.base.errors import ArchiveError, ServerError
+from .settings import missing_archive
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ def check_archive(archive: str, model_store: Path) -> None:
     elif "/" in archive or "\\" in archive:
         # TorchServe would load a folder anywhere on the server, or use only the last part.
         raise ArchiveError(f"{archive}: name a file of the model store {model_store}, not a path")
+    elif not (model_store / archive).exists():
+        raise ArchiveError(missing_archive(archive, model_store))
     else:
         verify_archive(model_store / archive)
 

@@ -1,7 +1,8 @@
-"""Changes to a running server that hold up no client and lose no request.
+"""Registers, scales and unregisters models so that no client waits and no request is lost.
 
-They are TorchServe's own management calls, in an order and with waits that TorchServe leaves to its
-caller: asynchronous, polled until the workers are READY, and only of workers that compute nothing.
+Each change is made by TorchServe's own management calls. What TorchServe leaves to its caller is
+done here: calls do not wait for workers, which are polled until they are READY, and a worker is
+ended only when it computes nothing.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ from .management import ManagementClient, ModelVersion, Worker
 from .worker_log import WorkerLog
 
 _POLL_SECONDS = 0.1
-_DEATH_SECONDS = 5
+
+_LOG_DELAY_SECONDS = 5
+"""How long the last lines of a worker that died may take until they stand in the server's log."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Registers, scales and unregisters.
+    """Changes which models a server has, and how many workers they have.
 
     Attributes:
-        management: the server.
-        log: its log, where it is at hand: a worker that dies is then shown with its traceback.
-        drain_timeout: seconds to wait for requests that workers compute before they are ended.
-        force: end them then all the same, instead of refusing.
+        management: client of the server's management API.
+        log: the server's log, from which a dead worker's traceback is read; None if it cannot be
+            read from here.
+        drain_timeout: seconds that workers have to answer their requests before they are ended.
+        force: whether workers that still compute after that time are ended all the same; without
+            it the change is refused.
     """
 
     management: ManagementClient
@@ -37,25 +42,26 @@ class Changes:
     force: bool = False
 
     def register(self, archive: str, submit: Callable[[], object]) -> ModelVersion:
-        """Register an archive, wait for its workers, and take it back if one dies.
+        """Register an archive and wait for its workers; unregister it again if one of them dies.
 
         Args:
-            archive: as the server will name it.
-            submit: asks the server to register it, without waiting for its workers.
+            archive: file name or URL of the archive.
+            submit: asks the server to register the archive, without waiting for its workers.
 
         Raises:
-            WorkerDiedError: with the worker's own traceback.
-            ServerError: what TorchServe answers, with a remedy.
+            WorkerDiedError: a worker died; the error holds the worker's own traceback.
+            ServerError: TorchServe refuses the archive; the message says why and what to do.
         """
-        self._forget_deaths()
+        self._skip_earlier_deaths()
         before = {(each.name, each.version) for each in self.management.all_versions()}
         submit()
-        # An asynchronous call is answered without the name and version of what it registered.
+        # TorchServe's answer does not say which name and version it has registered.
         new = (v for v in self.management.all_versions() if (v.name, v.version) not in before)
         version = next((each for each in new if each.archive == archive), None)
         if version is None:
             raise ServerError(
-                f"{archive} was accepted but is not registered: another call unregistered it"
+                f"TorchServe accepted {archive}, which is not registered now: another client has "
+                "unregistered it"
             )
         try:
             return self._wait_for_workers(version, version.min_workers)
@@ -65,23 +71,33 @@ class Changes:
             raise
 
     def scale(self, name: str, workers: int, version: str | None = None) -> ModelVersion:
-        """Change the number of workers; a new one that dies takes the change back.
+        """Change a version's number of workers, and change it back if a new worker dies.
+
+        Args:
+            name: name of the model.
+            workers: number of workers that the version shall have.
+            version: the version; None: the default version.
 
         Raises:
-            WorkerDiedError: with the new worker's own traceback.
-            ServerError: workers that are to be ended still compute; what TorchServe answers.
+            WorkerDiedError: a new worker died; the error holds its own traceback.
+            ServerError: there is no such version; workers that are to be ended still compute; or
+                TorchServe refuses the change.
         """
-        self._forget_deaths()
+        if workers < 0:
+            raise ServerError(
+                f"{name} cannot have {workers} workers: give the number that it shall have, from 0"
+            )
+        self._skip_earlier_deaths()
         (before,) = self.management.describe(name, version)
         if workers >= len(before.workers):
             self.management.scale(before.name, workers, version=before.version)
             try:
                 return self._wait_for_workers(
-                    before, workers, known={worker.id for worker in before.workers}
+                    before, workers, earlier_workers={worker.id for worker in before.workers}
                 )
             except BaseException:
                 with contextlib.suppress(ServerError):
-                    # The new workers are the last ones, and those that TorchServe ends.
+                    # TorchServe ends the last workers, which are the new ones.
                     self.management.scale(before.name, len(before.workers), version=before.version)
                 raise
         with self._drained(before, before.workers[workers:]):
@@ -93,36 +109,44 @@ class Changes:
                     return now
                 if time.monotonic() > deadline:
                     raise ServerError(
-                        f"{before.name} {before.version} still has {len(now.workers)} workers"
+                        f"{before.name} {before.version} still has {len(now.workers)} workers "
+                        f"after {self.drain_timeout:g} s, not {workers}; `ts-ensemble status` "
+                        "shows when they have ended"
                     )
                 time.sleep(_POLL_SECONDS)
 
     def set_default(self, name: str, version: str) -> str:
-        """Make a version the default one.
+        """Make a version the one that answers requests which name no version.
 
         Raises:
-            ServerError: none of its workers is ready, so that its requests would wait or fail.
+            ServerError: there is no such version, or none of its workers is READY, so that
+                requests would wait or fail.
         """
         (chosen,) = self.management.describe(name, version)
         if not self.force and not any(worker.ready for worker in chosen.workers):
             raise ServerError(
-                f"no worker of {name} {version} is READY: scale it up first, or use --force"
+                f"no worker of {name} {version} is READY, so that it could not answer: start one "
+                f"with `ts-ensemble scale {name} 1 --model-version {version}`, or use --force"
             )
         return self.management.set_default(name, version)
 
     def unregister(self, name: str, version: str | None = None) -> str:
         """Remove a version once it has answered all of its requests.
 
+        Args:
+            name: name of the model.
+            version: the version; None: the default version.
+
         Raises:
-            ServerError: it still computes, or requests for it still arrive, or it is the default
-                of several.
+            ServerError: there is no such version; it is the default one of several; it still
+                computes; or requests for it still arrive.
         """
         versions = self.management.versions(name)
         chosen = next(
             (v for v in versions if (v.default if version is None else v.version == version)), None
         )
         if chosen is None or (chosen.default and len(versions) > 1):
-            # TorchServe refuses both, and says why.
+            # TorchServe refuses to remove either, and its refusal is explained.
             return self.management.unregister(name, version)
         with self._drained(chosen, chosen.workers):
             return self.management.unregister(name, chosen.version)
@@ -137,25 +161,33 @@ class Changes:
             force=self.force,
         )
 
-    def _forget_deaths(self) -> None:
+    def _skip_earlier_deaths(self) -> None:
+        """Read the log up to its end, so that only workers that die from now on are reported."""
         if self.log is not None:
             self.log.dead_workers()
 
     def _wait_for_workers(
-        self, version: ModelVersion, count: int, known: Collection[str] = ()
+        self, version: ModelVersion, count: int, earlier_workers: Collection[str] = ()
     ) -> ModelVersion:
-        """Poll until so many workers are READY; the death of one that is not `known` ends it."""
+        """Poll until a version has enough workers that are READY.
+
+        Args:
+            version: the version.
+            count: number of workers that must be READY.
+            earlier_workers: identifiers of workers that ran before the change. Only the death of
+                another worker is an error.
+        """
         deadline = time.monotonic() + version.startup_timeout
         processes: dict[str, int] = {}
         while True:
             (now,) = self.management.describe(version.name, version.version)
             if sum(worker.ready for worker in now.workers) >= count:
                 return now
-            new = [worker for worker in now.workers if worker.id not in known]
-            # Identifiers are never used twice; a name and a version may be.
+            new = [worker for worker in now.workers if worker.id not in earlier_workers]
+            # The log names a worker by its identifier, which no other worker ever gets.
             self._raise_if_dead({worker.id for worker in new})
             for worker in new:
-                # TorchServe starts a worker that died anew, under the same identifier.
+                # TorchServe restarts a dead worker under its old identifier, as another process.
                 if worker.pid > 0 and processes.setdefault(worker.id, worker.pid) != worker.pid:
                     self._wait_for_death(version, worker.id)
             if time.monotonic() > deadline:
@@ -171,8 +203,8 @@ class Changes:
                 raise dead.error()
 
     def _wait_for_death(self, version: ModelVersion, worker: str) -> None:
-        """A worker is gone; its last lines may still be on their way to the log."""
-        deadline = time.monotonic() + _DEATH_SECONDS
+        """Raise the error for a worker that has died, as soon as the log shows its traceback."""
+        deadline = time.monotonic() + _LOG_DELAY_SECONDS
         while self.log is not None and time.monotonic() < deadline:
             self._raise_if_dead({worker})
             time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""TorchServe's inference API for ensembles."""
+"""A client of TorchServe's inference API, for models that answer as ensembles do."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..handlers.base.errors import RequestError, ServerError
+from .sample_names import in_batches, with_names
 from .transports import (
     Answer,
     Images,
@@ -20,38 +21,38 @@ from .transports import (
     NoConnectionError,
     RestTransport,
     Transport,
+    no_answer,
 )
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8080"
-"""Where TorchServe listens if nothing else is configured."""
+"""Where TorchServe's inference API listens over HTTP if nothing else is configured."""
 
 DEFAULT_GRPC_ADDRESS = "127.0.0.1:7070"
-"""The same for gRPC."""
+"""Where TorchServe's inference API listens over gRPC if nothing else is configured."""
 
-# TorchServe's words for a model without workers, and for one whose queue is full.
-_NOT_TAKEN = "has no worker to serve inference request"
+_NO_WORKER = "has no worker to serve inference request"
+"""TorchServe's message both for a model without workers and for one whose queue is full."""
+
 _WORKER_ENDED = ("Worker died.", "Worker scaled down.")
+"""TorchServe's messages for a request whose worker ended while it computed the answer."""
+
 _FIRST_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 2.0
 
 
-SEQUENCE_OPTIONS = ("smooth", "frame_order", "stream", "frames")
-"""Options about all samples of a request together, which must not be split over several."""
-
-
 @dataclass(frozen=True)
 class Prediction:
-    """One sample's answer: the combined one, or one member's.
+    """The answer for one sample: the ensemble's, or one member's.
 
     Attributes:
-        label: the label chosen; None where several or none are, or the policy abstained.
-        labels: all labels chosen.
-        score: the label's score; for presence that of the positive label.
-        scores: by label, where they were asked for.
-        values: by output, of a regression.
-        members: each member's own answer.
-        error: why there is no answer, for a sample that was skipped.
-        raw: all that the server said of it.
+        label: the chosen label; None if the task can choose several, or the policy abstained.
+        labels: all chosen labels.
+        score: the chosen label's score; for the task presence, the positive label's.
+        scores: label -> score, if the request asked for scores.
+        values: output -> value, for the task regression.
+        members: member -> its own answer.
+        error: why the sample has no answer; None if it has one.
+        raw: the JSON object that all of this was read from.
     """
 
     label: str | None = None
@@ -80,24 +81,27 @@ class Prediction:
 
 
 class InferenceClient:
-    """Sends images and options, keeps its connections, and never waits without a limit.
+    """Sends images and options to a model, and returns its predictions.
 
-    A prediction changes nothing in the server, so it is safe to repeat. It is sent again, after
-    pauses of 0.1 s that double up to 2 s, where the server could not be reached or closed the
-    connection, where no worker took it (503: the queue is full or no worker is ready; 507), and
-    where the worker ended while it computed it (TorchServe's "Worker died.").
+    A client keeps its connections open, and every request has a time limit. A prediction changes
+    nothing in the server, so it is safe to send it again. The client does so in three cases: the
+    server could not be reached or closed the connection; no worker took the request (503: the
+    queue is full or no worker is ready; 507); or the worker ended while it computed the answer
+    (TorchServe's "Worker died."). It pauses for 0.1 s before the second attempt, and twice as long
+    before each further one, but never longer than 2 s.
 
     Args:
         address: e.g. ``http://127.0.0.1:8080``; for gRPC ``127.0.0.1:7070``.
-        transport: ``rest`` or ``grpc``; the answers are the same.
-        token: the inference key, where token authorization is on.
-        timeout: seconds for each request, with all that is sent again.
-        retries: how often a request is sent again at most.
-        attempt_timeout: seconds after which an attempt without an answer is given up and counts as
-            failed. TorchServe never answers a request that a worker took in the moment in which it
-            died. None: an attempt may take all of `timeout`, and is not repeated after it.
-        diagnose: tells why a model (name, version) takes no request; TorchServe says "no worker"
-            of a full queue too.
+        transport: ``rest`` or ``grpc``; both give the same answers.
+        token: the inference token, if the server asks for one.
+        timeout: seconds for each request, all its attempts and pauses included.
+        retries: largest number of further attempts after the first one.
+        attempt_timeout: seconds after which an attempt without an answer counts as failed.
+            TorchServe never answers a request that a worker took at the moment of its death. None:
+            an attempt may take all of `timeout`, so that no other follows it.
+        diagnose: function of a model's name and version (None: the default version) that returns
+            why TorchServe refused a request for it with 404, or with the message "no worker",
+            which it also uses when a queue is full.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class InferenceClient:
         attempt_timeout: float | None = None,
         diagnose: Callable[[str, str | None], str] | None = None,
     ) -> None:
-        self._diagnose = diagnose or _unknown_reason
+        self._diagnose = diagnose
         self._timeout = timeout
         self._retries = retries
         self._attempt_timeout = attempt_timeout or timeout
@@ -126,7 +130,7 @@ class InferenceClient:
 
     @property
     def address(self) -> str:
-        """Where requests go."""
+        """The address that requests are sent to."""
         return self._transport.address
 
     def __enter__(self) -> InferenceClient:
@@ -143,20 +147,20 @@ class InferenceClient:
         version: str | None = None,
         options: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """One request.
+        """Send images to a model in one request, and return its answer.
 
         Args:
-            name: the model.
-            images: file name and encoded bytes of each; bundles of images are taken too.
-            version: instead of the default version.
-            options: e.g. ``{"policy": "any"}``.
+            name: name of the model.
+            images: file name and contents of each image, or of each bundle of images.
+            version: version of the model; None: the default version.
+            options: options of the request, e.g. ``{"policy": "any"}``.
 
         Returns:
-            The answer, as the README shows it.
+            The JSON object of the answer, as docs/requests.md describes it.
 
         Raises:
-            RequestError: the server refuses the request (4xx), in its own words.
-            ServerError: no answer, or a failure of the server (5xx).
+            RequestError: the server refuses the request (4xx).
+            ServerError: the server does not answer, or fails (5xx).
         """
         answer = self._send(name, version, images, options or {})
         try:
@@ -170,38 +174,54 @@ class InferenceClient:
             content = {"message": answer.body[:300].decode(errors="replace")}
         if answer.status != 200:
             message = str(content.get("message", f"status {answer.status}"))
-            if _NOT_TAKEN in message:
-                message = self._diagnose(name, version)
             kind = RequestError if answer.status < 500 else ServerError
-            refusal = kind(message)
+            refusal = kind(self._explained(answer.status, message, name, version))
             refusal.status = answer.status
             raise refusal
         return content
 
+    def _explained(self, status: int, message: str, name: str, version: str | None) -> str:
+        """Return the reason for a refusal: the server's own message, or a more helpful one."""
+        is_without_worker = _NO_WORKER in message
+        if self._diagnose is not None and (status == 404 or is_without_worker):
+            return self._diagnose(name, version)
+        if is_without_worker:
+            model = name if version is None else f"{name} {version}"
+            return (
+                f"no worker took the request for {model}: the model has no worker, or its queue "
+                "is full; `ts-ensemble status` shows which"
+            )
+        if status == 404:
+            return f"{message}; `ts-ensemble status` lists the registered models"
+        return message
+
     def _send(
         self, name: str, version: str | None, images: Images, options: Mapping[str, str]
     ) -> Answer:
-        """Send a request until it is answered, may not be repeated, or the time is over."""
+        """Send a request until it is answered, must not be sent again, or its time is over."""
         deadline = time.monotonic() + self._timeout
         pause = _FIRST_PAUSE_SECONDS
         for attempt in itertools.count():
-            left = max(0.001, deadline - time.monotonic())
+            seconds_left = max(0.001, deadline - time.monotonic())
             failure: ServerError | None = None
             try:
                 answer = self._transport.send(
-                    name, version, images, options, min(left, self._attempt_timeout)
+                    name, version, images, options, min(seconds_left, self._attempt_timeout)
                 )
             except (NoConnectionError, NoAnswerError) as error:
                 failure = error
             else:
                 if not _is_repeatable(answer):
                     return answer
-            # Clients that failed together must not come back together.
-            wait = pause * random.uniform(0.5, 1)
-            if attempt == self._retries or time.monotonic() + wait >= deadline:
+            # The pauses are random, so that clients that failed together return one by one.
+            jittered_pause = pause * random.uniform(0.5, 1)
+            if attempt == self._retries or time.monotonic() + jittered_pause >= deadline:
                 break
-            time.sleep(wait)
+            time.sleep(jittered_pause)
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+        if isinstance(failure, NoAnswerError):
+            # The last attempt had only the seconds that earlier ones left.
+            raise no_answer(self.address, self._attempt_timeout) from failure
         if failure is not None:
             raise failure
         return answer
@@ -216,65 +236,50 @@ class InferenceClient:
         per_request: int = 32,
         at_once: int = 4,
     ) -> Iterator[Prediction]:
-        """Any number of images: one prediction for each, in order, as they come.
+        """Predict any number of images, in several requests that are sent side by side.
 
         Args:
-            name: the model.
-            images: read as they are needed, so that a generator of a million files is fine.
-            version: instead of the default version.
-            options: of every request. Options over a whole sequence (smooth, frame_order) would
-                see one request at a time only.
-            per_request: images in one request.
-            at_once: requests on their way at the same time.
+            name: name of the model.
+            images: file name and contents of each image. They are read as they are needed, so that
+                a generator of a million files is fine.
+            version: version of the model; None: the default version.
+            options: options of every request. Options that concern a whole sequence (smooth,
+                frame_order, stream, frames) see the images of one request only.
+            per_request: largest number of images in one request.
+            at_once: number of requests that wait for their answers at the same time.
+
+        Yields:
+            One prediction for each image, in the images' order.
 
         Raises:
-            RequestError: the server refuses a request; with ``on_error=skip`` an unreadable image
-                is a prediction with an error instead.
-            ServerError: no answer, or a failure of the server.
+            RequestError: the server refuses a request. With the option ``on_error=skip`` an
+                unreadable image gives a prediction with an error instead.
+            ServerError: the server does not answer, or fails.
         """
-        chosen = dict(options or {})
-        waiting: deque[tuple[list[str], Future[dict[str, Any]]]] = deque()
-        rest = iter(images)
+        request_options = dict(options or {})
+        batches = in_batches(images, per_request, request_options)
+        requests_in_flight: deque[tuple[list[str], Future[dict[str, Any]]]] = deque()
         with ThreadPoolExecutor(at_once) as pool:
             try:
                 while True:
-                    while len(waiting) < at_once and (
-                        batch := list(itertools.islice(rest, per_request))
-                    ):
+                    while len(requests_in_flight) < at_once and (batch := next(batches, None)):
                         future = pool.submit(
-                            self.predict, name, batch, version=version, options=chosen
+                            self.predict, name, batch, version=version, options=request_options
                         )
-                        waiting.append(([file for file, _ in batch], future))
-                    if not waiting:
+                        requests_in_flight.append(([file for file, _ in batch], future))
+                    if not requests_in_flight:
                         return
-                    files, first = waiting.popleft()
+                    files, first = requests_in_flight.popleft()
                     predictions = first.result()["predictions"]
                     yield from map(Prediction.from_json, with_names(predictions, files))
             finally:
-                for _, future in waiting:
+                for _, future in requests_in_flight:
                     future.cancel()
 
 
-def _unknown_reason(name: str, version: str | None) -> str:
-    return (
-        f"{name}{'' if version is None else f' {version}'} took no request: it has no worker, or "
-        "its queue is full; `ts-ensemble status` tells which"
-    )
-
-
 def _is_repeatable(answer: Answer) -> bool:
-    """Whether a request was refused for a reason that passes, and was not computed."""
+    """Whether the server refused a request for a reason that may have passed a moment later."""
     if answer.status in (503, 507):
         return True
-    # TorchServe says so with 500, and with 413 or 507 where the worker was ended by kill -9.
+    # TorchServe sends these messages with 500; with 413 or 507 if the worker was ended by kill -9.
     return answer.status >= 400 and any(text.encode() in answer.body for text in _WORKER_ENDED)
-
-
-def with_names(predictions: list[dict[str, Any]], files: Sequence[str]) -> list[dict[str, Any]]:
-    """Predictions with the names of their files, which forms do not carry to the worker.
-
-    Where a file held several samples, the names that the server gave stay.
-    """
-    if len(predictions) != len(files):
-        return predictions
-    return [{**each, "sample": file} for each, file in zip(predictions, files, strict=True)]

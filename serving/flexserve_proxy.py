@@ -1,8 +1,9 @@
-"""A configuration of nginx, behind which FlexServe's clients need no change but their base URL.
+"""Writes a configuration of nginx with which FlexServe's clients only change their base URL.
 
 FlexServe (Verenich et al. 2020) has the routes ``POST /batch``, ``POST /classify`` and
-``GET /models``, asks for no token, and answers labels alone. TorchServe has none of these routes,
-and a handler cannot add any. So nginx maps them, adds the token and chooses the response format.
+``GET /models``, asks for no token, and answers with labels only. TorchServe has none of these
+routes, and a handler cannot add routes to it. So nginx maps them to TorchServe's own, adds the
+token and chooses the response format.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from urllib.parse import urlsplit
 from ..handlers.base.errors import ServerError
 
 DEFAULT_LISTEN = "127.0.0.1:5050"
-"""Where FlexServe itself listens unless its code is changed."""
+"""The address and port that FlexServe's own code listens on."""
 
-# Everything that is written into the configuration, so that nothing can end a value there.
+# What each value of the configuration may look like: none has a character, such as a quote or a
+# semicolon, with which it could end and something else begin.
 _LISTEN = re.compile(r"([0-9.]+:|\[[0-9A-Fa-f:]+\]:)?[0-9]{1,5}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -91,23 +93,25 @@ def flexserve_configuration(
     token: str | None,
     listen: str = DEFAULT_LISTEN,
 ) -> str:
-    """Return a server block of nginx with FlexServe's routes.
+    """Return a server block of nginx that maps FlexServe's routes to one version of an ensemble.
 
     Args:
         model: name of the ensemble.
-        version: its version; it is fixed, so that ``GET /models`` is true of what answers.
+        version: version of the ensemble. Requests name it, so that ``GET /models`` always lists the
+            members that answer.
         members: names of the members, in the order of the spec.
         address: TorchServe's inference address, ``http://HOST:PORT``.
-        token: TorchServe's inference token; None where tokens are off.
-        listen: address and port, or port, of nginx.
+        token: TorchServe's inference token; None if TorchServe asks for none.
+        listen: where nginx listens: a port, or an address and a port.
 
     Raises:
-        ServerError: a value cannot stand in a configuration of nginx.
+        ServerError: a value contains characters that could end it within the configuration.
     """
     _check("--listen", listen, _LISTEN)
     _check("the inference address", address.rstrip("/"), _ADDRESS)
-    for value in (model, *members):
-        _check("a name of the model", value, _NAME)
+    _check("the model's name", model, _NAME)
+    for member in members:
+        _check("the member's name", member, _NAME)
     _check("the version", version, _VERSION)
     authorization = ""
     if token is not None:
@@ -115,7 +119,7 @@ def flexserve_configuration(
         authorization = f'    proxy_set_header Authorization "Bearer {token}";\n'
     if urlsplit(address).scheme == "https":
         authorization += "    proxy_ssl_server_name on;\n"
-    # A line for each member: a single value of nginx has at most 4,096 characters.
+    # Each member has a line of its own, since nginx allows 4,096 characters in one value.
     models = [
         f"        set $models '$models{', ' if index else ''}"
         f"{json.dumps(f'model {index}')}: {json.dumps(name)}';"
@@ -131,6 +135,9 @@ def flexserve_configuration(
     )
 
 
-def _check(what: str, value: str, pattern: re.Pattern[str]) -> None:
+def _check(subject: str, value: str, pattern: re.Pattern[str]) -> None:
     if not pattern.fullmatch(value):
-        raise ServerError(f"{what} {value[:100]!r} cannot stand in a configuration of nginx")
+        raise ServerError(
+            f"{subject} {value[:100]!r} cannot be written into a configuration of nginx: it must "
+            f"match {pattern.pattern}"
+        )

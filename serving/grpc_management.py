@@ -17,6 +17,8 @@ from ..handlers.base.errors import ServerError
 from .grpc_messages import message_classes, open_channel
 
 _SERVICE = "org.pytorch.serve.grpc.management"
+# TorchServe's message, with the code PERMISSION_DENIED, if enable_model_api is false.
+_NO_MODEL_CONTROL = "Model API disabled"
 # The gRPC code of a refusal -> the status with which the REST API would refuse.
 _HTTP_STATUSES = {
     "INVALID_ARGUMENT": 400,
@@ -75,5 +77,5 @@ def _refusal(address: str, archive: str, error: Any) -> ServerError:
     # The second line of the details is only the name of a Java class.
     details = str(error.details() or "").partition("\n")[0]
     refusal = ServerError(f"{archive}: {details or 'refused without a reason'} ({code}, {address})")
-    refusal.status = _HTTP_STATUSES.get(code, 500)
+    refusal.status = 405 if _NO_MODEL_CONTROL in details else _HTTP_STATUSES.get(code, 500)
     return refusal

@@ -1,73 +1,83 @@
-"""The load generator: requests to a running server, and how many images it answers how fast.
+"""A load generator: it sends images to a running server, and measures throughput and latency.
 
-`ts-ensemble profile` and the benchmarks measure with it, so that their figures mean the same.
+`ts-ensemble profile` and the benchmarks both measure with it, so that their metrics mean the same:
 
-- An image counts for throughput if its answer arrives within the measured time.
-- A latency lasts from sending a request to the last byte of its answer. It counts if the request
-  was sent within the measured time, however late the answer arrives. Under an open loop it lasts
-  from the moment at which the request was to arrive, so that a late generator or full connections
-  never hide a wait (coordinated omission).
-- Every other end of a request is an error: no connection, no answer in time, any status but 200.
-  Errors are counted by reason, those of the warm-up too, and have no latency.
+- An image counts for the throughput if its answer arrives within the measured time.
+- A latency lasts from the sending of a request to the last byte of its answer. It counts if the
+  request was sent within the measured time, however late the answer arrives. In an open loop it
+  begins at the moment for which the request was scheduled. A late generator, or connections that
+  are all in use, then cannot hide a wait (coordinated omission).
+- A request without an answer, and an answer with another status than 200, is an error. Errors are
+  counted by reason, also those of the warm-up, and have no latency.
 
-Bodies are encoded beforehand and connections are kept alive, since clients may share the cores with
-the server.
+Bodies are encoded before the measurement and connections are kept alive, because the clients may
+share the cores with the server.
 """
 
 from __future__ import annotations
 
 import http.client
+import io
 import math
 import random
 import secrets
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+from PIL import Image
+
 from ..handlers.base.errors import ServerError
+from .sample_names import FIELD
+from .transports import NoAnswerError
 
 BodyForm = Literal["multipart", "raw"]
-Arrivals = Literal["poisson", "fixed"]
+"""Form of a request's body: a multipart form with all images, or the bytes of one image alone."""
 
-_TIMEOUT_SECONDS = 30
-"""A request that a server has lost must not hold up the whole measurement."""
+Arrivals = Literal["poisson", "fixed"]
+"""How an open loop distributes its requests over time: at random, or at even distances."""
+
+_TIMEOUT_SECONDS = 30.0
+"""A request that gets no answer ends after this time, so that the measurement ends too."""
 
 _PAUSE_AFTER_ERROR_SECONDS = 0.05
-"""A server that refuses at once is not asked again without a pause."""
+"""A client waits after an error: a server that refuses at once would get thousands of requests."""
 
-_OPEN_LOOP_CONNECTIONS = 64
+_MAX_OPEN_LOOP_CONNECTIONS = 64
 _MAX_REASON_CHARACTERS = 300
+_UNKNOWN_TYPE = "application/octet-stream"
 
 
 @dataclass(frozen=True)
 class LoadTarget:
-    """Where requests go, and how images are put into them.
+    """The server that is measured, and how images are sent to it.
 
     Attributes:
-        address: such as ``http://127.0.0.1:8080``.
-        paths: more than one where the client itself must ask for each member.
-        form: multipart puts all images of a request into one body, under the name ``file``; with
-            raw bodies the client sends one request for each image, all at once.
+        address: address of the server, e.g. ``http://127.0.0.1:8080``.
+        paths: paths of the requests; several, if the client must ask for each member itself.
+        form: multipart sends all images in one body, in parts named ``file``; raw sends one request
+            for each image, all of them side by side.
         fields: further fields of a multipart form.
-        image_type: media type of the images.
-        token: of the inference API, if the server asks for one.
+        image_type: media type that all images are declared as; None: each image's own type.
+        token: token of the inference API, if the server asks for one.
     """
 
     address: str
     paths: tuple[str, ...]
     form: BodyForm = "multipart"
     fields: Mapping[str, str] = field(default_factory=dict)
-    image_type: str = "image/jpeg"
+    image_type: str | None = None
     token: str | None = None
 
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """One HTTP request whose body is ready to be sent."""
+    """One HTTP request, ready to be sent with POST."""
 
     path: str
     body: bytes
@@ -75,81 +85,108 @@ class EncodedRequest:
 
 
 def encode(target: LoadTarget, images: Sequence[bytes]) -> list[EncodedRequest]:
-    """Encode the HTTP requests that together ask every member about some images."""
+    """Encode the HTTP requests which together ask a target for predictions of some images."""
     authorization = {} if target.token is None else {"Authorization": f"Bearer {target.token}"}
+    media_types = [target.image_type or media_type(image) for image in images]
     if target.form == "raw":
-        headers = authorization | {"Content-Type": target.image_type}
-        return [EncodedRequest(path, image, headers) for path in target.paths for image in images]
+        return [
+            EncodedRequest(path, image, authorization | {"Content-Type": image_type})
+            for path in target.paths
+            for image, image_type in zip(images, media_types, strict=True)
+        ]
     boundary = secrets.token_hex(16)
     lines: list[bytes] = []
     for name, value in target.fields.items():
         lines += [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()]
         lines += [value.encode(), b"\r\n"]
-    for number, image in enumerate(images):
-        header = f'Content-Disposition: form-data; name="file"; filename="{number}"'
-        lines += [f"--{boundary}\r\n{header}\r\nContent-Type: {target.image_type}\r\n\r\n".encode()]
+    for number, (image, image_type) in enumerate(zip(images, media_types, strict=True)):
+        header = f'Content-Disposition: form-data; name="{FIELD}"; filename="{number}"'
+        lines += [f"--{boundary}\r\n{header}\r\nContent-Type: {image_type}\r\n\r\n".encode()]
         lines += [image, b"\r\n"]
     body = b"".join([*lines, f"--{boundary}--\r\n".encode()])
     headers = authorization | {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     return [EncodedRequest(path, body, headers) for path in target.paths]
 
 
+def media_type(image: bytes) -> str:
+    """Return the media type of an encoded image; ``application/octet-stream`` if it is unknown."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(image)) as opened:
+            # A large image is the server's concern; only the header is read here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return opened.get_format_mimetype() or _UNKNOWN_TYPE
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return _UNKNOWN_TYPE
+
+
 class LoadClient:
-    """One client with its own connections, which are kept alive."""
+    """One client of a server, with connections of its own that it keeps alive."""
 
     def __init__(self, target: LoadTarget) -> None:
         parts = urlsplit(target.address)
         self._host, self._port = parts.hostname or "", parts.port
         self._connections: list[http.client.HTTPConnection] = []
 
-    def ask(self, requests: Sequence[EncodedRequest]) -> list[bytes]:
+    def ask(
+        self, requests: Sequence[EncodedRequest], *, timeout: float = _TIMEOUT_SECONDS
+    ) -> list[bytes]:
         """Send requests, each on a connection of its own, and wait for all answers.
 
+        Args:
+            requests: the requests.
+            timeout: longest wait for the server to go on, in seconds.
+
         Raises:
-            OSError, HTTPException: there is no answer, or its status is not 200.
+            NoAnswerError: a request had no answer in time.
+            ServerError: a request had no answer, or one with another status than 200.
         """
         while len(self._connections) < len(requests):
-            self._connections.append(
-                http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)
-            )
+            self._connections.append(http.client.HTTPConnection(self._host, self._port))
         try:
             pairs = list(zip(self._connections, requests, strict=False))
             for connection, request in pairs:
+                connection.timeout = timeout
+                if connection.sock is not None:
+                    connection.sock.settimeout(timeout)
                 connection.request("POST", request.path, request.body, dict(request.headers))
-            return [_answer(connection) for connection, _ in pairs]
-        except (OSError, http.client.HTTPException):
-            # A connection with an answer half read cannot be used again.
+            return [_read_answer(connection) for connection, _ in pairs]
+        except BaseException as error:
+            # A connection whose answer was not read to its end cannot be used again.
             self.close()
+            if isinstance(error, TimeoutError):
+                raise NoAnswerError(f"no answer within {timeout:g} s") from error
+            if isinstance(error, OSError | http.client.HTTPException):
+                raise ServerError(f"no answer: {error or type(error).__name__}") from error
             raise
 
     def close(self) -> None:
-        """Close the connections; `ask` opens them again."""
+        """Close all connections; `ask` opens new ones."""
         for connection in self._connections:
             connection.close()
         self._connections.clear()
 
 
-def _answer(connection: http.client.HTTPConnection) -> bytes:
+def _read_answer(connection: http.client.HTTPConnection) -> bytes:
     response = connection.getresponse()
     content = response.read()
     if response.status != 200:
-        raise http.client.HTTPException(
-            f"{response.status}: {content[:500].decode(errors='replace')}"
-        )
+        refusal = ServerError(f"status {response.status}: {content.decode(errors='replace')}")
+        refusal.status = response.status
+        raise refusal
     return content
 
 
 @dataclass
 class LoadMeasurement:
-    """What one load measured.
+    """What was measured while a server was under load.
 
     Attributes:
-        images: images that were answered within the measured time.
+        images: number of images that were answered within the measured time.
         seconds: the measured time.
-        latencies_ms: of the answered requests that were sent within it.
-        errors: reason -> number of requests.
-        images_all: images that were answered at all, in the warm-up too.
-        cpu_seconds: processor time that the load generator itself took.
+        latencies_ms: latency of each answered request that was sent within the measured time.
+        errors: reason -> number of requests that failed for it.
+        images_all: number of images that were answered at any time, also in the warm-up.
+        cpu_seconds: processor time of the load generator's process.
     """
 
     images: int = 0
@@ -161,21 +198,21 @@ class LoadMeasurement:
 
     @property
     def images_per_second(self) -> float:
-        """Throughput within the measured time."""
+        """Throughput: images that were answered within the measured time, in a second."""
         return self.images / self.seconds
 
-    def count_error(self, error: Exception) -> None:
-        """Count one request that has no answer."""
-        reason = f"{type(error).__name__}: {error}"[:_MAX_REASON_CHARACTERS]
+    def count_error(self, error: ServerError) -> None:
+        """Count one request that failed."""
+        reason = error.message[:_MAX_REASON_CHARACTERS]
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The nearest-rank percentile of some values; None where there are none.
+    """Return the nearest-rank percentile of some values; None if there are no values.
 
     Args:
-        values: in any order.
-        share: from 0 (exclusive) to 1.
+        values: numbers in any order.
+        share: share of the values that the percentile is not below, above 0 and at most 1.
     """
     if not values:
         return None
@@ -188,10 +225,10 @@ class LoadMetrics:
     """Throughput and latency under one load.
 
     Attributes:
-        clients: how many clients asked at the same time.
-        images_per_second: images that were answered in a second.
+        clients: number of clients that sent requests side by side.
+        images_per_second: number of images that were answered in a second.
         p50_ms: median latency.
-        p99_ms: the latency that one request in a hundred exceeds.
+        p99_ms: latency that one request in a hundred exceeds.
     """
 
     clients: int
@@ -201,21 +238,23 @@ class LoadMetrics:
 
 
 def metrics_of(measurement: LoadMeasurement, clients: int, subject: str) -> LoadMetrics:
-    """Summarise a measurement without errors.
+    """Compute the metrics of a measurement in which no request failed.
 
     Args:
-        measurement: of a load.
-        clients: how many clients asked at the same time.
-        subject: what was asked, for messages.
+        measurement: what a closed loop measured.
+        clients: number of clients that sent requests side by side.
+        subject: server and model that were measured, for messages.
 
     Raises:
-        ServerError: a request had no answer, or none arrived within the measured time.
+        ServerError: a request failed, or no request was answered.
     """
     if measurement.errors:
         raise ServerError(f"{subject}: {next(iter(measurement.errors))}")
     p50, p99 = (percentile(measurement.latencies_ms, share) for share in (0.5, 0.99))
     if p50 is None or p99 is None:
-        raise ServerError(f"{subject}: no answer within {measurement.seconds:g} s")
+        raise ServerError(
+            f"{subject}: no request was answered within {measurement.seconds:g} s of measurement"
+        )
     return LoadMetrics(clients, measurement.images_per_second, p50, p99)
 
 
@@ -229,32 +268,32 @@ def closed_loop(
     warm_up: float = 0.5,
     stop_at_error: bool = False,
 ) -> LoadMeasurement:
-    """Every client sends its next request when it has the answer to the last one.
+    """Measure a server with clients that each send a request after the answer to the last one.
 
     Args:
         target: the server.
-        images: encoded images, sent in turn.
-        clients: how many ask at the same time.
-        size: images in a request.
+        images: encoded images, which are sent in turn.
+        clients: number of clients that send requests side by side.
+        size: number of images in a request.
         seconds: the measured time.
-        warm_up: seconds of load before it.
-        stop_at_error: end at the first error.
+        warm_up: seconds of load before the measured time.
+        stop_at_error: whether the first error ends the load.
     """
-    questions = _questions(target, images, size)
+    turns = _encode_in_turn(target, images, size)
     result = LoadMeasurement(seconds=seconds)
     lock = threading.Lock()
     begin = time.perf_counter() + warm_up
     end = begin + seconds
 
     def run_client(number: int) -> None:
-        position = number * len(questions) // clients
+        position = number * len(turns) // clients
         with closing(LoadClient(target)) as client:
             while (sent := time.perf_counter()) < end:
                 if stop_at_error and result.errors:
                     return
                 try:
-                    client.ask(questions[position % len(questions)])
-                except (OSError, http.client.HTTPException) as error:
+                    client.ask(turns[position % len(turns)])
+                except ServerError as error:
                     with lock:
                         result.count_error(error)
                     time.sleep(_PAUSE_AFTER_ERROR_SECONDS)
@@ -266,8 +305,8 @@ def closed_loop(
                     result.images_all += size
                     if begin <= answered < end:
                         result.images += size
-                    # By when it was sent: otherwise the slowest answers, which arrive after the
-                    # end, would leave no latency.
+                    # The moment of sending decides. If that of the answer did, the slowest answers,
+                    # which arrive after the end, would have no latency.
                     if begin <= sent < end:
                         result.latencies_ms.append(round(1000 * (answered - sent), 2))
 
@@ -285,21 +324,27 @@ def open_loop(
     size: int,
     seconds: float,
 ) -> LoadMeasurement:
-    """Requests arrive whether or not earlier ones are answered, as those of many users do.
+    """Measure a server with requests that are sent on schedule, whether or not others are answered.
+
+    Requests of many users arrive like this. A request that has no answer within `_TIMEOUT_SECONDS`
+    of its scheduled moment is an error, also if all connections were in use for so long. So a
+    server that never answers ends the measurement as late as one that answers just in time.
 
     Args:
         target: the server.
-        images: encoded images, sent in turn.
+        images: encoded images, which are sent in turn.
         rate: requests in a second.
-        arrivals: at even distances, or independent of each other.
-        size: images in a request.
-        seconds: for how long requests arrive.
+        arrivals: whether requests are scheduled at random (poisson) or at even distances (fixed).
+        size: number of images in a request.
+        seconds: how long requests are scheduled for.
     """
-    questions = _questions(target, images, size)
+    turns = _encode_in_turn(target, images, size)
     schedule = arrival_times(rate, arrivals, seconds)
     result = LoadMeasurement()
     lock = threading.Lock()
     numbers = iter(range(len(schedule)))
+    too_late = NoAnswerError(f"no answer within {_TIMEOUT_SECONDS:g} s of the scheduled moment")
+    num_connections = min(_MAX_OPEN_LOOP_CONNECTIONS, len(schedule))
     begin = time.perf_counter() + 0.05
 
     def run_connection(_: int) -> None:
@@ -311,17 +356,20 @@ def open_loop(
                     return
                 arrival = begin + schedule[number]
                 time.sleep(max(0.0, arrival - time.perf_counter()))
+                seconds_left = arrival + _TIMEOUT_SECONDS - time.perf_counter()
                 try:
-                    client.ask(questions[number % len(questions)])
-                except (OSError, http.client.HTTPException) as error:
+                    if seconds_left <= 0:
+                        raise too_late
+                    client.ask(turns[number % len(turns)], timeout=seconds_left)
+                except ServerError as error:
                     with lock:
-                        result.count_error(error)
+                        result.count_error(too_late if isinstance(error, NoAnswerError) else error)
                     continue
                 with lock:
                     result.images += size
                     result.latencies_ms.append(round(1000 * (time.perf_counter() - arrival), 2))
 
-    _run_threads(min(_OPEN_LOOP_CONNECTIONS, len(schedule)), run_connection)
+    _run_threads(num_connections, run_connection)
     result.seconds = max(seconds, time.perf_counter() - begin)
     result.images_all = result.images
     result.cpu_seconds = time.process_time()
@@ -329,7 +377,10 @@ def open_loop(
 
 
 def arrival_times(rate: float, arrivals: Arrivals, seconds: float) -> list[float]:
-    """When requests arrive, in seconds from the start; equal arguments give equal times."""
+    """Return the moments for which requests are scheduled, in seconds from the start.
+
+    Equal arguments give equal moments.
+    """
     if arrivals == "fixed":
         return [number / rate for number in range(max(1, int(rate * seconds)))]
     generator = random.Random(0)
@@ -341,10 +392,10 @@ def arrival_times(rate: float, arrivals: Arrivals, seconds: float) -> list[float
     return times
 
 
-def _questions(
+def _encode_in_turn(
     target: LoadTarget, images: Sequence[bytes], size: int
 ) -> list[list[EncodedRequest]]:
-    """Requests about `size` images at a time, each image in turn."""
+    """Encode requests with `size` images each, until every image has had its turn."""
     count = max(1, len(images) // size)
     return [
         encode(target, [images[(start * size + i) % len(images)] for i in range(size)])

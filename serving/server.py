@@ -174,7 +174,7 @@ class Server:
 
         def diagnose(name: str, version: str | None) -> str:
             with self.management() as management:
-                return management.describe(name, version)[0].why_not_taken()
+                return management.reason_for_refusal(name, version)
 
         return InferenceClient(
             address, transport=transport, token=token, timeout=timeout, diagnose=diagnose
@@ -190,7 +190,7 @@ class Server:
 
         Args:
             models: (name, version) pairs, with None for the default version; without this argument
-                the default version of every model.
+                every version of every model.
             timeout: seconds.
 
         Raises:
@@ -203,12 +203,15 @@ class Server:
         deadline = time.monotonic() + timeout
         with self.management() as management:
             while True:
-                names = [(name, None) for name in management.models()] if models is None else models
-                versions = [
-                    described
-                    for name, version in names
-                    for described in management.describe(name, version)
-                ]
+                versions = (
+                    management.all_versions()
+                    if models is None
+                    else [
+                        described
+                        for name, version in models
+                        for described in management.describe(name, version)
+                    ]
+                )
                 if versions and all(version.ready for version in versions):
                     return versions
                 if not versions:
@@ -218,12 +221,17 @@ class Server:
                     late = [f"{v.name} {v.version}" for v in versions if not v.ready]
                     raise ServerError(
                         f"the workers of {', '.join(late)} are not ready after {timeout:g} s; see "
-                        f"{server_log(self.run_folder)}"
+                        f"{server_log(self.run_folder)}, or wait longer (serve --timeout SECONDS)"
                     )
                 time.sleep(_POLL_SECONDS)
 
     def register(
-        self, archive: str, *, workers: int = 1, check_archive: bool = True
+        self,
+        archive: str,
+        *,
+        workers: int = 1,
+        check_archive: bool = True,
+        timeout: float = _EXTRACTION_SECONDS,
     ) -> ModelVersion:
         """Register an archive and wait until its workers are ready.
 
@@ -235,6 +243,7 @@ class Server:
             workers: number of workers, for archives that do not specify it themselves.
             check_archive: check the archive before TorchServe extracts it. Pass False to register
                 an archive that this project did not build.
+            timeout: seconds that TorchServe has to extract the archive.
 
         Raises:
             ArchiveError: the archive was altered, or `ts-ensemble build` did not write it.
@@ -254,7 +263,7 @@ class Server:
                     archive,
                     workers=workers,
                     token=self.token("management"),
-                    timeout=_EXTRACTION_SECONDS,
+                    timeout=timeout,
                 )
             except ServerError as error:
                 remedy = REMEDIES.get(error.status, "see the server's logs")

@@ -130,11 +130,16 @@ class ServerSettings:
         for model in self.models:
             archive = model.partition("=")[2] or model
             if "://" not in archive and not (self.model_store / archive).exists():
-                existing = sorted(path.name for path in self.model_store.glob("*.mar"))
-                raise ServerError(
-                    f"{self.model_store} has no archive {archive}{nearest(archive, existing)}; it "
-                    f"has {', '.join(existing) or 'none: build one with `ts-ensemble build`'}"
-                )
+                raise ServerError(missing_archive(archive, self.model_store))
+
+
+def missing_archive(archive: str, model_store: Path) -> str:
+    """Say that a model store has no archive of a name, and which archives it has."""
+    names = sorted(path.name for path in model_store.glob("*.mar"))
+    return (
+        f"{model_store} has no archive {archive}{nearest(archive, names)}; it has "
+        f"{', '.join(names) or 'none: build one with `ts-ensemble build`'}"
+    )
 
 
 def effective(
@@ -191,8 +196,8 @@ def is_on(properties: Mapping[str, str], key: str) -> bool:
     return properties.get(key, "").lower() == "true"
 
 
-def throw_away() -> dict[str, str]:
-    """Overrides for a short-lived server: free loopback ports, no tokens, model control on."""
+def on_free_ports() -> dict[str, str]:
+    """Settings with which a server listens on the loopback address, on ports that are free now."""
     inference, management, metrics, grpc_inference, grpc_management = free_ports(5)
     return {
         "inference_address": f"http://127.0.0.1:{inference}",
@@ -202,6 +207,13 @@ def throw_away() -> dict[str, str]:
         "grpc_management_address": "127.0.0.1",
         "grpc_inference_port": str(grpc_inference),
         "grpc_management_port": str(grpc_management),
+    }
+
+
+def throw_away() -> dict[str, str]:
+    """Overrides for a short-lived server: free loopback ports, no tokens, model control on."""
+    return {
+        **on_free_ports(),
         "disable_token_authorization": "true",
         "enable_model_api": "true",
     }

@@ -13,6 +13,7 @@ from typing import Protocol
 import requests
 
 from ..handlers.base.errors import ServerError
+from .sample_names import FIELD
 from .sessions import open_session
 
 Images = Sequence[tuple[str, bytes]]
@@ -73,7 +74,7 @@ class Transport(Protocol):
 class RestTransport:
     """Sends each request as ``POST /predictions/NAME[/VERSION]``.
 
-    The body is one form, in which every image has the name ``file``.
+    The body is one form, in which every image is a part named ``file``.
 
     Args:
         address: URL of the inference API, e.g. ``http://127.0.0.1:8080``.
@@ -96,14 +97,12 @@ class RestTransport:
     ) -> Answer:
         """Send one request, as described for `Transport.send`."""
         path = f"/predictions/{name}" if version is None else f"/predictions/{name}/{version}"
-        fields = [("file", (file, data, "application/octet-stream")) for file, data in images]
+        fields = [(FIELD, (file, data, "application/octet-stream")) for file, data in images]
         url = self.address + path
         try:
             answer = self._session().post(url, files=fields, data=dict(options), timeout=timeout)
-        except requests.Timeout as error:
-            raise no_answer(url, timeout) from error
         except requests.RequestException as error:
-            raise no_server(url, error) from error
+            raise explain_failure(url, error, timeout) from error
         return Answer(answer.status_code, answer.content)
 
     def close(self) -> None:
@@ -120,10 +119,31 @@ class RestTransport:
         return session
 
 
+def explain_failure(
+    url: str, error: requests.RequestException, timeout: float
+) -> NoAnswerError | NoConnectionError:
+    """Tell a server that took too long from one that cannot be reached.
+
+    Args:
+        url: address of the request, for the message.
+        error: what `requests` raised.
+        timeout: seconds that the server had for its answer.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        # A server that stops reading in the middle of an upload is a ConnectionError for requests;
+        # that the time was over stands in the error below it.
+        if isinstance(cause, requests.Timeout | TimeoutError):
+            return no_answer(url, timeout)
+        cause = cause.__cause__ or cause.__context__
+    return no_server(url, error)
+
+
 def no_answer(url: str, timeout: float) -> NoAnswerError:
     """The error to raise if a server does not answer within `timeout` seconds."""
     return NoAnswerError(
-        f"{url}: no answer within {timeout:g} s; see `ts-ensemble status`, or raise the timeout"
+        f"{url}: the server did not answer within {timeout:g} s, the client's timeout; "
+        "`ts-ensemble status` shows its workers and queues"
     )
 
 

@@ -89,7 +89,7 @@ def test_options_are_those_of_a_request(ensemble: Ensemble) -> None:
     assert voted.label == "bright"
     with pytest.raises(RequestError, match="did you mean 'policy'"):
         ensemble.predict(image(0.3), polcy="any")
-    with pytest.raises(RequestError, match="always Python objects"):
+    with pytest.raises(RequestError, match="answers are Python objects"):
         ensemble.predict(image(0.3), response="csv")
 
 

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from probe_ensemble import image, probes
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,3 +110,31 @@ def test_the_command_works_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
         "ts-ensemble"
     )
     assert '"$schema"' in run(str(tmp_path / "site" / "bin" / "ts-ensemble"), "schema")
+
+
+def test_a_clean_environment_without_extras(wheel: Path, tmp_path: Path) -> None:
+    """The dependencies that the wheel declares are all that the command and the members need."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    scripts = tmp_path / "venv" / "bin"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+    def run(*command: str | Path, seconds: float = 120) -> str:
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=seconds
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    # torch alone is large.
+    run(scripts / "python", "-m", "pip", "install", "--quiet", wheel, seconds=1800)
+    program = "import importlib.util as u; print([u.find_spec(n) for n in ('pytest', 'sklearn')])"
+    assert run(scripts / "python", "-c", program).strip() == "[None, None]"
+    run(scripts / "python", "-m", "pip", "check")
+    version = metadata.version("torchserve-ensemble")
+    assert run(scripts / "ts-ensemble", "--version").strip() == f"ts-ensemble {version}"
+    assert "predict images" in run(scripts / "ts-ensemble", "--help")
+    assert "not installed" not in run(scripts / "ts-ensemble", "doctor", "--config", "none")
+    probes(tmp_path)
+    (tmp_path / "a.png").write_bytes(image(0.9))
+    local = ("predict", "--local", "ensemble.yaml", "a.png", "--format", "csv")
+    assert "a.png,bright," in run(scripts / "ts-ensemble", *local)

@@ -1,7 +1,7 @@
 """Several PyTorch models behind one TorchServe endpoint.
 
-What this module names is the public interface; everything else may change between releases. A name
-is imported when it is first used, since torch takes seconds to import and the command line need not
+The names in ``__all__`` are the public interface; everything else may change between releases. Each
+name is imported when it is first used: torch takes seconds to import, and the command line must not
 wait for it.
 """
 

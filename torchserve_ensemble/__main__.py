@@ -1,4 +1,4 @@
-"""``python -m torchserve_ensemble`` is ``ts-ensemble``."""
+"""Runs ``ts-ensemble`` as ``python -m torchserve_ensemble``."""
 
 import sys
 

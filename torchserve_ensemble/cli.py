@@ -1,4 +1,4 @@
-"""The console command ``ts-ensemble``."""
+"""The console command ``ts-ensemble``: it reads the command line and runs one verb."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .commands import (
     adopt,
     build,
     check,
+    completion,
     describe,
     doctor,
     evaluate,
@@ -32,6 +33,7 @@ from .commands import (
     versions,
 )
 from .handlers.base.errors import EnsembleError, WorkerDiedError
+from .serving.transports import NoAnswerError
 
 _VERBS = (
     adopt,
@@ -55,16 +57,19 @@ _VERBS = (
     predict,
     proxy,
     doctor,
+    completion,
 )
-"""In the order of ``ts-ensemble --help``: make, choose, serve, change, ask."""
+"""All verbs in the order of ``ts-ensemble --help``: build, choose, serve, change, ask."""
 
+_LIST_ARGUMENTS = ("names", "models", "archives")
+"""Names of the positional arguments that take any number of values."""
 
-_LISTS = ("names", "models", "archives")
-"""Arguments of which a verb takes any number."""
+_INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells give it: 128 and the number of the signal."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every verb of the command line."""
+    """Return the parser of the command line, with all verbs."""
     root = argparse.ArgumentParser(
         prog="ts-ensemble",
         description="Several PyTorch models behind one TorchServe endpoint.",
@@ -78,47 +83,68 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status.
+    """Run one verb and return its exit status.
 
-    An error that this project raises on purpose is printed as one message, without a traceback of
-    this process; a worker that died shows its own.
+    An error that this project raises on purpose is printed as a message without a traceback. A
+    worker that died while it loaded has its own traceback printed above the message.
     """
-    parsed = _parsed(arguments)
+    root = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        # A shell asks how to complete a command line. This writes the answer and ends the process.
+        import argcomplete
+
+        argcomplete.autocomplete(root)
     try:
-        status: int = parsed.run(parsed)
-        sys.stdout.flush()
-    except WorkerDiedError as error:
-        if error.worker_traceback:
-            print(error.worker_traceback, file=sys.stderr)
-        print(f"ts-ensemble: {error.message}", file=sys.stderr)
-        return 1
-    except EnsembleError as error:
-        print(f"ts-ensemble: {error.message}", file=sys.stderr)
-        return 1
+        try:
+            return _run(_parse(root, arguments))
+        finally:
+            # Output that waits in the buffer must meet a closed pipe here, and not at exit.
+            print(end="", flush=True)
     except BrokenPipeError:
-        # `ts-ensemble describe NAME | head`: nobody reads on. Python would complain once more when
-        # it flushes what is left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone away, as in `ts-ensemble status | head -1`.
+        _discard_output()
         return 0
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    try:
+        status: int = parsed.run(parsed)
+    except EnsembleError as error:
+        if isinstance(error, WorkerDiedError) and error.worker_traceback:
+            print(error.worker_traceback, file=sys.stderr)
+        message = error.message
+        if isinstance(error, NoAnswerError) and "answer_timeout" in parsed:
+            message += f"; --timeout SECONDS waits longer (now {parsed.answer_timeout:g})"
+        print(f"ts-ensemble: {message}", file=sys.stderr)
+        return 1
     return status
 
 
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of one verb; options may stand among its images or archives.
+def _parse(root: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments of one verb; options may stand among its images or archives.
 
-    argparse gives a list of positional arguments what stands together, and leaves over what comes
-    after an option (``predict NAME --policy any IMAGE``).
+    argparse fills a list of positional arguments only with values that stand side by side. Those
+    behind a later option (``predict NAME --policy any IMAGE``) are left over, and belong to it too.
     """
-    root = parser()
-    parsed, rest = root.parse_known_args(arguments)
-    listed = next((vars(parsed)[name] for name in _LISTS if name in parsed), None)
-    if listed is None or any(each.startswith("-") and each != "-" for each in rest):
-        # Now that it is an error, argparse words it.
-        return parsed if not rest else root.parse_args(arguments)
-    listed += rest
+    parsed, left_over = root.parse_known_args(arguments)
+    values = next((vars(parsed)[name] for name in _LIST_ARGUMENTS if name in parsed), None)
+    if values is None or any(text.startswith("-") and text != "-" for text in left_over):
+        # What is left over is an error, which argparse reports if it parses once more.
+        return parsed if not left_over else root.parse_args(arguments)
+    values += left_over
     return parsed
+
+
+def _discard_output() -> None:
+    """Let what was not written yet go nowhere, so that Python does not fail on it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(nowhere, stream.fileno())
 
 
 if __name__ == "__main__":

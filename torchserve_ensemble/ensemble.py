@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import logging
 import tempfile
@@ -27,24 +26,25 @@ from .handlers.base.tasks import Task
 from .handlers.deployment import choose_device, load_service
 from .handlers.requests.raw_request import Part, RawRequest
 from .handlers.service import EnsembleService, Identity
-from .handlers.spec import Engine, load_spec
-from .serving.client import SEQUENCE_OPTIONS, Prediction, with_names
+from .handlers.spec import Engine, load_spec, located_errors
+from .serving.client import Prediction
+from .serving.sample_names import FIELD, SEQUENCE_OPTIONS, in_batches, with_names
 
 logger = logging.getLogger(__name__)
 
 ImageLike = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
-"""One image: a path, the bytes of a file, a Pillow image, or an array or tensor of pixels.
+"""One image: a path, the contents of a file, a Pillow image, or an array or tensor of pixels.
 
 Pixels are uint8 of shape (H, W), (H, W, 3), (H, W, 4) or (3, H, W). Floats of shape (C, H, W) are
-an input that is preprocessed already. An array of four dimensions is a batch."""
+an input that the caller has preprocessed. An array of four dimensions is a batch of images."""
 
 
 class Ensemble:
-    """Predicts with all members of an ensemble in this process.
+    """Predicts with all members of an ensemble, in this process.
 
-    Answers are those of a TorchServe worker, since the same code decodes, runs, combines and writes
-    them. As in a worker, loading sets how many threads torch uses (``runtime.threads`` in the spec;
-    by default all cores).
+    The answers are those that a TorchServe worker gives, since the same code decodes the images,
+    runs the members, combines their scores and writes the answer. As in a worker, loading sets how
+    many threads torch uses (``runtime.threads`` in the spec; by default all cores).
 
     Example::
 
@@ -57,7 +57,8 @@ class Ensemble:
         self, service: EnsembleService, folder: tempfile.TemporaryDirectory[str] | None = None
     ) -> None:
         self._service = service
-        # The extracted archive: mapped weights are read from it as long as the ensemble lives.
+        # The extracted archive stays on disk as long as the ensemble lives, since weights may be
+        # mapped into memory from it.
         self._folder = folder
 
     @classmethod
@@ -65,19 +66,21 @@ class Ensemble:
         """Load an ensemble from its spec or from its archive.
 
         Args:
-            path: the spec (``ensemble.yaml``) or an archive (``.mar``), which is checked against
-                its own record first.
-            device: ``cpu`` or ``cuda``; defaults to what the spec asks for.
+            path: the spec (``ensemble.yaml``), or an archive (``.mar``). The files of an archive
+                are compared with the archive's own record before they are used.
+            device: ``cpu`` or ``cuda``; None: the device that the spec asks for.
 
         Raises:
-            SpecError: a mistake in the spec.
+            SpecError: the spec has a mistake.
             ArchiveError: the archive is damaged, or was not built by this project.
             MemberError: a member cannot be loaded.
         """
         path = Path(path)
-        chosen = None if device is None else torch.device(device)
+        torch_device = None if device is None else torch.device(device)
         if path.suffix != ".mar":
-            return cls(load_service(load_spec(path), path.parent, device=chosen))
+            spec = load_spec(path)
+            with located_errors(path):
+                return cls(load_service(spec, path.parent, device=torch_device))
         record = verify_archive(path)
         _warn_of_other_version(path, record.built_with.get("torchserve-ensemble"))
         extracted = tempfile.TemporaryDirectory(prefix="ts-ensemble-")
@@ -89,24 +92,24 @@ class Ensemble:
             spec,
             folder / ENSEMBLE,
             identity=Identity(spec.name, spec.version, record.digest),
-            device=chosen or choose_device(spec, gpu=None),
+            device=torch_device or choose_device(spec, gpu=None),
             compiled=spec.runtime.engine is not Engine.TORCH,
         )
         return cls(service, extracted)
 
     @property
     def description(self) -> dict[str, Any]:
-        """Members, labels, policies, options and limits, as the server describes them."""
+        """Members, labels, policies, options and limits: the server's answer to a describe call."""
         return self._service.describe()
 
     @property
     def task(self) -> Task:
-        """What the ensemble decides."""
+        """The kind of answer that the ensemble gives, as the spec's key `task` names it."""
         return self._service.spec.task
 
     @property
     def score_labels(self) -> tuple[str, ...]:
-        """The labels that have scores; for presence the positive one alone."""
+        """The labels that have scores; for the task presence, only the positive label."""
         return self._service.spec.score_labels
 
     def predict(
@@ -115,15 +118,15 @@ class Ensemble:
         """Predict images with all members.
 
         Args:
-            images: one image or several, as `ImageLike` says.
-            batch_size: images that are decoded and run together. Options over a whole sequence
-                (smooth, frame_order, stream, frames) put all images into one request.
-            **options: those of a request, e.g. ``policy="at_least"``,
+            images: one image or several; `ImageLike` lists what counts as an image.
+            batch_size: number of images that are decoded and run together. With an option that
+                concerns a whole sequence (smooth, frame_order, stream, frames) all images are.
+            **options: options of a request, e.g. ``policy="at_least"``,
                 ``policy_parameters={"k": 2}``, ``members=["a", "b"]``, ``on_error="skip"``.
 
         Returns:
-            One prediction for each image, in order. A file that holds several samples (an archive,
-            a batch) has one for each of them.
+            One prediction for each image, in the images' order. A file that holds several samples
+            (an archive, a batch) has one prediction for each of them.
 
         Raises:
             RequestError: an option is wrong, or an image cannot be read; with ``on_error="skip"``
@@ -135,22 +138,21 @@ class Ensemble:
     def predict_each(
         self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32, **options: Any
     ) -> Iterator[Prediction]:
-        """Predict images as `predict` does, and yield each prediction as soon as it is there."""
-        rest = enumerate(_several(images))
+        """Predict images as `predict` does, and yield the predictions of each batch at once."""
         if any(name in options for name in SEQUENCE_OPTIONS):
             batch_size = self._service.spec.limits.max_samples
-        while batch := list(itertools.islice(rest, batch_size)):
-            named = [_encoded(image, position) for position, image in batch]
-            content = self.answer(named, **options)
-            names = [name for name, _ in named]
+        encoded = (_encode(image, position) for position, image in enumerate(_as_iterable(images)))
+        for batch in in_batches(encoded, batch_size, options):
+            content = self.answer(batch, **options)
+            names = [name for name, _ in batch]
             yield from map(Prediction.from_json, with_names(content["predictions"], names))
 
     def answer(self, images: Sequence[tuple[str, bytes]], **options: Any) -> dict[str, Any]:
-        """Answer one request, exactly as the server would.
+        """Answer one request with the JSON object that the server would answer with.
 
         Args:
-            images: name and encoded bytes of each.
-            **options: as for `predict`.
+            images: name and contents of each image or bundle of images.
+            **options: options of the request, as for `predict`.
 
         Raises:
             RequestError: the request is refused (4xx).
@@ -158,10 +160,10 @@ class Ensemble:
         """
         if "response" in options:
             raise RequestError(
-                "option response: an answer in this process is always Python objects"
+                "leave out the option response: without a server, answers are Python objects"
             )
         fields = [Part(name, "", _text(value)) for name, value in options.items()]
-        parts = [Part("file", "application/octet-stream", data) for _, data in images]
+        parts = [Part(FIELD, "application/octet-stream", data) for _, data in images]
         (response,) = self._service.answer([RawRequest([*parts, *fields])])
         content: dict[str, Any] = json.loads(response.body)
         if response.status != 200:
@@ -172,14 +174,14 @@ class Ensemble:
         return content
 
 
-def _several(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
+def _as_iterable(images: ImageLike | Iterable[ImageLike]) -> Iterator[ImageLike]:
     if isinstance(images, str | Path | bytes | Image.Image | np.ndarray | Tensor):
         return iter([images])
     return iter(images)
 
 
-def _encoded(image: ImageLike, position: int) -> tuple[str, bytes]:
-    """The name and the bytes of one image."""
+def _encode(image: ImageLike, position: int) -> tuple[str, bytes]:
+    """Return the name of one image, and its contents in a format that a server accepts."""
     if isinstance(image, str | Path):
         try:
             return str(image), Path(image).read_bytes()
@@ -192,18 +194,18 @@ def _encoded(image: ImageLike, position: int) -> tuple[str, bytes]:
         if image.dim() == 2:
             image = image[:, :, None]
         elif image.dim() == 3 and image.dtype is torch.uint8 and image.shape[0] == 3:
-            # In torch the channels come first, in NumPy last: (3, 4, 4) alone does not tell.
+            # (3, 4, 4) is ambiguous. In torch the channels come first, in NumPy they come last.
             image = image.permute(1, 2, 0)
         batch = image if image.dim() == 4 else image[None]
         return name, save({"input": batch.detach().cpu().contiguous()})
     if isinstance(image, Image.Image):
-        # Pixels of a file are turned upright too before members see them.
+        # A server turns the image of a file upright before members see it, so this does too.
         upright = ImageOps.exif_transpose(image)
         image = np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
     if not isinstance(image, np.ndarray):
         raise RequestError(
-            f"{name}: {type(image).__name__} is no image; give a path, bytes, a Pillow image, or "
-            "an array or tensor of pixels"
+            f"{name}: an object of type {type(image).__name__} is no image; give a path, bytes, a "
+            "Pillow image, or an array or tensor of pixels"
         )
     if image.dtype == np.uint8 and image.ndim == 3 and image.shape[0] == 3 and image.shape[2] > 4:
         image = image.transpose(1, 2, 0)
@@ -215,16 +217,18 @@ def _encoded(image: ImageLike, position: int) -> tuple[str, bytes]:
 
 
 def _text(value: Any) -> str:
+    """Return the text of an option's value, as a client would write it into a form."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _warn_of_other_version(archive: Path, built: str | None) -> None:
+def _warn_of_other_version(archive: Path, build_version: str | None) -> None:
+    """Log a warning if an archive was built by another version of this package."""
     installed = metadata.version("torchserve-ensemble")
-    if built != installed:
+    if build_version != installed:
         logger.warning(
             "%s was built by torchserve-ensemble %s and runs with the installed %s here; a server "
             "runs the code that the archive carries",
             archive,
-            built,
+            build_version,
             installed,
         )

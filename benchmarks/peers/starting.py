@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import started
+from torchserve_ensemble.handlers.base.errors import ServerError
 from torchserve_ensemble.serving.addresses import free_ports
 from torchserve_ensemble.serving.load import LoadClient, LoadTarget, encode
 
@@ -193,7 +193,7 @@ def wait_for_answer(work: Work, target: LoadTarget, alive: Callable[[], bool], l
         while alive() and time.monotonic() < deadline:
             try:
                 labels = labels_of(target, work.members, 1, client.ask(request))
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except (ServerError, ValueError) as error:
                 reason = repr(error)
                 time.sleep(0.1)
                 continue

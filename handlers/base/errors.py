@@ -28,9 +28,12 @@ class EnsembleError(Exception):
 
     Attributes:
         status: HTTP status that a client sees if the error answers a request.
+        place: keys that lead to the value of the spec which is at fault, e.g. ``("members", "cnn",
+            "architecture")`` for the member named cnn; empty if it is not known to be one value.
     """
 
     status: int = 500
+    place: tuple[str, ...] = ()
 
     @property
     def message(self) -> str:

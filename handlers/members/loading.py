@@ -95,7 +95,9 @@ def load_member(
     except torch.OutOfMemoryError:
         raise
     except MemberError as error:
-        raise MemberError(f"{where}: {error}") from error
+        named = MemberError(f"{where}: {error}")
+        named.place = ("members", member.name, *(error.place or ("weights",)))
+        raise named from error
     except Exception as error:
         raise MemberError(
             f"{where}: {member.weights} cannot be loaded as {member.weights_format} "
@@ -281,10 +283,12 @@ def _check_shapes(where: str, spec: EnsembleSpec, outputs: list[Tensor]) -> None
             or output.shape[1] not in allowed_columns
         ):
             expected = " or ".join(f"({num_samples}, {count})" for count in allowed_columns)
-            raise MemberError(
+            mismatch = MemberError(
                 f"{where} gives {tuple(output.shape)} for {num_samples} samples, where the spec's "
                 f"labels ask for {expected}: correct the labels, or the number of outputs"
             )
+            mismatch.place = ("labels",)
+            raise mismatch
 
 
 def _first_line(error: Exception) -> str:

@@ -44,10 +44,14 @@ def load_weights(member: Member, path: Path, folder: Path, device: torch.device)
     Raises:
         MemberError: the file cannot be read, or does not fit the architecture.
     """
-    model = build_without_data(member)
-    empty = model is not None
-    if model is None:
-        model = build_architecture(member, folder)
+    try:
+        model = build_without_data(member)
+        empty = model is not None
+        if model is None:
+            model = build_architecture(member, folder)
+    except MemberError as error:
+        error.place = ("architecture",)
+        raise
     state = read_state_dict(member.weights_format, path)
     expected = model.state_dict()
     _add_optional_entries(state, expected)

@@ -91,15 +91,23 @@ def check_catalogue(catalogue: Catalogue) -> None:
         PolicyError: the default policy, a named policy or a name in `allowed` does not exist or
             does not fit the deployment.
     """
-    for text in (catalogue.default, *catalogue.named):
-        parse_policy(text, {}, replace(catalogue, allowed=None))
+    places = {name: ("policies", "named", name) for name in catalogue.named}
+    # The default may be a named policy: a mistake in it stands where it is named.
+    for text in (*catalogue.named, catalogue.default):
+        try:
+            parse_policy(text, {}, replace(catalogue, allowed=None))
+        except PolicyError as error:
+            error.place = places.get(text, ("policies", "default"))
+            raise
     names = sorted({EXPRESSION, *catalogue.named, *catalogue.usable_policies()})
     for name in sorted(catalogue.allowed or ()):
         if name not in names:
-            raise PolicyError(
+            unknown = PolicyError(
                 f"'{name}' is allowed, but is no policy for task {catalogue.task}; allow one of "
                 f"{', '.join(names)}{nearest(name, names)}"
             )
+            unknown.place = ("policies", "allowed")
+            raise unknown
 
 
 def _not_allowed(name: str, catalogue: Catalogue) -> PolicyError:

@@ -14,7 +14,7 @@ format: the parser, the JSON Schema in ``docs/ensemble.schema.json`` and the ref
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
 from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary
-from .reading import json_schema, load_spec, parse_spec
+from .reading import json_schema, load_spec, located_errors, parse_spec
 from .settings import (
     Engine,
     Failures,
@@ -47,5 +47,6 @@ __all__ = [
     "WeightsFormat",
     "json_schema",
     "load_spec",
+    "located_errors",
     "parse_spec",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -35,6 +36,7 @@ def check_spec(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
     """
     yield from _check_labels(spec)
     yield from _check_members(spec)
+    yield from _check_architectures(spec, folder)
     yield from _check_runtime(spec)
     yield from _check_files(spec, folder)
 
@@ -135,7 +137,8 @@ def _check_format(spec: EnsembleSpec, member: Member, place: Place) -> list[Prob
         problems.append(
             Problem(
                 (*place, "architecture" if member.architecture is not None else "arguments"),
-                f"{member.weights_format} files carry their own architecture; remove the key",
+                f"{member.weights_format} files carry their own architecture: remove the key, or "
+                "add architecture if the file holds a state dict",
             )
         )
     regression = spec.task is Task.REGRESSION
@@ -149,6 +152,49 @@ def _check_format(spec: EnsembleSpec, member: Member, place: Place) -> list[Prob
             Problem((*place, "temperature"), "only logits can be divided by a temperature")
         )
     return problems
+
+
+def _check_architectures(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
+    for index, member in enumerate(spec.members):
+        place: Place = ("members", index)
+        text = member.architecture
+        if text is not None and member.architecture_file is None:
+            if not text.startswith("torchvision.models."):
+                yield Problem(
+                    (*place, "architecture"),
+                    f"'{text}' is neither torchvision.models.NAME nor FILE.py:CLASS",
+                )
+        elif (
+            text is None
+            and folder is not None
+            and _is_read_as_torchscript(member)
+            and _holds_state_dict(folder / member.weights)
+        ):
+            yield Problem(
+                place,
+                f"architecture is missing: {member.weights} holds a state dict, which needs one "
+                "(torchvision.models.NAME or FILE.py:CLASS)",
+            )
+
+
+def _is_read_as_torchscript(member: Member) -> bool:
+    try:
+        return member.weights_format is WeightsFormat.TORCHSCRIPT
+    except SpecError:
+        return False
+
+
+def _holds_state_dict(path: Path) -> bool:
+    """Whether a file was written by `torch.save`, and not by `torch.jit.save`.
+
+    Both write a zip with ``data.pkl``; only a TorchScript archive also has ``constants.pkl``.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            endings = {name.rpartition("/")[2] for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return "data.pkl" in endings and "constants.pkl" not in endings
 
 
 def _check_resize(preprocessing: Preprocessing, place: Place) -> Iterator[Problem]:

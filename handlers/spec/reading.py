@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..base.errors import SpecError
+from ..base.errors import EnsembleError, SpecError
 from .checks import check_spec
 from .ensemble import EnsembleSpec
 from .labels_file import LABELS_FOLDER
-from .strict_yaml import MAX_CHARACTERS, parse_strictly
+from .strict_yaml import MAX_CHARACTERS, located, parse_strictly
 
 _SPEC_ADAPTER = TypeAdapter(EnsembleSpec)
 
@@ -40,6 +42,26 @@ def load_spec(path: Path, *, check_files: bool = True) -> EnsembleSpec:
         folder=path.parent if check_files else None,
         labels_folder=path.parent,
     )
+
+
+@contextmanager
+def located_errors(path: Path) -> Iterator[None]:
+    """Name the file, the line and the key in errors about values of a spec.
+
+    Some values turn out to be wrong only when members are loaded or policies are parsed. Such
+    errors know the value's place in the spec, but not the file that the spec was read from.
+
+    Args:
+        path: the YAML file that the spec was read from.
+    """
+    try:
+        yield
+    except EnsembleError as error:
+        if not error.place:
+            raise
+        text = path.read_text(encoding="utf-8")
+        error_with_line = type(error)(located(error.message, error.place, text, str(path)))
+        raise error_with_line from error
 
 
 def parse_spec(

@@ -106,6 +106,30 @@ def parse_strictly(
     raise SpecError("\n".join(lines))
 
 
+def located(message: str, place: Place, text: str, source: str) -> str:
+    """Put the file, the line and the key of a value before a message about it.
+
+    Args:
+        message: what is wrong with the value, found after the document had been parsed.
+        place: keys that lead to the value. An item of a list may be given by its key ``name``.
+        text: the YAML document, which was parsed without mistakes.
+        source: where the text comes from.
+    """
+    node = BoundedLoader(text).get_single_node()
+    if node is None:
+        return f"{source}: {message}"
+    current: yaml.Node | None = node
+    steps: list[str | int] = []
+    for step in place:
+        if isinstance(current, yaml.SequenceNode) and isinstance(step, str):
+            names = [_child(item, "name") for item in current.value]
+            values = [name.value for name in names if isinstance(name, yaml.ScalarNode)]
+            step = values.index(step) if step in values else step
+        steps.append(step)
+        current = _child(current, step)
+    return _line(Problem(tuple(steps), message), node, source)
+
+
 def _repeated_keys(node: yaml.Node, place: Place) -> Iterable[Problem]:
     """Find keys that a mapping has twice; PyYAML would silently use the last of them."""
     if isinstance(node, yaml.MappingNode):
@@ -135,7 +159,9 @@ def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
         choices = re.findall(r"'([^']*)'", str(detail["ctx"]["expected"]))
         return Problem(place, f"must be one of {', '.join(choices)}", str(value), choices)
     if kind == "string_type" and isinstance(value, bool | int | float):
-        return Problem(place, f"must be text: write it in quotes, '{_shortened(value)}'")
+        key = f"{place[-1]}: " if place and isinstance(place[-1], str) else ""
+        # The text as it stands in the file: 1.10 is the number 1.1 by now.
+        return Problem(place, f'must be text: write {key}"{_scalar_text(place, node)}", in quotes')
     if kind == LABELS_FILE_ERROR:
         return Problem(place, detail["msg"])
     message = detail["msg"][0].lower() + detail["msg"][1:]
@@ -145,6 +171,15 @@ def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
 
 def _shortened(value: str | int | float | bool | None) -> str:
     text = repr(value)
+    return text if len(text) <= _MAX_QUOTED_CHARACTERS else f"{text[:_MAX_QUOTED_CHARACTERS]}..."
+
+
+def _scalar_text(place: Place, node: yaml.Node) -> str:
+    """Return the text of the scalar at a place, as it stands in the file but not too long."""
+    current: yaml.Node | None = node
+    for step in place:
+        current = _child(current, step)
+    text = str(current.value) if isinstance(current, yaml.ScalarNode) else ""
     return text if len(text) <= _MAX_QUOTED_CHARACTERS else f"{text[:_MAX_QUOTED_CHARACTERS]}..."
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from torchserve_ensemble.cli import _parsed
+from torchserve_ensemble.cli import _parse, main, parser
 from torchserve_ensemble.commands.predict import _per_request
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    return _parse(parser(), arguments)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +60,22 @@ def test_a_sequence_is_one_request(option: str) -> None:
     paths = ["a.png", "b.png", "c.png"]
     assert _per_request(parsed, paths, {}) == 1
     assert _per_request(parsed, paths, {option: "1"}) == 3
+
+
+@pytest.mark.parametrize("workers", ["-1", "two", "1.5"])
+def test_a_wrong_number_of_workers_is_named(
+    workers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["scale", "digits", workers])
+    message = capsys.readouterr().err
+    assert f"argument WORKERS: '{workers}' is no number of workers" in message
+    assert "or 0 to end all of them" in message
+
+
+def test_every_verb_and_every_option_has_a_help() -> None:
+    (verbs,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for verb, verb_parser in verbs.choices.items():
+        assert verb_parser.description, verb
+        for action in verb_parser._actions:
+            assert action.help, (verb, action)

@@ -71,8 +71,8 @@ def test_csv_json_and_table(
 ) -> None:
     common = ["probes", str(images), "--run-folder", str(probe_server.run_folder)]
     rows = list(csv.DictReader(io.StringIO(predict(capsys, *common, "--format", "csv"))))
-    assert [row["combined"] for row in rows] == ["dark", "bright", "bright"]
-    assert [row["c"] for row in rows] == ["dark", "bright", "dark"]
+    assert [row["label"] for row in rows] == ["dark", "bright", "bright"]
+    assert [row["members.c.label"] for row in rows] == ["dark", "bright", "dark"]
     content = json.loads(predict(capsys, *common, "--format", "json", "--policy", "all"))
     assert [row["label"] for row in content] == ["dark", "bright", "dark"]
     table = predict(capsys, *common, "--option", "members=a,b")
@@ -96,7 +96,7 @@ def test_mistakes_are_one_line_and_status_1(
         (["probes", "nothing.png"], "no such file, folder or match"),
         (["probes", str(images / "notes.txt")], "sample 0"),
         (["probes", str(images), "--policy", "anny"], "did you mean 'any'"),
-        (["nothing", str(images)], "Model not found: nothing"),
+        (["nothing", str(images)], "no model 'nothing' is registered; registered: probes"),
         (["probes", str(images), "--option", "fields"], "write NAME=VALUE"),
     ):
         assert main(["predict", *arguments, *run_folder]) == 1

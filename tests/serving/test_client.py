@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import EnsembleError, RequestError, ServerError
 from torchserve_ensemble.serving import client as client_module
 from torchserve_ensemble.serving.client import InferenceClient
@@ -107,7 +110,7 @@ def test_what_is_not_repeated(answer: Answer) -> None:
 def test_attempts_are_bounded() -> None:
     script = Script(*[BUSY] * 3)
     error = ask(script, retries=2)
-    assert "it has no worker, or its queue is full" in str(error)
+    assert "the model has no worker, or its queue is full" in str(error)
     assert script.answers == []
 
 
@@ -127,7 +130,7 @@ def test_a_full_queue_is_not_called_a_missing_worker(workers: int, reason: str) 
         workers=(Worker("9000", "READY", 1, False, 0),) * workers,
         pending_requests=99,
     )
-    client = InferenceClient(retries=0, diagnose=lambda name, _: version.why_not_taken())
+    client = InferenceClient(retries=0, diagnose=lambda name, _: version.reason_for_503())
     client._transport = Script(BUSY)
     with pytest.raises(ServerError, match=reason) as caught:
         client.predict("a", [("x", b"")])
@@ -148,3 +151,50 @@ def test_an_attempt_without_an_answer_is_repeated_only_within_its_own_limit() ->
     script = Script(NoAnswerError("late"), GOOD)
     assert ask(script, timeout=5, attempt_timeout=0.5) is None
     assert script.timeouts[0] == 0.5
+
+
+def test_a_timeout_names_the_seconds_of_the_client_and_not_those_left() -> None:
+    script = Script(BUSY, NoAnswerError("late"))
+    error = ask(script, timeout=0.5, retries=1)
+    assert isinstance(error, NoAnswerError)
+    assert "the server did not answer within 0.5 s" in str(error)
+
+
+@pytest.mark.parametrize("num_bytes", [10, 50_000_000], ids=["the answer", "the upload"])
+def test_a_server_that_is_silent_is_not_called_absent(num_bytes: int) -> None:
+    """It accepts the connection, and then neither reads nor answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            InferenceClient(address, timeout=0.3) as client,
+            pytest.raises(NoAnswerError) as caught,
+        ):
+            client.predict("a", [("x", bytes(num_bytes))])
+    assert "the server did not answer within 0.3 s" in str(caught.value)
+    assert "no server answers" not in str(caught.value)
+
+
+def test_the_command_line_names_the_option_that_waits_longer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        address = ["--address", f"http://127.0.0.1:{port}", "--timeout", "0.3"]
+        assert main(["predict", "a", str(tmp_path / "a.png"), *address]) == 1
+        management = ["--management", f"http://127.0.0.1:{port}", "--timeout", "0.3"]
+        assert main(["status", *management]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "the server did not answer within 0.3 s" in line
+        assert line.endswith("--timeout SECONDS waits longer (now 0.3)")
+
+
+def test_a_missing_model_is_explained() -> None:
+    absent = refusal(404, "Model not found: a")
+    assert "`ts-ensemble status` lists the registered models" in str(ask(Script(absent)))
+    client = InferenceClient(diagnose=lambda name, _: f"no model '{name}' is registered")
+    client._transport = Script(absent)
+    with pytest.raises(RequestError, match="no model 'a' is registered"):
+        client.predict("a", [("x", b"")])

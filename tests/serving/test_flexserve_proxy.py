@@ -51,5 +51,5 @@ def test_the_token_is_left_out_where_there_is_none() -> None:
     ],
 )
 def test_nothing_else_gets_into_it(key: str, value: object) -> None:
-    with pytest.raises(ServerError, match="cannot stand in a configuration of nginx"):
+    with pytest.raises(ServerError, match="cannot be written into a configuration of nginx"):
         flexserve_configuration(**GOOD | {key: value})

@@ -244,7 +244,7 @@ def test_a_refused_image_ends_the_load() -> None:
     with answering(415) as (address, _):
         target = LoadTarget(address, ("/predictions/trees",))
         measurement = closed_loop(target, [b"a"], clients=2, seconds=60, stop_at_error=True)
-    with pytest.raises(ServerError, match=r"model 'trees': HTTPException: 415: \{\}"):
+    with pytest.raises(ServerError, match=r"model 'trees': status 415: \{\}"):
         metrics_of(measurement, 2, "model 'trees'")
 
 

@@ -1,6 +1,8 @@
 """The verbs of `ts-ensemble`, one file each.
 
-Each file adds its arguments and runs its verb; the work is done in `archiver`, `serving`, `tuning`
-and `ensemble`. Nothing below imports this package. What takes long to import (torch, rich, the
-compiler) is imported when a verb runs, so that ``--help`` answers at once.
+What enters are the arguments of the command line; what leaves is text on standard output, messages
+and progress bars on standard error, and an exit status. The work itself is done in `archiver`,
+`serving`, `tuning` and `ensemble`, which must not import this package. Modules that take long to
+import (torch, rich, the compiler) are imported when a verb runs, so that ``--help`` and the
+completions of a shell answer at once.
 """

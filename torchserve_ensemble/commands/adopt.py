@@ -14,22 +14,26 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``adopt``."""
     adopt = subparsers.add_parser(
         "adopt",
-        help="make a spec from archives that stock TorchServe serves",
-        description="Write ensemble.yaml, weights, labels and architectures of archives with "
-        "TorchServe's handler image_classifier (a model file with its state dict, or TorchScript). "
-        "Their code is copied and not run; `ts-ensemble build` runs it, as TorchServe does.",
+        help="make a spec from archives of TorchServe's image_classifier",
+        description="Make a spec from archives that a stock TorchServe serves with its handler "
+        "image_classifier (a model file with its state dict, or TorchScript). It writes "
+        "ensemble.yaml, and beside it the archives' weights, labels and architectures. The "
+        "archives' code is copied and not run; `ts-ensemble build` runs it, as TorchServe does.",
     )
     adopt.add_argument("archives", nargs="+", metavar="ARCHIVE", help="a .mar file")
     adopt.add_argument("--name", required=True, help="name of the ensemble")
     adopt.add_argument("--version", default="1.0", help="version of the ensemble (default: 1.0)")
     adopt.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="new folder (default: the ensemble's name)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="new folder for these files (default: a folder with the ensemble's name)",
     )
     adopt.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help="labels in the format of index_to_name.json, for archives that have none",
+        help="labels in the format of index_to_name.json, for archives without labels",
     )
     adopt.set_defaults(run=_adopt)
 

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .completion import DEFAULT_MODEL_STORE
+from .printing import reported_work
+
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -18,12 +21,18 @@ def add_command(subparsers: Subparsers) -> None:
         description="Build NAME-VERSION.mar from an ensemble spec, after loading and running every "
         "member once. The result is a plain TorchServe archive.",
     )
-    build.add_argument("spec", type=Path, help="the ensemble's YAML file")
+    build.add_argument("spec", type=Path, metavar="SPEC", help="the ensemble's YAML file")
     build.add_argument(
-        "--output", type=Path, default=Path("model_store"), help="folder (default: model_store)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        default=DEFAULT_MODEL_STORE,
+        help="folder for the archive (default: %(default)s)",
     )
     build.add_argument(
-        "--no-check", action="store_true", help="do not load and run the members first"
+        "--no-check",
+        action="store_true",
+        help="write the archive without loading and running the members first",
     )
     build.add_argument(
         "--samples",
@@ -38,12 +47,13 @@ def add_command(subparsers: Subparsers) -> None:
 def _build(arguments: argparse.Namespace) -> int:
     from ..archiver.build import build_archive
 
-    archive = build_archive(
-        arguments.spec,
-        arguments.output,
-        check=not arguments.no_check,
-        samples=arguments.samples,
-        report=print,
-    )
+    with reported_work(f"building {arguments.spec}") as report:
+        archive = build_archive(
+            arguments.spec,
+            arguments.output,
+            check=not arguments.no_check,
+            samples=arguments.samples,
+            report=report,
+        )
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .printing import progress_bar, standard_output, with_progress
 
 if TYPE_CHECKING:
     from ..tuning.reference import Comparison
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _DEFAULT_TOLERANCE = 1e-3
-_NUM_SHOWN = 10
+_MAX_PRINTED_IMAGES = 10
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -21,25 +24,35 @@ def add_command(subparsers: Subparsers) -> None:
         "check",
         help="compare an ensemble's scores with those of your own inference code",
         description="Predict the images of a folder with an ensemble, and call your own function "
-        "on the same files. Prints how much the scores differ and the images that differ most. The "
-        "exit status is 1 where a decision differs, or a score by more than the tolerance. Needs "
-        "no server: the code that decodes, runs and combines is the one that a worker runs.",
+        "on the same files. Print how much the scores differ, and the images on which they differ "
+        "most. The exit status is 1 if any decision differs, or any score by more than the "
+        "tolerance. No server is needed: images are decoded and members run by the code that a "
+        "worker runs.",
     )
-    command.add_argument("ensemble", type=Path, help="a spec, or an archive (.mar)")
+    command.add_argument(
+        "ensemble", type=Path, metavar="ENSEMBLE", help="a spec, or an archive (.mar)"
+    )
     command.add_argument(
         "--reference",
         required=True,
         metavar="FILE.py:FUNCTION",
-        help="takes the path of an image; returns scores by label, or one for each label",
+        help="your function; it takes the path of an image, and returns a mapping from label to "
+        "score, or one score for each label in the spec's order",
     )
-    command.add_argument("--data", type=Path, required=True, help="a folder of images")
-    command.add_argument("--member", help="compare one member instead of the combined scores")
-    command.add_argument("--policy", help="instead of the default policy")
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="FOLDER", help="a folder of images"
+    )
+    command.add_argument(
+        "--member", metavar="NAME", help="compare this member's scores, not the ensemble's"
+    )
+    command.add_argument(
+        "--policy", help="policy that combines the members (default: the ensemble's default)"
+    )
     command.add_argument(
         "--tolerance",
         type=float,
         default=_DEFAULT_TOLERANCE,
-        help="the largest difference of a score that is accepted (default: %(default)s)",
+        help="largest difference of a score that is not an error (default: %(default)s)",
     )
     command.set_defaults(run=_check)
 
@@ -53,15 +66,27 @@ def _check(arguments: argparse.Namespace) -> int:
     images = [Path(path) for path in image_sources.find([str(arguments.data)])]
     reference = load_reference(arguments.reference, ensemble.score_labels)
     options = {} if arguments.policy is None else {"policy": arguments.policy}
-    predictions = ensemble.predict(images, include=["scores"], **options)
-    comparison = compare(predictions, images, reference, ensemble.task, member=arguments.member)
+    predictions = list(
+        with_progress(
+            ensemble.predict_each(images, include=["scores"], **options), "predicting", len(images)
+        )
+    )
+    with progress_bar(f"calling {arguments.reference}") as step:
+
+        def counted_reference(image: Path) -> Mapping[str, float]:
+            scores = reference(image)
+            step(len(images))
+            return scores
+
+        comparison = compare(
+            predictions, images, counted_reference, ensemble.task, member=arguments.member
+        )
     _print(comparison, arguments.tolerance)
     agrees = comparison.num_same_decisions == len(comparison.differences)
     return 0 if agrees and comparison.largest <= arguments.tolerance else 1
 
 
 def _print(comparison: Comparison, tolerance: float) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -71,11 +96,11 @@ def _print(comparison: Comparison, tolerance: float) -> None:
         f"by at most {comparison.largest:.2g} (median {comparison.median:.2g}); the tolerance is "
         f"{tolerance:g}"
     )
-    shown = [each for each in comparison.differences if each.largest > tolerance][:_NUM_SHOWN]
-    if not shown:
+    excessive = [each for each in comparison.differences if each.largest > tolerance]
+    if not excessive:
         return
     table = Table("image", "label", "ensemble", "reference", "difference", "decision")
-    for each in shown:
+    for each in excessive[:_MAX_PRINTED_IMAGES]:
         table.add_row(
             Text(each.image, overflow="fold"),
             Text(each.label),
@@ -84,4 +109,4 @@ def _print(comparison: Comparison, tolerance: float) -> None:
             f"{each.largest:.2g}",
             "same" if each.same_decision else Text("differs", "red"),
         )
-    Console().print(table)
+    standard_output().print(table)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import run_folder_option
+from .printing import standard_output
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -17,16 +18,24 @@ def add_command(subparsers: Subparsers) -> None:
     doctor = subparsers.add_parser(
         "doctor",
         help="check the machine, the configuration, a spec and the running server",
-        description="Checks against the known traps of TorchServe, and prints what to do.",
+        description="Look for mistakes that TorchServe does not report, and print what to do about "
+        "each. The exit status is 1 if there is a problem; warnings alone give 0.",
         parents=[run_folder_option()],
     )
-    doctor.add_argument("spec", type=Path, nargs="?", help="an ensemble's YAML file")
-    doctor.add_argument("--config", type=Path, default=Path("config.properties"))
+    doctor.add_argument(
+        "spec", type=Path, nargs="?", metavar="SPEC", help="an ensemble's YAML file"
+    )
+    doctor.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=Path("config.properties"),
+        help="settings of TorchServe to check, if the file exists (default: %(default)s)",
+    )
     doctor.set_defaults(run=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.text import Text
 
     from ..serving.doctor import Level, diagnose
@@ -34,11 +43,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = diagnose(
         config=arguments.config, spec=arguments.spec, run_folder=arguments.run_folder
     )
-    console = Console(soft_wrap=True)
+    console = standard_output(soft_wrap=True)
     colours = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "red"}
     for finding in findings:
         level = Text(f"{finding.level:<8}", colours[finding.level])
-        # Findings repeat keys and names of files, which may hold what rich takes for markup.
+        # Keys and file names in findings may look like rich's markup; Text prints them as they are.
         console.print(level, Text(finding.what))
         if finding.remedy:
             console.print(Text(f"         -> {finding.remedy}"))

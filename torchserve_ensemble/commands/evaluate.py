@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..handlers.base.errors import SpecError
 from ..tuning.printing import print_metrics
 from ..tuning.requirements import TUNING_MODULES, require_installed
-from .options import DATA_HELP, add_token_options
+from .options import DATA_HELP, add_answer_timeout, add_token_options
 from .printing import progress_bar
 
 if TYPE_CHECKING:
@@ -26,21 +26,35 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``evaluate``."""
     evaluate = subparsers.add_parser(
         "evaluate",
-        help="measure a running endpoint on labelled data",
-        description="Send labelled images to POST /predictions/NAME and compute the metrics of "
-        "`tune` from the answers.",
+        help="measure the answers of a running server on labelled images",
+        description="Send labelled images to POST /predictions/NAME, and compute from the answers "
+        "the metrics that `tune` prints: for the ensemble, and for each member.",
     )
-    evaluate.add_argument("name", metavar="NAME", help="the model")
+    evaluate.add_argument("name", metavar="NAME", help="name of the model")
     evaluate.add_argument("--data", type=Path, required=True, help=DATA_HELP)
     evaluate.add_argument(
-        "--spec", type=Path, help="for its task and labels, of a server that `serve` did not start"
+        "--spec",
+        type=Path,
+        help="the model's spec, which says its task and labels; needed with --address",
     )
-    evaluate.add_argument("--policy", help="instead of the default one")
-    evaluate.add_argument("--model-version", help="instead of the default version")
-    evaluate.add_argument("--run-folder", type=Path, help="of the server that `serve` started")
-    evaluate.add_argument("--address", help="of a server that `serve` did not start")
+    evaluate.add_argument(
+        "--policy", help="policy that combines the members (default: the model's default)"
+    )
+    evaluate.add_argument(
+        "--model-version", metavar="VERSION", help="version of the model (default: its default)"
+    )
+    evaluate.add_argument(
+        "--run-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder of the server that `serve` started (default: .ts-ensemble)",
+    )
+    evaluate.add_argument(
+        "--address", help="inference address of a server that `serve` did not start"
+    )
     add_token_options(evaluate, "inference")
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    add_answer_timeout(evaluate, 60, "each request, further attempts included")
+    evaluate.add_argument("--json", action="store_true", help="print the metrics as JSON")
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -61,9 +75,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         address=arguments.address,
         token=arguments.token,
         token_file=arguments.token_file,
+        timeout=arguments.answer_timeout,
     )
     with client, progress_bar("predicting") as on_image:
-        found = evaluate_endpoint(
+        metrics = evaluate_endpoint(
             client,
             arguments.name,
             spec,
@@ -73,30 +88,33 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             on_image=on_image,
         )
     if arguments.json:
-        values = {name: _defined(each.values) for name, each in found.items()}
+        values = {name: _without_nan(each.values) for name, each in metrics.items()}
         print(json.dumps(values, indent=2))
     else:
         policy = arguments.policy or "the default policy"
         title = f"{arguments.name} with {policy} on {data.name}, {len(data.paths)} images"
-        print_metrics(found, title)
+        print_metrics(metrics, title)
     return 0
 
 
 def _answering(arguments: argparse.Namespace, server: Server | None) -> Answering:
-    """Task and labels: from the spec, or as the server describes the model."""
+    """Read task and labels from the spec, or ask the server for them."""
     from ..handlers.spec import load_spec
     from ..tuning.endpoint import Served
 
     if arguments.spec is not None:
         return load_spec(arguments.spec, check_files=False)
     if server is None:
-        raise SpecError("no server of `serve` is asked: name the model's spec with --spec")
+        raise SpecError(
+            "name the model's spec with --spec: only a server that `serve` started here tells the "
+            "model's task and labels"
+        )
     with server.management() as management:
         version = arguments.model_version
         (described,) = management.describe(arguments.name, version, customized=True)
     return Served.of(described.customized or {})
 
 
-def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace NaN, which JSON does not have, by None."""
     return {name: None if math.isnan(value) else value for name, value in values.items()}

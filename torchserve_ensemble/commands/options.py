@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they open."""
+"""Options that several verbs share, and the clients that these options ask for."""
 
 from __future__ import annotations
 
@@ -16,80 +16,114 @@ from ..serving.server import Server
 from ..serving.tokens import TOKEN_VARIABLE
 from ..serving.worker_log import WorkerLog
 
-DATA_HELP = "FOLDER/LABEL/image, or a CSV file with the columns file and label"
-"""What ``--data`` takes."""
+DATA_HELP = "images as FOLDER/LABEL/image, or a CSV file with the columns file and label"
+"""Help of ``--data``, for labelled images."""
+
+_MANAGEMENT_TIMEOUT_SECONDS = 600
+"""TorchServe answers a call that loads or ends workers only after they have loaded or ended."""
 
 
 def run_folder_option() -> argparse.ArgumentParser:
-    """The option ``--run-folder``, as a parent of a verb's parser."""
+    """Return a parent for a verb's parser, with the option ``--run-folder``."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument(
         "--run-folder",
         type=Path,
+        metavar="FOLDER",
         default=DEFAULT_RUN_FOLDER,
-        help=f"the server's logs, tokens and state (default: {DEFAULT_RUN_FOLDER})",
+        help=f"holds the server's logs, tokens and state (default: {DEFAULT_RUN_FOLDER})",
     )
     return parent
 
 
 def management_options() -> argparse.ArgumentParser:
-    """Where the management API is, and its token, as a parent of a verb's parser."""
+    """Return a parent for a verb's parser, with the options of a client of the management API."""
     parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("--management", help="address of a server that `serve` did not start")
+    parent.add_argument(
+        "--management",
+        metavar="ADDRESS",
+        help="management address of a server that `serve` did not start",
+    )
     add_token_options(parent, "management")
+    add_answer_timeout(parent, _MANAGEMENT_TIMEOUT_SECONDS, "each call of the management API")
     return parent
+
+
+def add_answer_timeout(parser: argparse.ArgumentParser, default: int, subject: str) -> None:
+    """Add ``--timeout``, the seconds that a server has for an answer.
+
+    Args:
+        parser: parser of a verb.
+        default: seconds if the option is not given.
+        subject: what is answered, for the help.
+    """
+    parser.add_argument(
+        "--timeout",
+        dest="answer_timeout",
+        type=float,
+        default=default,
+        metavar="SECONDS",
+        help=f"longest wait for the answer to {subject} (default: %(default)s)",
+    )
 
 
 def add_token_options(parser: argparse.ArgumentParser, kind: str) -> None:
     """Add ``--token`` and ``--token-file``, for a server that `serve` did not start.
 
     Args:
-        parser: of a verb.
-        kind: the token that the verb needs, ``management`` or ``inference``.
+        parser: parser of a verb.
+        kind: kind of token that the verb needs, ``management`` or ``inference``.
     """
     token = parser.add_mutually_exclusive_group()
     token.add_argument(
-        "--token", help=f"its {kind} token; `ps` shows arguments to everybody on this machine"
+        "--token",
+        help=f"{kind} token of that server; `ps` shows arguments to every user of this machine",
     )
     token.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help=f"holds its {kind} token, or is its key_file.json "
-        f"(default: the environment variable {TOKEN_VARIABLE})",
+        help=f"file with the {kind} token of that server, or the server's key_file.json "
+        f"(default: the token in the environment variable {TOKEN_VARIABLE})",
     )
 
 
 def draining_options() -> argparse.ArgumentParser:
-    """How long to wait for requests that are being computed, as a parent of a verb's parser."""
+    """Return a parent for a verb's parser, with the options about requests that are computed."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument(
         "--drain-timeout",
         type=float,
         default=DRAIN_SECONDS,
         metavar="SECONDS",
-        help="to wait for requests that workers compute (default: %(default)g)",
+        help="how long workers may finish requests before they are ended (default: %(default)g)",
     )
     parent.add_argument(
-        "--force", action="store_true", help="then end them all the same, losing these requests"
+        "--force",
+        action="store_true",
+        help="after that time end workers that still compute, which loses their requests; without "
+        "this option nothing is changed then",
     )
     return parent
 
 
 def open_management(arguments: argparse.Namespace) -> ManagementClient:
-    """A client of the management API that `management_options` name."""
+    """Open a client of the management API that `management_options` name."""
     return management_client(
         run_folder=arguments.run_folder,
         address=arguments.management,
         token=arguments.token,
         token_file=arguments.token_file,
-        timeout=600,
+        timeout=arguments.answer_timeout,
     )
 
 
 @contextmanager
 def open_changes(arguments: argparse.Namespace) -> Iterator[Changes]:
-    """What scales, switches and unregisters versions, with the server's log where it is at hand."""
+    """Open what scales, switches and unregisters versions.
+
+    It reads tracebacks of dead workers from the log of a server that `serve` started here.
+    """
     server = Server.attach(arguments.run_folder) if arguments.management is None else None
     with open_management(arguments) as management:
         yield Changes(

@@ -1,25 +1,28 @@
-"""The verb ``predict``: against a running server, or in this process without Java."""
+"""The verb ``predict``: with a running server, or in this process without Java."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..handlers.base.errors import RequestError
 from ..serving import image_sources
-from .options import add_token_options
-from .prediction_csv import Row, text_of, write_csv
+from ..serving.sample_names import SEQUENCE_OPTIONS, in_batches, with_names
+from .options import add_answer_timeout, add_token_options
+from .prediction_csv import Row, write_csv
+from .printing import standard_output, with_progress
 
 if TYPE_CHECKING:
     from ..serving.client import InferenceClient
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_DEFAULT_TIMEOUT_SECONDS = 60
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -28,31 +31,56 @@ def add_command(subparsers: Subparsers) -> None:
         "predict",
         help="predict images with a running server, or locally from a spec",
         description="Send images to POST /predictions/NAME[/VERSION] as forms, each image as a "
-        "part named 'file'; or, with --local, run the same pipeline in this process without "
-        "TorchServe.",
+        "part named 'file'. With --local, run the same pipeline in this process without "
+        "TorchServe. Each prediction names its sample by the path of the image.",
     )
     command.add_argument(
         "names",
         nargs="+",
         metavar="NAME IMAGE",
-        help="model, then image files, folders, patterns, or - for standard input",
+        help="the model's name, then image files, folders, patterns, or - for standard input",
     )
     command.add_argument(
-        "--local", type=Path, metavar="SPEC", help="no NAME: run this spec or archive here"
+        "--local",
+        type=Path,
+        metavar="SPEC",
+        help="run this spec or archive in this process; leave NAME out",
     )
-    command.add_argument("--model-version", help="instead of the default version")
+    command.add_argument(
+        "--model-version", metavar="VERSION", help="version of the model (default: its default)"
+    )
     command.add_argument(
         "--run-folder",
         type=Path,
-        help="of the server that `serve` started here, for its address and token",
+        metavar="FOLDER",
+        help="run folder of the server that `serve` started (default: .ts-ensemble)",
     )
-    command.add_argument("--address", help="inference API of a server that `serve` did not start")
+    command.add_argument(
+        "--address", help="inference address of a server that `serve` did not start"
+    )
     add_token_options(command, "inference")
-    command.add_argument("--transport", choices=["rest", "grpc"], default="rest")
-    command.add_argument("--timeout", type=float, default=60, help="seconds for each request")
-    command.add_argument("--per-request", type=int, default=32, help="images in one request")
-    command.add_argument("--at-once", type=int, default=4, help="requests at the same time")
-    command.add_argument("--policy", help="e.g. any, at_least(k=2)")
+    command.add_argument(
+        "--transport",
+        choices=["rest", "grpc"],
+        default="rest",
+        help="protocol of the requests (default: %(default)s)",
+    )
+    add_answer_timeout(command, _DEFAULT_TIMEOUT_SECONDS, "each request, further attempts included")
+    command.add_argument(
+        "--per-request",
+        type=int,
+        default=32,
+        metavar="N",
+        help="largest number of images in one request (default: %(default)s)",
+    )
+    command.add_argument(
+        "--at-once",
+        type=int,
+        default=4,
+        metavar="N",
+        help="number of requests that are sent side by side (default: %(default)s)",
+    )
+    command.add_argument("--policy", help="combination policy, e.g. any or 'at_least(k=2)'")
     command.add_argument(
         "--option",
         action="append",
@@ -60,14 +88,23 @@ def add_command(subparsers: Subparsers) -> None:
         metavar="NAME=VALUE",
         help="any other option of a request; `ts-ensemble describe` lists them; may be repeated",
     )
-    command.add_argument("--on-error", choices=["fail", "skip"], help="unreadable images")
-    command.add_argument("--top-k", type=int, help="also the k best labels")
+    command.add_argument(
+        "--on-error",
+        choices=["fail", "skip"],
+        help="what an unreadable image does: fail refuses its whole request, skip gives the image "
+        "alone an error (default: fail)",
+    )
+    command.add_argument(
+        "--top-k", type=int, metavar="K", help="also give the k labels with the highest scores"
+    )
     command.add_argument(
         "--format",
         choices=["table", "json", "lines", "csv"],
         default="table",
-        help="lines: JSON, written as answers come; csv: a column for each member, written when "
-        "all are there, with ' before text that a spreadsheet would take for a formula",
+        help="lines: one JSON object for each image, written as soon as it is answered. csv: the "
+        "values of the JSON in columns named like members.cnn.label, written after the last "
+        "answer; a ' stands before text that a spreadsheet would run as a formula "
+        "(default: %(default)s)",
     )
     command.set_defaults(run=_predict)
 
@@ -83,11 +120,18 @@ def _predict(arguments: argparse.Namespace) -> int:
         else:
             client = stack.enter_context(_client(arguments))
             rows = _remote(client, arguments, paths, options)
-        _write(arguments.format, _with_progress(stack, rows, len(paths)))
+        # Lines on a terminal show by themselves how far the work is.
+        visible = arguments.format != "lines" or not sys.stdout.isatty()
+        shown = with_progress(rows, "predicting", len(paths), visible=visible)
+        # Closing takes the bar away and cancels requests, also if nobody reads the output.
+        stack.enter_context(closing(rows))
+        stack.enter_context(closing(shown))
+        _write(arguments.format, shown)
     return 0
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the options of every request."""
     options = {
         name: str(value)
         for name in ("policy", "on_error", "top_k")
@@ -102,23 +146,19 @@ def _options(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _per_request(arguments: argparse.Namespace, paths: list[str], options: dict[str, str]) -> int:
-    """A sequence must be one request; else the size that was asked for."""
-    from ..serving.client import SEQUENCE_OPTIONS
-
-    together = any(name in options for name in SEQUENCE_OPTIONS)
-    return len(paths) if together else arguments.per_request
+    """Return how many images one request may have; a sequence must be one request."""
+    is_sequence = any(name in options for name in SEQUENCE_OPTIONS)
+    return len(paths) if is_sequence else arguments.per_request
 
 
 def _local(
     arguments: argparse.Namespace, paths: list[str], options: dict[str, str]
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     from ..ensemble import Ensemble
-    from ..serving.client import with_names
 
     ensemble = Ensemble.load(arguments.local)
-    size = _per_request(arguments, paths, options)
-    images = image_sources.read(paths)
-    while batch := list(itertools.islice(images, size)):
+    batch_size = _per_request(arguments, paths, options)
+    for batch in in_batches(image_sources.read(paths), batch_size, options):
         predictions = ensemble.answer(batch, **options)["predictions"]
         yield from with_names(predictions, [name for name, _ in batch])
 
@@ -128,7 +168,7 @@ def _remote(
     arguments: argparse.Namespace,
     paths: list[str],
     options: dict[str, str],
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     for prediction in client.predict_all(
         arguments.names[0],
         image_sources.read(paths),
@@ -149,57 +189,54 @@ def _client(arguments: argparse.Namespace) -> InferenceClient:
         token=arguments.token,
         token_file=arguments.token_file,
         transport=arguments.transport,
-        timeout=arguments.timeout,
+        timeout=arguments.answer_timeout,
     )
 
 
-def _with_progress(stack: ExitStack, rows: Iterator[Row], total: int) -> Iterator[Row]:
-    """Rows as they come; a bar on standard error if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    stack.enter_context(bar)
-    return iter(bar.track(rows, total=total, description="predicting"))
-
-
-def _write(form: str, rows: Iterator[Row]) -> None:
-    """Lines are written as answers come; the other formats need all answers first."""
-    match form:
+def _write(output_format: str, rows: Iterator[Row]) -> None:
+    """Print predictions: lines as soon as each is there, the other formats after the last one."""
+    match output_format:
         case "lines":
             for row in rows:
                 print(json.dumps(row, ensure_ascii=False))
         case "csv":
             write_csv(rows, sys.stdout)
         case "json":
-            json.dump(list(rows), sys.stdout, indent=2, ensure_ascii=False)
-            print()
+            print(json.dumps(list(rows), indent=2, ensure_ascii=False))
         case _:
             _print_table(list(rows))
 
 
 def _print_table(rows: list[Row]) -> None:
-    from rich.console import Console
+    """Print one line for each sample, with a column for each member and one for the ensemble."""
     from rich.table import Table
     from rich.text import Text
 
     members = list(dict.fromkeys(name for row in rows for name in row.get("members", {})))
     table = Table()
-    for column in ("image", *members, "combined"):
+    for column in ("sample", *members, "combined"):
         table.add_column(Text(column), overflow="fold")
     for row in rows:
         if "error" in row:
-            unknown = ["-"] * len(members)
-            table.add_row(Text(row["sample"]), *unknown, Text(row["error"]["message"], "red"))
+            no_answers = ["-"] * len(members)
+            table.add_row(Text(row["sample"]), *no_answers, Text(row["error"]["message"], "red"))
         else:
             answers = row.get("members", {})
             cells = [Text(_cell(answers[name]) if name in answers else "-") for name in members]
             table.add_row(Text(row.get("sample", "")), *cells, Text(_cell(row), "bold"))
-    Console().print(table)
+    standard_output().print(table)
 
 
 def _cell(answer: Row) -> str:
-    text = text_of(answer)
+    decision = _decision(answer)
     score = answer.get("score")
-    return text if score is None else f"{text} {score:.3f}"
+    return decision if score is None else f"{decision} {score:.3f}"
+
+
+def _decision(answer: dict[str, Any]) -> str:
+    """Return the labels or values of an answer; empty if the request asked for neither."""
+    if "values" in answer:
+        return ", ".join(f"{label} {value:.4g}" for label, value in answer["values"].items())
+    if not answer.keys() & {"label", "labels"}:
+        return ""
+    return ", ".join(answer.get("labels", [])) or str(answer.get("label") or "none")

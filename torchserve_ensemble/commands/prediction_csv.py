@@ -1,4 +1,8 @@
-"""Predictions as a CSV file, which a spreadsheet can open without running anything in it."""
+"""Predictions as a CSV file, which a spreadsheet can open without running anything in it.
+
+A column is named by the keys that lead to its value in the JSON answer, joined by dots
+(``members.cnn.label``), as `pandas.json_normalize` names it.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +10,91 @@ import csv
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, TextIO
 
 Row = dict[str, Any]
+Column = tuple[str, ...]
+"""The keys that lead to a value."""
 
-_FIXED = ("sample", "combined", "score", "error")
-_ASKED_FOR = (
-    *("abstained", "top_k", "scores", "standard_deviation", "quantile_05", "quantile_95"),
-    *("uncertainty", "smoothed", "members_used", "failed_members", "late_members"),
+_ORDER = (
+    *("sample", "label", "labels", "score", "values", "error", "members", "abstained", "top_k"),
+    *("scores", "standard_deviation", "quantile_05", "quantile_95", "uncertainty", "smoothed"),
+    *("members_used", "failed_members", "late_members"),
 )
-"""Columns behind those of the members, each there if any row has it."""
+"""Keys of a prediction, in the order of their columns; further ones follow in alphabetic order."""
 
-_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""Spreadsheets take a cell that begins with one of these for a formula (OWASP, CSV injection);
-the last four are the wide forms of the first four."""
+_ALWAYS: tuple[Column, ...] = (("sample",), ("error", "message"))
+"""Columns that every table has, even if all their cells are empty."""
+
+_FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""First characters that make a spreadsheet read a cell as a formula (OWASP, CSV injection); the
+last four are the full-width forms of the first four."""
 
 
-def write_csv(rows: Iterator[Row], file: TextIO) -> None:
-    """Write predictions as a table with one column for each member that answered any of them.
+def write_csv(rows: Iterable[Row], file: TextIO) -> None:
+    """Write predictions as a table that has a column for every value of any of them.
 
-    The header names the members, and which members answer is known only when all rows are there:
-    an image that cannot be read has none, and a member can fail on some images. So the rows wait in
-    a temporary file, which holds any number of them. What came before a failure is written too.
+    The header comes first in the file, and which columns there are is known only after the last
+    prediction: one for an unreadable image has no members, and members can fail on some images. So
+    the predictions wait in a temporary file, which holds any number of them. If producing them
+    fails, those that came before are written.
 
     Args:
         rows: elements of ``predictions``.
         file: opened as `csv` asks, without a translation of line ends.
     """
-    orders: set[tuple[str, ...]] = set()
-    asked_for: set[str] = set()
+    columns: dict[Column, None] = {}
+    member_orders: set[tuple[str, ...]] = set()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as waiting:
         try:
             for row in rows:
-                orders.add(tuple(row.get("members", ())))
-                asked_for.update(row)
+                columns.update(dict.fromkeys(_flattened(row)))
+                member_orders.add(tuple(row.get("members", ())))
                 waiting.write(json.dumps(row) + "\n")
         finally:
             if waiting.tell():
                 waiting.seek(0)
-                members = _in_order(orders)
-                further = [name for name in _ASKED_FOR if name in asked_for]
-                header = [*_FIXED, *(_column(name) for name in members), *further]
+                header = _sorted({**dict.fromkeys(_ALWAYS), **columns}, _merged(member_orders))
                 writer = csv.writer(file)
-                writer.writerow(map(_cell, header))
+                writer.writerow(_safe(".".join(column)) for column in header)
                 for line in waiting:
-                    writer.writerow(map(_cell, _cells(json.loads(line), members, further)))
+                    values = _flattened(json.loads(line))
+                    writer.writerow(_cell(values.get(column)) for column in header)
 
 
-def text_of(answer: Row) -> str:
-    """What an answer says, for people; empty where neither labels nor values were asked for."""
-    if "values" in answer:
-        return ", ".join(f"{label} {value:.4g}" for label, value in answer["values"].items())
-    if not answer.keys() & {"label", "labels"}:
-        return ""
-    return ", ".join(answer.get("labels", [])) or str(answer.get("label") or "none")
+def _flattened(content: Mapping[str, Any], keys: Column = ()) -> dict[Column, Any]:
+    """Return every value of nested objects, under the keys that lead to it."""
+    values: dict[Column, Any] = {}
+    for key, value in content.items():
+        if key == "labels" and "label" in content:
+            # For a task that chooses one label, labels repeats it.
+            continue
+        if isinstance(value, Mapping):
+            values.update(_flattened(value, (*keys, key)))
+        else:
+            values[*keys, key] = value
+    return values
 
 
-def _in_order(orders: Iterable[tuple[str, ...]]) -> list[str]:
-    """All members, in the order of the deployment, of which each row has a part."""
+def _sorted(columns: Iterable[Column], members: list[str]) -> list[Column]:
+    """Sort columns by `_ORDER`; those of members by the order of the members."""
+
+    def position(column: Column) -> tuple[int, str, int]:
+        first = column[0]
+        place = _ORDER.index(first) if first in _ORDER else len(_ORDER)
+        return (
+            place,
+            "" if first in _ORDER else first,
+            members.index(column[1]) if first == "members" else 0,
+        )
+
+    return sorted(columns, key=position)
+
+
+def _merged(orders: Iterable[tuple[str, ...]]) -> list[str]:
+    """Return all members in the ensemble's order, from predictions that each lack some of them."""
     sorter: TopologicalSorter[str] = TopologicalSorter()
     for order in sorted(orders):
         for name in order:
@@ -75,32 +104,23 @@ def _in_order(orders: Iterable[tuple[str, ...]]) -> list[str]:
     try:
         return list(sorter.static_order())
     except CycleError:
-        # Versions of the model that answered one after the other name the members differently.
+        # The default version changed meanwhile, and the new one has its members in another order.
         return sorted({name for order in orders for name in order})
 
 
-def _column(member: str) -> str:
-    """A member's column; names of members hold no spaces, so this one is free."""
-    return f"member {member}" if member in (*_FIXED, *_ASKED_FOR) else member
+def _cell(value: Any) -> str | int | float:
+    """Return the text or number of a cell: empty for null, JSON for lists and truth values."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _safe(value)
+    if isinstance(value, bool | list):
+        return _safe(json.dumps(value, ensure_ascii=False))
+    number: int | float = value
+    return number
 
 
-def _cells(row: Row, members: Iterable[str], further: Iterable[str]) -> Iterator[Any]:
-    error = row.get("error")
-    answers = row.get("members", {})
-    yield row.get("sample", "")
-    yield "" if error else text_of(row)
-    yield row.get("score", "")
-    yield error["message"] if error else ""
-    for name in members:
-        yield text_of(answers[name]) if name in answers else ""
-    for name in further:
-        value = row.get(name, "")
-        yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _cell(value: Any) -> Any:
-    """Numbers as they are; text that no spreadsheet takes for a formula, and that is Unicode."""
-    if not isinstance(value, str):
-        return value
-    text = value.encode("utf-8", "backslashreplace").decode()
-    return f"'{text}" if text.startswith(_FORMULA) else text
+def _safe(text: str) -> str:
+    """Return Unicode text that no spreadsheet takes for a formula."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

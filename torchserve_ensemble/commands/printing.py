@@ -1,22 +1,47 @@
-"""What several verbs print: tables of versions, and a progress bar."""
+"""What several verbs print: tables of versions, and progress bars."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 from ..serving.draining import process_state
 from ..serving.management import ModelVersion, Worker
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
-def print_versions(versions: list[ModelVersion], *, here: bool = False) -> None:
-    """Print versions as a table.
+Item = TypeVar("Item")
+
+
+def standard_output(*, soft_wrap: bool = False) -> Console:
+    """Return a console for tables, on which a closed pipe is the same error as for `print`.
 
     Args:
-        versions: one row each.
-        here: whether their workers are processes of this machine, whose state can be looked up.
+        soft_wrap: whether long lines are left as they are, for the terminal to wrap.
     """
     from rich.console import Console
+
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            # Rich would end the process itself, with status 1.
+            raise BrokenPipeError
+
+    return _Console(soft_wrap=soft_wrap)
+
+
+def print_versions(versions: list[ModelVersion], *, on_this_machine: bool = False) -> None:
+    """Print a table with one row for each version.
+
+    Args:
+        versions: the versions.
+        on_this_machine: whether the workers are processes of this machine, so that a stopped
+            process can be recognised.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -24,8 +49,8 @@ def print_versions(versions: list[ModelVersion], *, here: bool = False) -> None:
     for column in ("model", "version", "default", "archive", "batch", "queue", "workers"):
         table.add_column(column)
     for version in versions:
-        statuses = [_worker_state(worker, here) for worker in version.workers]
-        workers = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)) or "none"
+        states = [_worker_state(worker, on_this_machine) for worker in version.workers]
+        workers = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)) or "none"
         table.add_row(
             Text(version.name),
             Text(version.version),
@@ -35,23 +60,20 @@ def print_versions(versions: list[ModelVersion], *, here: bool = False) -> None:
             f"{version.pending_requests}" + ("" if version.queue_capacity else " (full)"),
             Text(workers),
         )
-    Console().print(table)
+    standard_output().print(table)
 
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error; yields the function that is called after each step.
+    """Show a bar while work goes on.
 
     Args:
-        description: what is going on.
+        description: what the work is.
 
     Yields:
-        A function of the total number of steps.
+        A function that is called after each step, with the total number of steps.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with _bar() as progress:
         task = progress.add_task(description, total=None)
 
         def step(total: int) -> None:
@@ -60,6 +82,70 @@ def progress_bar(description: str) -> Iterator[Callable[[int], None]]:
         yield step
 
 
-def _worker_state(worker: Worker, here: bool) -> str:
-    hindrance = process_state(worker.pid) if here else ""
+def with_progress(
+    items: Iterable[Item], description: str, total: int, *, visible: bool = True
+) -> Generator[Item, None, None]:
+    """Yield items as they come, and show a bar until the last one has come.
+
+    Args:
+        items: what is produced step by step.
+        description: what the work is.
+        total: expected number of items.
+        visible: False shows no bar, for items that are printed one by one themselves.
+    """
+    with _bar(visible=visible) as progress:
+        task = progress.add_task(description, total=total)
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+@contextmanager
+def reported_work(description: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """Show a bar while work goes on that reports each step with a sentence.
+
+    Args:
+        description: what the work is.
+        total: expected number of sentences; None: unknown, so that only the elapsed time is shown.
+
+    Yields:
+        A function that prints a sentence on standard output, above the bar. A reader that has gone
+        away does not end the work.
+    """
+    with _bar() as progress:
+        task = progress.add_task(description, total=total)
+
+        def report(sentence: str) -> None:
+            # A bar that is being drawn would mix with the sentence.
+            progress.stop()
+            with contextlib.suppress(BrokenPipeError):
+                print(sentence, flush=True)
+            progress.advance(task)
+            progress.start()
+
+        yield report
+
+
+def _bar(*, visible: bool = True) -> Progress:
+    """Make a progress bar on standard error, which shows nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    hidden = not visible or not sys.stderr.isatty()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True, quiet=hidden),
+        transient=True,
+        # Rich would write what is printed meanwhile to standard error, even if standard output
+        # is a file.
+        redirect_stdout=False,
+        disable=hidden,
+    )
+
+
+def _worker_state(worker: Worker, on_this_machine: bool) -> str:
+    hindrance = process_state(worker.pid) if on_this_machine else ""
     return f"{worker.status} but {hindrance} (pid {worker.pid})" if hindrance else worker.status

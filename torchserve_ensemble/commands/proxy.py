@@ -21,23 +21,23 @@ def add_command(subparsers: Subparsers) -> None:
     proxy = subparsers.add_parser(
         "proxy",
         help="make a configuration of nginx for FlexServe's clients",
-        description="A server block of nginx with FlexServe's routes POST /batch, POST /classify "
-        "and GET /models for a model that `serve` serves: its clients then need no change but "
-        "their base URL. It holds the inference token.",
+        description="Write a server block of nginx with FlexServe's routes POST /batch, POST "
+        "/classify and GET /models, for a model of a server that `serve` started. FlexServe's "
+        "clients then need no change but their base URL. The file contains the inference token.",
         parents=[run_folder_option()],
     )
-    proxy.add_argument("name", metavar="NAME")
+    proxy.add_argument("name", metavar="NAME", help="name of the model")
     proxy.add_argument(
         "--listen",
         metavar="[ADDRESS:]PORT",
         default=DEFAULT_LISTEN,
-        help="of nginx (default: %(default)s, FlexServe's own)",
+        help="where nginx listens (default: %(default)s, as FlexServe)",
     )
     proxy.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="a file that its owner alone can read (default: standard output)",
+        help="write a file that only its owner can read (default: standard output)",
     )
     proxy.set_defaults(run=_proxy)
 
@@ -45,14 +45,17 @@ def add_command(subparsers: Subparsers) -> None:
 def _proxy(arguments: argparse.Namespace) -> int:
     server = running_server(arguments.run_folder)
     if server is None:
-        raise ServerError("start the server with `ts-ensemble serve`, whose address is then known")
+        raise ServerError(
+            "`ts-ensemble serve` did not start this server, so its tokens and addresses are not "
+            "known: start it with `ts-ensemble serve`"
+        )
     with server.management() as management:
         (version,) = management.describe(arguments.name, customized=True)
     try:
         members = [str(member["name"]) for member in (version.customized or {})["members"]]
     except (KeyError, TypeError):
         raise ServerError(
-            f"{arguments.name} does not describe members: it is no ensemble of this project"
+            f"{arguments.name} is no ensemble of this project: its handler describes no members"
         ) from None
     text = flexserve_configuration(
         model=arguments.name,
@@ -66,11 +69,12 @@ def _proxy(arguments: argparse.Namespace) -> int:
         print(text, end="")
     else:
         _write_privately(arguments.output, text)
-        print(f"{arguments.output}: then nginx -t && nginx -s reload")
+        print(f"{arguments.output} is written; to use it: nginx -t && nginx -s reload")
     return 0
 
 
 def _write_privately(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:

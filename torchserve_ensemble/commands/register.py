@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..serving.changes import Changes
 from ..serving.finding import running_server
+from .completion import complete_archives
 from .options import management_options, open_management, run_folder_option
 from .printing import print_versions
 
@@ -20,27 +21,43 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``register``."""
     register = subparsers.add_parser(
         "register",
-        help="register an archive and wait for its workers",
+        help="register an archive with a running server, and wait for its workers",
         description="RegisterModel of the gRPC management service (with --management: POST "
         "/models?url=ARCHIVE&synchronous=false), then GET /models/NAME/VERSION until its workers "
-        "are READY. Workers that die while loading end it with their own traceback, and the "
-        "version is unregistered again. The archive is checked first, as `verify` does, where the "
-        "server was started by `serve`.",
+        "are READY. If a worker dies while it loads, its own traceback is printed and the version "
+        "is unregistered again. If `serve` started the server, the archive is checked first, as "
+        "`verify` does.",
         parents=[run_folder_option(), management_options()],
     )
-    register.add_argument("archive", help="file name in the server's model store, or an URL")
-    register.add_argument("--workers", type=int, default=1, help="if the archive does not say")
+    complete_archives(
+        register.add_argument(
+            "archive",
+            metavar="ARCHIVE",
+            help="file name in the server's model store, or a URL that the server may load",
+        )
+    )
+    register.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of workers, for an archive that does not say it itself (default: %(default)s)",
+    )
     register.set_defaults(run=_register)
 
 
 def _register(arguments: argparse.Namespace) -> int:
     server = running_server(arguments.run_folder) if arguments.management is None else None
     if server is not None:
-        print_versions([server.register(arguments.archive, workers=arguments.workers)])
+        version = server.register(
+            arguments.archive, workers=arguments.workers, timeout=arguments.answer_timeout
+        )
+        print_versions([version])
         return 0
     print(
-        f"ts-ensemble: {arguments.archive} is not checked before TorchServe runs what is in it, "
-        "since the server's model store is not known here: `ts-ensemble verify` checks the file",
+        f"ts-ensemble: {arguments.archive} is not checked before TorchServe runs its code, since "
+        "only a server that `serve` started here tells where its model store is; "
+        "`ts-ensemble verify` checks the file",
         file=sys.stderr,
     )
     with open_management(arguments) as management:

@@ -16,17 +16,33 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``scale``."""
     scale = subparsers.add_parser(
         "scale",
-        help="change the number of workers",
-        description="PUT /models/NAME[/VERSION]?min_worker=N&max_worker=N, then GET until they are "
-        "READY. "
-        "Workers that are to end answer first what they compute; a new one that dies takes the "
-        "change back.",
+        help="change the number of workers of a model",
+        description="PUT /models/NAME[/VERSION]?min_worker=N&max_worker=N, then GET until all are "
+        "READY. Workers that are to end answer their requests first. If a new worker dies while it "
+        "loads, the number is changed back.",
         parents=[run_folder_option(), management_options(), draining_options()],
     )
-    scale.add_argument("name", metavar="NAME")
-    scale.add_argument("workers", type=int, help="each holds a full copy of the ensemble")
-    scale.add_argument("--model-version", help="default: the default version")
+    scale.add_argument("name", metavar="NAME", help="name of the model")
+    scale.add_argument(
+        "workers",
+        type=_number_of_workers,
+        metavar="WORKERS",
+        help="number of workers that the model shall have, from 0; each holds a full copy of the "
+        "ensemble",
+    )
+    scale.add_argument(
+        "--model-version", metavar="VERSION", help="version to change (default: the default one)"
+    )
     scale.set_defaults(run=_scale)
+
+
+def _number_of_workers(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no number of workers; write the number that the model shall have, "
+            "e.g. 2, or 0 to end all of them"
+        )
+    return int(text)
 
 
 def _scale(arguments: argparse.Namespace) -> int:

@@ -12,9 +12,16 @@ if TYPE_CHECKING:
 
 def add_command(subparsers: Subparsers) -> None:
     """Add ``schema``."""
-    schema = subparsers.add_parser("schema", help="print the JSON Schema of the spec")
+    schema = subparsers.add_parser(
+        "schema",
+        help="print the JSON Schema of the spec",
+        description="Print the JSON Schema of ensemble.yaml, with which editors complete and check "
+        "the file.",
+    )
     schema.add_argument(
-        "--markdown", action="store_true", help="print the reference for people instead"
+        "--markdown",
+        action="store_true",
+        help="print a reference for people instead (docs/spec.md)",
     )
     schema.set_defaults(run=_schema)
 

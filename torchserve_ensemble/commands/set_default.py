@@ -15,13 +15,19 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``set-default``."""
     default = subparsers.add_parser(
         "set-default",
-        help="choose the version that answers when a request names none",
-        description="PUT /models/NAME/VERSION/set-default, if one of its workers is READY.",
+        help="choose the version that answers requests which name no version",
+        description="PUT /models/NAME/VERSION/set-default, if a worker of that version is READY.",
         parents=[run_folder_option(), management_options()],
     )
-    default.add_argument("name", metavar="NAME")
-    default.add_argument("--force", action="store_true", help="also without a worker")
-    default.add_argument("model_version", metavar="VERSION")
+    default.add_argument("name", metavar="NAME", help="name of the model")
+    default.add_argument(
+        "--force",
+        action="store_true",
+        help="choose the version even if none of its workers is READY",
+    )
+    default.add_argument(
+        "model_version", metavar="VERSION", help="version that becomes the default one"
+    )
     default.set_defaults(run=_set_default)
 
 

@@ -17,9 +17,10 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``status``."""
     status = subparsers.add_parser(
         "status",
-        help="models, versions, workers and queues",
-        description="GET /models and GET /models/NAME/all. TorchServe calls a worker READY for as "
-        "long as it waits for it; of workers on this machine one that is stopped is shown.",
+        help="show the models, versions, workers and queues of a server",
+        description="GET /models and GET /models/NAME/all. TorchServe also calls a worker READY "
+        "whose process is stopped (kill -STOP). If the server runs on this machine, such a worker "
+        "is shown as stopped.",
         parents=[run_folder_option(), management_options()],
     )
     status.set_defaults(run=_status)
@@ -28,5 +29,5 @@ def add_command(subparsers: Subparsers) -> None:
 def _status(arguments: argparse.Namespace) -> int:
     with open_management(arguments) as management:
         print(f"management  {management.address}")
-        print_versions(management.all_versions(), here=is_loopback(management.address))
+        print_versions(management.all_versions(), on_this_machine=is_loopback(management.address))
     return 0

@@ -17,8 +17,8 @@ def add_command(subparsers: Subparsers) -> None:
     stop = subparsers.add_parser(
         "stop",
         help="stop the server that `serve` started",
-        description="End TorchServe and its workers (as torchserve --stop, but waiting for them), "
-        "once they have answered the requests that have arrived.",
+        description="End TorchServe and its workers after they have answered all requests that "
+        "have arrived. (torchserve --stop does not wait for them.)",
         parents=[run_folder_option(), draining_options()],
     )
     stop.set_defaults(run=_stop)

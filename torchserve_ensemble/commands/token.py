@@ -18,12 +18,14 @@ def add_command(subparsers: Subparsers) -> None:
     token = subparsers.add_parser(
         "token",
         help="print a valid token of the running server, for other clients",
-        description="Reads key_file.json of the server, and renews an expired token with GET "
-        "/token?type=KIND. Where the token is printed others may read it: use it as in curl -H "
+        description="Read the server's key_file.json, and renew an expired token with GET "
+        "/token?type=KIND. Do not leave the token on a screen or in a log. Use it as in curl -H "
         '"Authorization: Bearer $(ts-ensemble token inference)".',
         parents=[run_folder_option()],
     )
-    token.add_argument("kind", choices=["inference", "management"])
+    token.add_argument(
+        "kind", choices=["inference", "management"], help="the API that the token is for"
+    )
     token.set_defaults(run=_token)
 
 
@@ -31,6 +33,6 @@ def _token(arguments: argparse.Namespace) -> int:
     server = running_server(arguments.run_folder)
     token = plain_token(arguments.kind) if server is None else server.token(arguments.kind)
     if token is None:
-        raise ServerError("token authorization is off: this server asks for no token")
+        raise ServerError("this server asks for no token (disable_token_authorization=true)")
     print(token)
     return 0

@@ -15,13 +15,18 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``unregister``."""
     unregister = subparsers.add_parser(
         "unregister",
-        help="remove a version and its workers",
-        description="DELETE /models/NAME[/VERSION], once it has answered the requests that have "
-        "arrived.",
+        help="remove a version of a model, and its workers",
+        description="DELETE /models/NAME[/VERSION], after the version has answered all requests "
+        "that have arrived.",
         parents=[run_folder_option(), management_options(), draining_options()],
     )
-    unregister.add_argument("name", metavar="NAME")
-    unregister.add_argument("model_version", metavar="VERSION", nargs="?")
+    unregister.add_argument("name", metavar="NAME", help="name of the model")
+    unregister.add_argument(
+        "model_version",
+        metavar="VERSION",
+        nargs="?",
+        help="version to remove (default: the default one, if it is the only one)",
+    )
     unregister.set_defaults(run=_unregister)
 
 

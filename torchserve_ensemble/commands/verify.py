@@ -16,13 +16,21 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``verify``."""
     verify = subparsers.add_parser(
         "verify",
-        help="check an archive before TorchServe gets it",
-        description="Check every file of an archive against its record, that nothing else is in "
-        "it, and that the file is byte for byte as a build writes it; print its digest.",
+        help="check that an archive is what `build` wrote",
+        description="Compare every file of an archive with the SHA-256 in the archive's record. "
+        "Check that it has no other files, and that it is byte for byte what a build writes. Print "
+        "the archive's digest.",
     )
-    verify.add_argument("archive", type=Path, help="a .mar, or the folder of an extracted one")
     verify.add_argument(
-        "--digest", help="that it must have, as its builder told: sha256:... in every answer"
+        "archive",
+        type=Path,
+        metavar="ARCHIVE",
+        help="a .mar file, or the folder that one was extracted to",
+    )
+    verify.add_argument(
+        "--digest",
+        metavar="sha256:...",
+        help="the digest that the archive's builder published; another digest is an error",
     )
     verify.set_defaults(run=_verify)
 
@@ -34,8 +42,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.digest not in (None, record.digest):
         raise ArchiveError(
             f"{arguments.archive} has the digest {record.digest}, not {arguments.digest}: it is "
-            "another archive"
+            "not the archive that its builder published"
         )
-    print(f"{arguments.archive}: {len(record.files)} files as they were built")
+    print(f"{arguments.archive}: all {len(record.files)} files are as they were built")
     print(record.digest)
     return 0

@@ -16,11 +16,11 @@ def add_command(subparsers: Subparsers) -> None:
     """Add ``versions``."""
     versions = subparsers.add_parser(
         "versions",
-        help="the versions of a model",
+        help="show the versions of a model",
         description="GET /models/NAME/all.",
         parents=[run_folder_option(), management_options()],
     )
-    versions.add_argument("name", metavar="NAME")
+    versions.add_argument("name", metavar="NAME", help="name of the model")
     versions.set_defaults(run=_versions)
 
 

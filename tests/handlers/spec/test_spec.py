@@ -7,18 +7,20 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torchserve_ensemble.archiver.spec_reference import spec_reference
-from torchserve_ensemble.handlers.base.errors import SpecError
+from torchserve_ensemble.handlers.base.errors import MemberError, SpecError
 from torchserve_ensemble.handlers.base.tasks import Task
 from torchserve_ensemble.handlers.spec import (
     Output,
     WeightsFormat,
     json_schema,
     load_spec,
+    located_errors,
     parse_spec,
 )
 
@@ -69,7 +71,15 @@ def test_presence_scores_the_positive_label_alone() -> None:
         ("labels:", "lables:", "ensemble.yaml:4: lables: unknown key; known here: name, version"),
         ("labels:", "lables:", "did you mean 'labels'?"),
         ("classification", "clasification", "did you mean 'classification'?"),
-        ('"1.0"', "1.0", "ensemble.yaml:2: version: must be text: write it in quotes, '1.0'"),
+        ('"1.0"', "1.0", 'ensemble.yaml:2: version: must be text: write version: "1.0", in quotes'),
+        # YAML reads the number 1.1.
+        ('"1.0"', "1.10", 'ensemble.yaml:2: version: must be text: write version: "1.10"'),
+        ("[zero, one]", "[zero, 0x10]", 'labels[1]: must be text: write "0x10", in quotes'),
+        (
+            "members.py:CNN",
+            "resnet18",
+            "members[0].architecture: 'resnet18' is neither torchvision.models.NAME nor FILE.py:",
+        ),
         ("resize: [8, 8]", "resize: [8, 0]", "preprocessing.small.resize[1]: input should be"),
         ("resize: [8, 8]", "resize: 8", "images of all sizes must become inputs of one size"),
         ("resize: [8, 8]", "reszie: [8, 8]", "did you mean 'resize'?"),
@@ -136,6 +146,45 @@ def test_missing_files_are_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="did you mean 'cnn.safetensor'") as caught:
         load_spec(tmp_path / "ensemble.yaml")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_state_dict_without_architecture_needs_one(tmp_path: Path) -> None:
+    """Its file name ends as that of a TorchScript archive, which carries its architecture."""
+    text = MINIMAL.replace("cnn.safetensors", "cnn.pt")
+    without = text.replace("    architecture: members.py:CNN\n", "")
+    (tmp_path / "members.py").touch()
+    (tmp_path / "ensemble.yaml").write_text(without)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "cnn.pt")
+    with pytest.raises(SpecError) as caught:
+        load_spec(tmp_path / "ensemble.yaml")
+    (line,) = str(caught.value).splitlines()
+    assert "members[0]: architecture is missing: cnn.pt holds a state dict" in line
+    assert "remove" not in line
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "cnn.pt")
+    load_spec(tmp_path / "ensemble.yaml")
+
+
+def test_what_shows_only_later_is_located_too(tmp_path: Path) -> None:
+    path = tmp_path / "ensemble.yaml"
+    path.write_text(MINIMAL + "policies: {named: {two: at_least(k=9)}}\n")
+    error = MemberError("no such network")
+    error.place = ("members", "cnn", "architecture")
+    with pytest.raises(MemberError) as caught, located_errors(path):
+        raise error
+    lines = path.read_text().splitlines()
+    number = next(n for n, line in enumerate(lines, 1) if "architecture" in line)
+    assert str(caught.value) == f"{path}:{number}: members[0].architecture: no such network"
+    error.place = ("policies", "named", "two")
+    expected = f":{len(lines)}: policies.named.two: no such network"
+    with pytest.raises(MemberError, match=expected), located_errors(path):
+        raise error
+
+
+def test_an_error_without_a_place_stays_as_it_is(tmp_path: Path) -> None:
+    error = MemberError("no such network")
+    with pytest.raises(MemberError) as caught, located_errors(tmp_path / "none.yaml"):
+        raise error
+    assert caught.value is error
 
 
 def test_a_missing_spec_is_a_spec_error(tmp_path: Path) -> None:
