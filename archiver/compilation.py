@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ..handlers.base.errors import MemberError
 from ..handlers.deployment import choose_device
-from ..handlers.inputs.example_inputs import example_images
-from ..handlers.inputs.preprocessing import preprocessors_of
+from ..handlers.inputs.preprocessing import Preprocessor, Resized, preprocessors_of
+from ..handlers.inputs.sample_errors import SampleErrors
 from ..handlers.members.aot_library import constants_path
 from ..handlers.members.compiled_record import (
     FOLDER,
@@ -51,7 +51,7 @@ def compiled_members(
     spec: EnsembleSpec,
     folder: Path,
     *,
-    samples: Sequence[Tensor] = (),
+    samples: Sequence[Path] = (),
     report: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Path]]:
     """Compile what can be compiled; the files are gone when the context ends.
@@ -62,8 +62,8 @@ def compiled_members(
     Args:
         spec: the ensemble.
         folder: where the files that the spec names are.
-        samples: decoded images, uint8 (3, height, width), on which the answers of compiled and
-            saved members are compared, beside the example images.
+        samples: image files on which the answers of compiled and saved members are compared,
+            beside the example images.
         report: called with a sentence about each member.
 
     Yields:
@@ -79,8 +79,15 @@ def compiled_members(
         require_quantization(len(samples))
     device = choose_device(spec, gpu=None)
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
-    images = [*example_images(_NUM_EXAMPLES), *samples]
-    batches = [preprocessor(images) for preprocessor in preprocessors]
+    batches = [
+        preprocessor(
+            [
+                *preprocessor.examples(_NUM_EXAMPLES),
+                *(_decode_sample(path, preprocessor, spec) for path in samples),
+            ]
+        )
+        for preprocessor in preprocessors
+    ]
     loaded = [load_member(spec, member, folder, device) for member in spec.members]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -90,6 +97,18 @@ def compiled_members(
         compilation.try_single_members()
         compilation.try_shared_backbones()
         yield compilation.files(Target.here(device))
+
+
+def _decode_sample(path: Path, preprocessor: Preprocessor, spec: EnsembleSpec) -> Resized:
+    """Decode an image file as the members of a preprocessing see it.
+
+    Raises:
+        SampleError: the file is not an image that can be read.
+    """
+    content = path.read_bytes()
+    errors = SampleErrors.of(str(path), 0, content)
+    max_pixels = spec.limits.max_pixels
+    return preprocessor.resize(preprocessor.decoding.decode(content, errors, max_pixels=max_pixels))
 
 
 @dataclass
@@ -231,10 +250,25 @@ class _Compilation:
         if module is None or isinstance(module, torch.jit.ScriptModule):
             saved = str(member.weights_format)
             raise NotCompiled(f"it is saved as {saved}, and runs as that")
+        self._require_tensor_output(position)
         on_cpu = self._batch(position).device.type == "cpu"
         if self.spec.runtime.precision is Precision.INT8 and on_cpu and is_large(module):
             return self._try_int8(position, module)
         return self._try_floating_point(position, module)
+
+    @torch.no_grad()
+    def _require_tensor_output(self, position: int) -> None:
+        """Refuse a member whose network gives its postprocess more than one tensor.
+
+        Raises:
+            NotCompiled: a compiled library gives one tensor.
+        """
+        loaded = self.loaded[position]
+        if loaded.postprocess is None:
+            return
+        raw = loaded.forward(self._batch(position)[:1])
+        if not isinstance(raw, Tensor):
+            raise NotCompiled(f"its forward gives {type(raw).__name__}, not one tensor")
 
     def _try_int8(self, position: int, module: nn.Module) -> Kept:
         """In int8, if that is right and faster than in floating point."""

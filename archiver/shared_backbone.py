@@ -37,6 +37,9 @@ def sharing(
     for index, each in enumerate(loaded):
         if each.module is None or isinstance(each.module, torch.jit.ScriptModule):
             continue
+        # The outputs of the joint program cannot pass through the members' own functions.
+        if each.postprocess is not None:
+            continue
         kind = (group_of_member[index], spec.output_of(spec.members[index]))
         weights = _bytes_by_content(each.module)
         for known, first, positions in groups:

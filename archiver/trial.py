@@ -71,7 +71,10 @@ class Trial:
         # Before it is compiled: torch.export may leave a module changed.
         expected = [self.loaded[position](batch) for position in candidate.positions]
         entry = candidate.compile()
-        run = load_executable(entry, self.spec, self.work, batch.device)
+        run = replace(
+            load_executable(entry, self.spec, self.work, batch.device),
+            postprocess=self.loaded[candidate.positions[0]].postprocess,
+        )
         # There may be more samples than one call takes.
         calls = torch.split(batch, min(run.max_batch_size, len(batch)))
         outputs = torch.cat([run(each) for each in calls], dim=1)

@@ -25,6 +25,7 @@ from .handlers.base.archive_layout import ENSEMBLE, SPEC
 from .handlers.base.errors import RequestError, ServerError
 from .handlers.base.tasks import Task
 from .handlers.deployment import choose_device, load_service
+from .handlers.inputs.deep_gray import DEEP_GRAY_MODES
 from .handlers.requests.parsing import Part, RawRequest
 from .handlers.service import EnsembleService, Identity
 from .handlers.spec import load_spec
@@ -199,6 +200,10 @@ def _encoded(image: ImageLike, position: int) -> tuple[str, bytes]:
     if isinstance(image, Image.Image):
         # Pixels of a file are turned upright too before members see them.
         upright = ImageOps.exif_transpose(image)
+        if upright.mode in DEEP_GRAY_MODES:
+            tiff = io.BytesIO()
+            upright.save(tiff, "TIFF")
+            return name, tiff.getvalue()
         image = np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
     if not isinstance(image, np.ndarray):
         raise RequestError(

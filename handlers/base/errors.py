@@ -6,7 +6,7 @@
     ├── SpecError             a mistake in ensemble.yaml                      (at build or load)
     ├── ArchiveError          a missing, damaged or foreign archive           (at build or load)
     ├── MemberError           a member that cannot be loaded or run           (at load, or 500)
-    ├── PreprocessingError    own preprocessing code failed on a sample       (500)
+    ├── PreprocessingError    the deployment's own code failed on a sample    (500)
     ├── LateError             members had not begun at the request's deadline (504)
     ├── BusyError             the worker had no time left for this request    (503)
     ├── ServerError           TorchServe cannot be started or does not answer (client side)

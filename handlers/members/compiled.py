@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from .aot_library import AotLibrary
 from .compiled_record import OUTPUTS, RECORD, CompiledExecutable, CompiledRecord, Engine
 from .executable import UNLIMITED
 from .loading import as_outputs, difference
+from .postprocessing import Postprocess, load_postprocess
 from .target import Target
 
 logger = logging.getLogger(__name__)
@@ -45,12 +46,14 @@ class CompiledMembers:
             a single member may lack the first dimension.
         concurrent: whether several threads may call it at the same time.
         max_batch_size: the largest number of samples that one call takes.
+        postprocess: converts what a single member's network returns to outputs.
     """
 
     members: tuple[int, ...]
     run: Callable[[Tensor], Tensor]
     concurrent: bool
     max_batch_size: int
+    postprocess: Postprocess | None = None
 
     def pays_for(self, num_samples: int) -> bool:
         """Always: the build kept it because it is faster than the saved members."""
@@ -59,6 +62,8 @@ class CompiledMembers:
     def __call__(self, batch: Tensor) -> Tensor:
         """Compute raw outputs, float32 (M members, N samples, outputs)."""
         raw = self.run(batch)
+        if self.postprocess is not None:
+            return self.postprocess(raw, len(batch), batch.device).unsqueeze(0)
         return raw.float() if len(self.members) > 1 else as_outputs(raw).unsqueeze(0)
 
 
@@ -99,7 +104,10 @@ def load_compiled(
     for entry in record.executables:
         names = ", ".join(entry.members)
         try:
-            executable = load_executable(entry, spec, folder, device, threads)
+            executable = replace(
+                load_executable(entry, spec, folder, device, threads),
+                postprocess=_postprocess_of(entry, spec, folder),
+            )
             changed = _difference_from_build(executable, spec, inputs_of_member, outputs)
             problem = f"its answers differ by {changed:.1e} from those at build"
         except torch.OutOfMemoryError:
@@ -118,6 +126,16 @@ def load_compiled(
     return executables
 
 
+def _postprocess_of(
+    entry: CompiledExecutable, spec: EnsembleSpec, folder: Path
+) -> Postprocess | None:
+    """Load the postprocess of an executable's member; executables of several members have none."""
+    if len(entry.members) > 1:
+        return None
+    (member,) = (member for member in spec.members if member.name == entry.members[0])
+    return load_postprocess(spec, member, folder)
+
+
 def load_executable(
     entry: CompiledExecutable,
     spec: EnsembleSpec,
@@ -125,7 +143,7 @@ def load_executable(
     device: torch.device,
     threads: int = 1,
 ) -> CompiledMembers:
-    """Load one compiled executable without comparing its outputs.
+    """Load one compiled executable without its postprocess, and without comparing its outputs.
 
     Args:
         entry: the executable's part of the record.

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ...spec import Window
+
 
 class Frame(Protocol):
     """One frame of an animation, whose pixels are decoded when they are asked for."""
@@ -23,8 +25,11 @@ class Frame(Protocol):
     def cost(self) -> int:
         """Of decoding it, in pixels of a PNG file."""
 
-    def decode(self) -> Tensor:
-        """The pixels, uint8 (3, height, width).
+    def decode(self, window: Window | None = None) -> Tensor:
+        """Decode the pixels, as `decode_image` decodes those of single images.
+
+        Args:
+            window: the values of a gray image of more than 8 bits that become black to white.
 
         Raises:
             Exception: whatever a damaged file makes the decoder raise.
