@@ -16,6 +16,7 @@ from ..base.errors import MemberError
 from ..base.threads import SERIAL, ThreadPool
 from ..inputs.image_decoding import ImageDecoding
 from ..inputs.preprocessing import preprocessors_of
+from ..inputs.sample_errors import SampleErrors
 from ..members.executable import Executable
 from ..members.executables import Executables, load_executables
 from ..members.loading import scores
@@ -159,6 +160,26 @@ class Runtime:
         `MemberInputs.prepare` describes the arguments.
         """
         return self._inputs.prepare(decode, members)
+
+    def prepare_file(self, content: bytes, name: str) -> PreparedImage:
+        """Decode an image file for all members, as the worker does, and resize it.
+
+        Args:
+            content: the file.
+            name: what messages call the file.
+
+        Raises:
+            SampleError: the file is not an image that can be read.
+            TooLargeError: the image has more pixels than the spec's limit.
+            PreprocessingError: a function of the user's own failed on the image.
+        """
+        errors = SampleErrors.of(name, 0, content)
+        max_pixels = self.spec.limits.max_pixels
+
+        def decode(decoding: ImageDecoding) -> Tensor:
+            return decoding.decode(content, errors, max_pixels=max_pixels)
+
+        return self.prepare(decode, range(len(self.spec.members)))
 
     def example_inputs(self, count: int) -> list[PreparedImage]:
         """Make inputs on which the members are tried and warmed up."""
