@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,11 +80,7 @@ class GrayRange:
             Mode L of the same size; and the opacity, mode L, or None if all pixels are opaque.
         """
         raw = self._values(band)
-        if raw.dtype.kind in "ui" and raw.dtype.itemsize == 2:
-            table = np.rint(self._scaled(np.arange(2**16, dtype=np.float64))).astype(np.uint8)
-            gray = table[raw]
-        else:
-            gray = np.rint(self._scaled(raw.astype(np.float64))).astype(np.uint8)
+        gray = self._converted(raw, lambda levels: np.rint(levels).astype(np.uint8))
         transparent = _transparent(band, raw)
         opacity = None if transparent is None else np.where(transparent, 0, 255).astype(np.uint8)
         return Image.fromarray(gray), None if opacity is None else Image.fromarray(opacity)
@@ -97,11 +94,13 @@ class GrayRange:
             float32 (height, width).
         """
         raw = self._values(band)
-        scaled = np.clip(self._scaled(raw.astype(np.float64)) / 255.0, 0.0, 1.0)
+        gray: NDArray[np.float32] = self._converted(
+            raw, lambda levels: np.clip(levels / 255.0, 0.0, 1.0).astype(np.float32)
+        )
         transparent = _transparent(band, raw)
         if transparent is not None:
-            scaled[transparent] = 1.0
-        return scaled.astype(np.float32)
+            gray[transparent] = 1.0
+        return gray
 
     def _extremes(self, image: Image.Image, rows: int) -> tuple[float, float]:
         """Return the smallest and the largest finite value; infinity first if there is none."""
@@ -118,6 +117,16 @@ class GrayRange:
     def _values(self, image: Image.Image) -> NDArray[Any]:
         raw = np.asarray(image)
         return raw.view(np.uint32) if self.unsigned else raw
+
+    def _converted(
+        self, raw: NDArray[Any], finish: Callable[[NDArray[np.float64]], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """Scale values to levels and finish these; 16-bit values through a table of all of them."""
+        if raw.dtype.kind in "ui" and raw.dtype.itemsize == 2:
+            table = finish(self._scaled(np.arange(2**16, dtype=np.float64)))
+            looked_up: NDArray[Any] = table[raw]
+            return looked_up
+        return finish(self._scaled(raw.astype(np.float64)))
 
     def _scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Convert values to levels, 0 (black) to 255 (white); what is not finite is `low`."""
