@@ -123,7 +123,8 @@ class Decoder:
             return self._check_tensor(sample, data)
         if isinstance(data, bytes):
             return self._open_file(sample, data, self._runtime.decodings(members))
-        for decoding in self._runtime.decodings(members):
+        decodings = self._runtime.decodings(members)
+        for decoding in decodings:
             if decoding.function is not None:
                 raise _sample_error(
                     sample,
@@ -133,7 +134,7 @@ class Decoder:
         return Opened(
             sample,
             data.pixels,
-            data.cost,
+            data.cost * len(decodings),
             lambda decoding: _decode_frame(sample, data, decoding.window),
         )
 

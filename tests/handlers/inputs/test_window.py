@@ -183,6 +183,22 @@ def test_pages_of_a_tiff_have_the_window_too(tmp_path: Path) -> None:
     assert [each["label"] for each in content["predictions"]] == ["bright", "dark", "bright"]
 
 
+def test_members_with_and_without_a_window_see_every_frame(tmp_path: Path) -> None:
+    path = windowed_probes(tmp_path, resize=[2, 2])
+    content = json.loads(path.read_text())
+    content["members"][0]["preprocessing"] = "small"
+    for member in content["members"][1:]:
+        member["preprocessing"] = {"resize": [2, 2]}
+    path.write_text(json.dumps(content))
+    pages = [Image.fromarray(np.full((4, 4), value, np.uint16)) for value in (900, 60_000, 100)]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    service = load_service(load_spec(path), tmp_path)
+    content = ask(service, file.getvalue(), frames="true")
+    labels = [[each["members"][name]["label"] for name in "ab"] for each in content["predictions"]]
+    assert labels == [["bright", "dark"], ["bright", "bright"], ["dark", "dark"]]
+
+
 def test_an_own_function_gets_floats_of_three_channels(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "def prepare(pixels):\n"
