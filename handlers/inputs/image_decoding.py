@@ -47,7 +47,7 @@ class OpenedImage(Protocol):
         Raises:
             SampleError: the file cannot be decoded.
             TooLargeError: the image has more pixels than the limit.
-            PreprocessingError: own code returned something other than an image.
+            PreprocessingError: a function of the user's own returned something other than an image.
         """
 
 
@@ -68,7 +68,7 @@ class ImageDecoding:
     keeps_values: bool = False
 
     def open(self, content: bytes, errors: SampleErrors, *, max_pixels: int) -> OpenedImage:
-        """Check what can be checked of an image file before it is decoded.
+        """Read the header of an image file, and hold it to the limits; no pixel is decoded.
 
         Args:
             content: the file.

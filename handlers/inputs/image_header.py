@@ -130,7 +130,7 @@ def read_header(data: bytes, formats: list[str] = FORMATS, *, max_pages: int = 1
     Raises:
         PIL.UnidentifiedImageError: the file has none of the formats.
         TooManyPartsError: reading the metadata would take too long.
-        Exception: Pillow's own, of many kinds, if the file is damaged.
+        Exception: an error of Pillow, of one of many kinds, if the file is damaged.
     """
     check_exif_segments(data)
     if "TIFF" in formats:
