@@ -27,7 +27,6 @@ from ..handlers.base.archive_layout import (
 )
 from ..handlers.base.errors import ArchiveError
 from ..handlers.deployment import load_service
-from ..handlers.inputs.images import decode_image
 from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
 from .labels_in_spec import text_with_labels
 from .torchserve_files import manifest, model_config, requirements
@@ -92,10 +91,7 @@ def _compiled_files(
     # Imported here, since torch's compiler takes seconds to import.
     from .compilation import compiled_members
 
-    images = [
-        decode_image(path.read_bytes(), max_pixels=spec.limits.max_pixels, name=str(path))
-        for path in (sample_files(samples, "--samples") if samples is not None else [])
-    ]
+    images = [] if samples is None else sample_files(samples, "--samples")
     with compiled_members(spec, folder, samples=images, report=report) as files:
         yield files
 

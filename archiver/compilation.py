@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..handlers.base.errors import ArchiveError, MemberError
 from ..handlers.deployment import choose_device
-from ..handlers.inputs.example_inputs import example_images
-from ..handlers.inputs.preprocessing import preprocessors_of
+from ..handlers.inputs.preprocessing import Preprocessor, Resized, preprocessors_of
+from ..handlers.inputs.sample_errors import SampleErrors
 from ..handlers.members.compiled_record import (
     FOLDER,
     OUTPUTS,
@@ -77,7 +77,7 @@ def compiled_members(
     spec: EnsembleSpec,
     folder: Path,
     *,
-    samples: Sequence[Tensor] = (),
+    samples: Sequence[Path] = (),
     report: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Path]]:
     """Make the executables that are worth it; the files are gone when the context ends.
@@ -88,8 +88,8 @@ def compiled_members(
     Args:
         spec: the ensemble.
         folder: where the files that the spec names are.
-        samples: decoded images, uint8 (3, height, width), on which the answers of the engine and
-            of the saved members are compared, beside the example images.
+        samples: image files on which the answers of the engine and of the saved members are
+            compared, beside the example images.
         report: called with what is being done, and with the table.
 
     Yields:
@@ -108,8 +108,15 @@ def compiled_members(
     if spec.runtime.precision is Precision.INT8:
         require_quantization(len(samples))
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
-    images = [*example_images(_NUM_EXAMPLES), *samples]
-    batches = [preprocessor(images) for preprocessor in preprocessors]
+    batches = [
+        preprocessor(
+            [
+                *preprocessor.examples(_NUM_EXAMPLES),
+                *(_decode_sample(path, preprocessor, spec) for path in samples),
+            ]
+        )
+        for preprocessor in preprocessors
+    ]
     loaded = [load_member(spec, member, folder, device) for member in spec.members]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -145,6 +152,18 @@ def _require_engine(spec: EnsembleSpec, device: torch.device) -> None:
             "runtime.engine: openvino is for the CPU, and the members run on a GPU here: set "
             "runtime.device to cpu, or engine to auto"
         )
+
+
+def _decode_sample(path: Path, preprocessor: Preprocessor, spec: EnsembleSpec) -> Resized:
+    """Decode an image file as the members of a preprocessing see it.
+
+    Raises:
+        SampleError: the file is not an image that can be read.
+    """
+    content = path.read_bytes()
+    errors = SampleErrors.of(str(path), 0, content)
+    max_pixels = spec.limits.max_pixels
+    return preprocessor.resize(preprocessor.decoding.decode(content, errors, max_pixels=max_pixels))
 
 
 @dataclass

@@ -56,6 +56,9 @@ def groups_with_shared_backbone(
     for position, member in enumerate(loaded):
         if member.module is None or isinstance(member.module, torch.jit.ScriptModule):
             continue
+        # The outputs of the joint program cannot pass through the members' own functions.
+        if member.postprocess is not None:
+            continue
         kind = (group_of_member[position], spec.output_of(spec.members[position]))
         bytes_by_digest = _bytes_by_digest(member.module)
         for group in groups:

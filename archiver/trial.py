@@ -19,7 +19,7 @@ from ..handlers.members.loading import LoadedMember, difference
 from ..handlers.members.timing import seconds_of
 from ..handlers.spec import EnsembleSpec
 from .candidates import Candidate
-from .not_compiled import OtherAnswersError, converter_errors
+from .not_compiled import NotCompiled, OtherAnswersError, converter_errors
 
 TIMED_BATCH_SIZES = (1, 8)
 
@@ -72,12 +72,17 @@ class Trial:
         Raises:
             NotCompiled: it cannot be made, or its answers differ.
         """
+        for position in candidate.positions:
+            _require_one_tensor(self.loaded[position], batch[:1])
         # Before it is made: torch.export may leave a module changed.
         expected = [self.loaded[position](batch) for position in candidate.positions]
         entry = candidate.make()
         with converter_errors():
-            run = load_executable(
-                entry, self.spec, self.work, batch.device, threads=os.cpu_count() or 1
+            run = replace(
+                load_executable(
+                    entry, self.spec, self.work, batch.device, threads=os.cpu_count() or 1
+                ),
+                postprocess=self.loaded[candidate.positions[0]].postprocess,
             )
             # There may be more samples than one call takes.
             calls = torch.split(batch, min(run.max_batch_size, len(batch)))
@@ -94,6 +99,19 @@ class Trial:
                 changed,
             )
         return Tried(replace(entry, difference=changed), outputs, run)
+
+
+def _require_one_tensor(loaded: LoadedMember, batch: Tensor) -> None:
+    """Refuse a member whose network gives its postprocess more than one tensor.
+
+    Raises:
+        NotCompiled: an executable gives one tensor.
+    """
+    if loaded.postprocess is None:
+        return
+    raw = loaded.forward(batch)
+    if not isinstance(raw, Tensor):
+        raise NotCompiled(f"its forward gives {type(raw).__name__}, not one tensor")
 
 
 @torch.no_grad()

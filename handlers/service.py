@@ -36,7 +36,6 @@ from .decoding.batch import DecodedSamples, SamplesToDecode, decode_batch
 from .decoding.decoder import Decoder
 from .engine.runtime import Runtime
 from .engine.score_cache import ScoreCache
-from .inputs.example_inputs import example_images
 from .policies import Catalogue, rows_of
 from .requests.options import ResponseFormat, describe_options
 from .requests.parsing import is_open_inference, parse_request
@@ -118,7 +117,7 @@ class EnsembleService:
     def warm_up(self) -> None:
         """Compute a full batch, then each smaller one: every batch size needs its own kernels."""
         full = min(self.spec.serving.batch_size, _MAX_WARM_UP_SAMPLES)
-        images = example_images(full)
+        images = self._runtime.example_inputs(full)
         end = time.monotonic() + _MAX_WARM_UP_SECONDS
         self._runtime.run(images)
         for num_samples in range(1, full):

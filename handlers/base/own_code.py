@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +30,49 @@ def file_of(text: str) -> str | None:
     """
     stem, separator, _ = text.partition(".py:")
     return f"{stem}.py" if separator else None
+
+
+@dataclass(frozen=True)
+class OwnFunction:
+    """A function of the user's own.
+
+    Attributes:
+        name: ``FILE.py:FUNCTION``, as the spec has it.
+        function: takes one argument.
+    """
+
+    name: str
+    function: Callable[[Any], Any]
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> OwnFunction:
+        """Load a function of one argument.
+
+        Args:
+            folder: contains the files that the spec names.
+            name: ``FILE.py:FUNCTION``.
+
+        Raises:
+            MemberError: the file cannot be imported, does not define the function, or the function
+                cannot be called with one argument.
+        """
+        with imports_from(folder):
+            function = load_own(folder, name)
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            # Functions of C extensions may have no signature that Python knows.
+            return cls(name, function)
+        try:
+            signature.bind(None)
+        except TypeError:
+            problem = f"{name} is called with one argument, and takes {signature}"
+            raise MemberError(problem) from None
+        return cls(name, function)
+
+    def failure(self, error: BaseException) -> str:
+        """Describe an error of the function: its name, then file, line and message."""
+        return f"{self.name}: {described(error, file_of(self.name) or self.name)}"
 
 
 def load_own(folder: Path, text: str) -> Callable[..., Any]:

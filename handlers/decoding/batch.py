@@ -78,7 +78,7 @@ def decode_batch(
     """
     lookups = [[_look_up(request, each, cache) for each in request.samples] for request in requests]
     to_open = [
-        sample
+        (sample, request.members)
         for request, of_request in zip(requests, lookups, strict=True)
         for sample, lookup in zip(request.samples, of_request, strict=True)
         if lookup.scores is None

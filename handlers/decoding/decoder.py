@@ -23,11 +23,12 @@ from ..base.memory import give_back
 from ..base.threads import ThreadPool
 from ..engine.member_inputs import Input
 from ..engine.runtime import Runtime
+from ..inputs.image_decoding import ImageDecoding
 from ..inputs.image_header import too_large
-from ..inputs.images import open_image
+from ..inputs.sample_errors import SampleErrors
 from ..requests.bundles import Frame
 from ..requests.parsing import Sample
-from ..spec import Limits
+from ..spec import Limits, Window
 
 Argument = TypeVar("Argument")
 Value = TypeVar("Value")
@@ -52,14 +53,16 @@ class Opened:
         sample: the sample.
         pixels: number of pixels that are in memory during decoding; 0 if nothing is decoded.
         cost: time to decode and resize the sample, in pixels of a PNG file that take as long.
-        decode: function that returns the pixels, uint8 (3, H, W), or the input that a client
-            preprocessed itself, float32 (C, H, W).
+        decode: returns the pixels that a decoding of the ensemble gives; None if the client
+            preprocessed the sample itself.
+        preprocessed: the input that the client preprocessed itself, float32 (C, H, W).
     """
 
     sample: Sample
     pixels: int
     cost: int
-    decode: Callable[[], Tensor]
+    decode: Callable[[ImageDecoding], Tensor] | None
+    preprocessed: Tensor | None = None
 
 
 DecodeJob = tuple[Opened, Sequence[int]]
@@ -84,11 +87,15 @@ class Decoder:
         self._runtime = runtime
         self._pool = pool
 
-    def open_all(self, samples: Sequence[Sample]) -> list[Opened | EnsembleError]:
-        """Read the header of each sample, or return the error of a sample that is unreadable.
+    def open_all(
+        self, samples: Sequence[tuple[Sample, Sequence[int]]]
+    ) -> list[Opened | EnsembleError]:
+        """Read the header of each sample; an error takes the place of a sample that is unreadable.
 
-        The pool is not used: Pillow reads headers in Python code, of which only one thread runs at
-        a time.
+        Args:
+            samples: the samples, each with the positions of its members.
+
+        The pool is not used: Pillow reads headers in Python, which runs on one thread at a time.
         """
         return [self._guarded(self._open, sample) for sample in samples]
 
@@ -117,34 +124,57 @@ class Decoder:
         """Do the jobs of a unit, on one thread."""
         return [self._guarded(self._decode, job) for job in unit]
 
-    def _open(self, sample: Sample) -> Opened:
-        """Read the header of one sample.
-
-        Raises:
-            SampleError: the sample is unreadable.
-            TooLargeError: the image has more pixels than an image may have.
-        """
+    def _open(self, sample_and_members: tuple[Sample, Sequence[int]]) -> Opened:
+        """Read the header of one sample; raises what makes it unreadable."""
+        sample, members = sample_and_members
         data = sample.data
         if isinstance(data, SampleError):
             raise data
         if isinstance(data, Tensor):
             return self._check_tensor(sample, data)
         if isinstance(data, bytes):
-            image = open_image(
-                data, max_pixels=self._limits.max_pixels, name=sample.name, index=sample.index
-            )
-            cost = image.cost + self._runtime.resized_pixels(*image.size)
-            return Opened(sample, image.pixels, cost, image.decode)
-        return Opened(sample, data.pixels, data.cost, lambda: _decode_frame(sample, data))
+            return self._open_file(sample, data, self._runtime.decodings(members))
+        decodings = self._runtime.decodings(members)
+        for decoding in decodings:
+            if decoding.function is not None:
+                raise _sample_error(
+                    sample,
+                    f"it is one frame of a file, and {decoding.function.name} decodes whole files: "
+                    "send the request without the option frames",
+                )
+        return Opened(
+            sample,
+            data.pixels,
+            data.cost * len(decodings),
+            lambda decoding: _decode_frame(sample, data, decoding.window),
+        )
+
+    def _open_file(
+        self, sample: Sample, content: bytes, decodings: Sequence[ImageDecoding]
+    ) -> Opened:
+        """Read the header of one image file; one decoding after the other will read its pixels."""
+        errors = SampleErrors.of(sample.name, sample.index, content)
+        images = {
+            decoding: decoding.open(content, errors, max_pixels=self._limits.max_pixels)
+            for decoding in decodings
+        }
+        opened = list(images.values())
+        resized_pixels = self._runtime.resized_pixels(*opened[0].size)
+        return Opened(
+            sample,
+            max(image.pixels for image in opened),
+            sum(image.cost for image in opened) + resized_pixels,
+            lambda decoding: images[decoding].decode(),
+        )
 
     def _decode(self, job: DecodeJob) -> Input:
         """Decode one sample and resize it; a preprocessed input is returned unchanged."""
         opened, members = job
-        pixels = opened.decode()
-        if pixels.is_floating_point():
-            return pixels
+        if opened.decode is None:
+            assert opened.preprocessed is not None
+            return opened.preprocessed
         try:
-            return self._runtime.prepare(pixels, members)
+            return self._runtime.prepare(opened.decode, members)
         except PreprocessingError as error:
             raise PreprocessingError(f"{opened.sample.where}: {error}") from error
 
@@ -162,7 +192,7 @@ class Decoder:
             if excess is not None:
                 raise TooLargeError(f"{sample.where}: {excess}")
             cost = width * height + self._runtime.resized_pixels(width, height)
-            return Opened(sample, width * height, cost, lambda: data)
+            return Opened(sample, width * height, cost, lambda _: data)
         if shape is None:
             problem = (
                 "the members have different preprocessings, so there is no one preprocessed "
@@ -176,7 +206,7 @@ class Decoder:
             problem = "it holds NaN or infinite numbers; a preprocessed sample must be finite"
         if problem is not None:
             raise _sample_error(sample, problem)
-        return Opened(sample, 0, 0, lambda: data)
+        return Opened(sample, 0, 0, None, preprocessed=data)
 
     def _guarded(
         self, function: Callable[[Argument], Value], argument: Argument
@@ -191,14 +221,9 @@ class Decoder:
             return unforeseen()
 
 
-def _decode_frame(sample: Sample, frame: Frame) -> Tensor:
-    """Decode a frame of an animation.
-
-    Raises:
-        SampleError: the file is damaged.
-    """
+def _decode_frame(sample: Sample, frame: Frame, window: Window | None) -> Tensor:
     try:
-        return frame.decode()
+        return frame.decode(window)
     except Exception as error:
         # For damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
         raise _sample_error(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..base.errors import MemberError
 from ..base.threads import SERIAL, ThreadPool
-from ..inputs.example_inputs import example_images
+from ..inputs.image_decoding import ImageDecoding
 from ..inputs.preprocessing import preprocessors_of
+from ..inputs.sample_errors import SampleErrors
 from ..members.executable import Executable
 from ..members.executables import Executables, load_executables
 from ..members.loading import scores
@@ -109,8 +110,7 @@ class Runtime:
             SpecError: a preprocessing does not exist.
         """
         preprocessors, group_of_member = preprocessors_of(spec, folder, device, pool)
-        images = example_images(3)
-        example_inputs = [preprocessor(images) for preprocessor in preprocessors]
+        example_inputs = [each(each.examples(3)) for each in preprocessors]
         executables = load_executables(
             spec,
             folder,
@@ -149,9 +149,42 @@ class Runtime:
         """How many pixels all preprocessings together make of an image of this size."""
         return self._inputs.resized_pixels(width, height)
 
-    def prepare(self, pixels: Tensor, members: Iterable[int]) -> PreparedImage:
-        """Resize an image, uint8 (3, height, width), for the members at some positions."""
-        return self._inputs.prepare(pixels, members)
+    def decodings(self, members: Iterable[int]) -> list[ImageDecoding]:
+        """Return the distinct ways in which the image files of some members are decoded."""
+        return self._inputs.decodings(members)
+
+    def prepare(
+        self, decode: Callable[[ImageDecoding], Tensor], members: Iterable[int]
+    ) -> PreparedImage:
+        """Decode an image for the members at some positions and resize it.
+
+        `MemberInputs.prepare` describes the arguments.
+        """
+        return self._inputs.prepare(decode, members)
+
+    def prepare_file(self, content: bytes, name: str) -> PreparedImage:
+        """Decode an image file for all members, as the worker does, and resize it.
+
+        Args:
+            content: the file.
+            name: what messages call the file.
+
+        Raises:
+            SampleError: the file is not an image that can be read.
+            TooLargeError: the image has more pixels than the spec's limit.
+            PreprocessingError: a function of the user's own failed on the image.
+        """
+        errors = SampleErrors.of(name, 0, content)
+        max_pixels = self.spec.limits.max_pixels
+
+        def decode(decoding: ImageDecoding) -> Tensor:
+            return decoding.decode(content, errors, max_pixels=max_pixels)
+
+        return self.prepare(decode, range(len(self.spec.members)))
+
+    def example_inputs(self, count: int) -> list[PreparedImage]:
+        """Make inputs on which the members are tried and warmed up."""
+        return self._inputs.examples(count)
 
     def run(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .compiled_record import OUTPUTS, RECORD, CompiledExecutable, CompiledRecord
 from .executable import UNLIMITED
 from .loading import as_outputs, difference
 from .openvino_model import OpenVinoModel, import_openvino
+from .postprocessing import Postprocess, load_postprocess
 from .target import Target
 from .timing import fastest_seconds_of
 
@@ -43,6 +44,7 @@ class CompiledMembers:
         concurrent: whether several threads may call it at the same time.
         uses_all_threads: whether a call computes on all threads of the worker by itself.
         max_batch_size: the largest number of samples that one call takes.
+        postprocess: converts what a single member's network returns to outputs.
     """
 
     members: tuple[int, ...]
@@ -50,6 +52,7 @@ class CompiledMembers:
     concurrent: bool = False
     uses_all_threads: bool = False
     max_batch_size: int = UNLIMITED
+    postprocess: Postprocess | None = None
 
     def pays_for(self, num_samples: int) -> bool:
         """Always: the build kept it because it is faster than the saved members."""
@@ -58,6 +61,8 @@ class CompiledMembers:
     def __call__(self, batch: Tensor) -> Tensor:
         """Compute raw outputs, float32 (M members, N samples, outputs)."""
         raw = self.run(batch)
+        if self.postprocess is not None:
+            return self.postprocess(raw, len(batch), batch.device).unsqueeze(0)
         return raw.float() if len(self.members) > 1 else as_outputs(raw).unsqueeze(0)
 
 
@@ -118,6 +123,16 @@ def load_compiled(
     return executables if side_by_side(seconds) else load(1)
 
 
+def _postprocess_of(
+    entry: CompiledExecutable, spec: EnsembleSpec, folder: Path
+) -> Postprocess | None:
+    """Load the postprocess of an executable's member; executables of several members have none."""
+    if len(entry.members) > 1:
+        return None
+    (member,) = (member for member in spec.members if member.name == entry.members[0])
+    return load_postprocess(spec, member, folder)
+
+
 def load_executable(
     entry: CompiledExecutable,
     spec: EnsembleSpec,
@@ -127,7 +142,7 @@ def load_executable(
     threads: int = 1,
     streams: int = 1,
 ) -> CompiledMembers:
-    """Load one executable without comparing its outputs.
+    """Load one executable without its postprocess, and without comparing its outputs.
 
     Args:
         entry: the executable's part of the record.
@@ -192,7 +207,10 @@ def _load_checked(
         import_openvino()  # What is missing is an error, unlike what cannot be loaded.
     started = time.perf_counter()
     try:
-        executable = load_executable(entry, spec, folder, device, threads=threads, streams=streams)
+        executable = replace(
+            load_executable(entry, spec, folder, device, threads=threads, streams=streams),
+            postprocess=_postprocess_of(entry, spec, folder),
+        )
         changed = _difference_from_build(executable, spec, inputs_of_member, outputs)
         problem = f"its answers differ by {changed:.1e} from those at build"
     except torch.OutOfMemoryError:

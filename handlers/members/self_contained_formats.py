@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +139,9 @@ def _tensors_only() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def load_onnx(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+def load_onnx(
+    path: Path, device: torch.device, *, several_outputs: bool = False
+) -> Callable[[Tensor], Any]:
     """Load an ONNX model as a function: float32 (N, channels, height, width) -> (N, outputs).
 
     On a GPU the model runs there only if onnxruntime has its CUDA provider. Otherwise it runs on
@@ -147,6 +150,8 @@ def load_onnx(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     Args:
         path: the file.
         device: the device of the function's input and output.
+        several_outputs: whether the model may have several outputs. The function then returns
+            those as a dict by name.
 
     Raises:
         MemberError: onnxruntime is not installed, the file cannot be read, or the model's input or
@@ -189,16 +194,19 @@ def load_onnx(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
             f"{path.name} takes {_signature(inputs)}; a member takes one batch of images, "
             "tensor(float)"
         )
-    if len(outputs) != 1 or not outputs[0].type.startswith("tensor("):
+    all_tensors = all(output.type.startswith("tensor(") for output in outputs)
+    if not all_tensors or (len(outputs) != 1 and not several_outputs):
         raise MemberError(
             f"{path.name} gives {_signature(outputs)}; a member gives one tensor: export the "
-            "model with its logits as the only output"
+            "model with its logits as the only output, or name a postprocess function"
         )
     name = inputs[0].name
+    output_names = [output.name for output in outputs]
 
-    def forward(batch: Tensor) -> Tensor:
-        (result,) = session.run(None, {name: batch.numpy(force=True)})
-        return torch.from_numpy(result).to(device)
+    def forward(batch: Tensor) -> Tensor | dict[str, Tensor]:
+        arrays = session.run(None, {name: batch.numpy(force=True)})
+        tensors = [torch.from_numpy(array).to(device) for array in arrays]
+        return tensors[0] if len(tensors) == 1 else dict(zip(output_names, tensors, strict=True))
 
     return forward
 

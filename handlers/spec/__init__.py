@@ -13,7 +13,7 @@ format: the parser, the JSON Schema in ``docs/ensemble.schema.json`` and the ref
 
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
-from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary
+from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary, Window
 from .reading import json_schema, load_spec, located_errors, parse_spec
 from .settings import (
     Engine,
@@ -45,6 +45,7 @@ __all__ = [
     "Runtime",
     "Serving",
     "WeightsFormat",
+    "Window",
     "json_schema",
     "load_spec",
     "located_errors",

@@ -219,8 +219,9 @@ class Limits:
         Field(
             ge=1,
             description="Width times height of one image, checked before it is decoded. Decoding "
-            "takes up to 7 bytes of memory for each pixel. AVIF needs twice and WebP and JPEG 2000 "
-            "need three times as much memory, so their pixels count twice and three times",
+            "takes up to 7 bytes of memory for each pixel (9 for gray images of 32 bits). "
+            "AVIF needs twice and WebP and JPEG 2000 need three times as much memory, so their "
+            "pixels count twice and three times",
         ),
     ] = 37_000_000
     max_request_pixels: Annotated[

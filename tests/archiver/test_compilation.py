@@ -440,3 +440,38 @@ def test_only_members_of_one_preprocessing_share() -> None:
     for value in modules[1].parameters():
         value.data += 1
     assert groups_with_shared_backbone(spec, loaded, [0, 0, 0]) == [(0, 2)]  # type: ignore[arg-type]
+
+
+def test_own_code_after_the_network_stays_outside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compilation, "MIN_SPEED_UP", 0.001)
+    write_code(tmp_path)
+    (tmp_path / "own.py").write_text("def reverse(output):\n    return output.flip(1)\n")
+    (tmp_path / "dicts.py").write_text(
+        "import net\n\n\nclass Dicts(net.Net):\n"
+        "    def forward(self, x):\n        return {'out': super().forward(x)}\n"
+    )
+    (tmp_path / "first.py").write_text("def out(output):\n    return output['out']\n")
+    save_file(net().state_dict(), tmp_path / "w.safetensors")
+    member = {"architecture": "net.py:Net", "weights": "w.safetensors"}
+    # Members of one architecture that share all weights: neither fused, nor on a shared backbone.
+    members = [
+        {**member, "name": "one", "postprocess": "own.py:reverse"},
+        {**member, "name": "two", "postprocess": "own.py:reverse"},
+        {
+            **member,
+            "name": "dict",
+            "architecture": "dicts.py:Dicts",
+            "postprocess": "first.py:out",
+        },
+    ]
+    spec = write_ensemble(tmp_path, members, runtime={}, extra_files=["net.py"])
+    folder, reports = build_and_extract(spec)
+    assert "its forward gives dict" in reports[-1]
+    with caplog.at_level(logging.INFO):
+        result = run(folder)
+    assert "one: runs with openvino" in caplog.text
+    one, two, plain = result.scores
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one, plain.flip(1), rtol=1e-5, atol=1e-5)

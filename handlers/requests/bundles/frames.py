@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ...base.errors import RequestError, TooLargeError, reason
-from ...inputs.colors import rgb_pixels
+from ...inputs.colors import pixels_of
 from ...inputs.image_header import ImageHeader, measure, read_header
+from ...spec import Window
 from ..budget import RequestBudget
 from .items import Item
 
@@ -34,16 +34,13 @@ class Animation:
         self._num_frames = num_frames
         self._image: Image.Image | None = None
 
-    def decode(self, number: int, max_pixels: int) -> Tensor:
-        """Decode one frame to uint8 (3, H, W), with colours and transparency as in single images.
+    def decode(self, number: int, max_pixels: int, window: Window | None) -> Tensor:
+        """Decode one frame, as `decode_image` decodes single images.
 
         Args:
-            number: number of the frame, from 0.
-            max_pixels: width times height of the frame, according to its header.
-
-        Raises:
-            ValueError: the frame is larger than its header said.
-            Exception: the file is damaged; Pillow's decoders raise many types of exceptions.
+            number: number of the frame, from 0; decoding the last one closes the file.
+            max_pixels: number of pixels that the frame's header promised.
+            window: the values of a gray frame of more than 8 bits that become black to white.
         """
         if self._image is None:
             self._image = read_header(self._data, _FORMATS_WITH_FRAMES).image
@@ -56,7 +53,7 @@ class Animation:
                 f"it has {image.width} x {image.height} pixels, more than its header said"
             )
         image.load()
-        return torch.from_numpy(rgb_pixels(image, self._data)).permute(2, 0, 1)
+        return pixels_of(image, self._data, window)
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,9 @@ class AnimationFrame:
     pixels: int
     cost: int
 
-    def decode(self) -> Tensor:
-        """Decode the frame to uint8 (3, H, W). See `Animation.decode` for what it raises."""
-        return self.animation.decode(self.number, self.pixels)
+    def decode(self, window: Window | None = None) -> Tensor:
+        """Decode the frame, as `decode_image` decodes single images."""
+        return self.animation.decode(self.number, self.pixels, window)
 
 
 def split(data: bytes, name: str, budget: RequestBudget) -> list[Item] | None:

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ...spec import Window
+
 
 class Frame(Protocol):
     """One frame of an animation, whose pixels are not decoded yet."""
@@ -23,8 +25,11 @@ class Frame(Protocol):
     def cost(self) -> int:
         """Time to decode the frame, in pixels of a PNG file that take as long."""
 
-    def decode(self) -> Tensor:
-        """Decode the frame to uint8 (3, H, W).
+    def decode(self, window: Window | None = None) -> Tensor:
+        """Decode the pixels, as `decode_image` decodes those of single images.
+
+        Args:
+            window: the values of a gray image of more than 8 bits that become black to white.
 
         Raises:
             Exception: the file is damaged; Pillow's decoders raise many types of exceptions.
