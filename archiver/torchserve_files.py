@@ -15,7 +15,16 @@ from ..handlers.base.archive_layout import ENTRY, MODEL_CONFIG, REQUIREMENTS
 from ..handlers.members.openvino_model import SUFFIX as OPENVINO_SUFFIX
 from ..handlers.spec import EnsembleSpec, WeightsFormat
 
-_HANDLER_NEEDS = ("numpy", "pillow", "pydantic", "pyyaml", "safetensors", "torch", "torchvision")
+_HANDLER_NEEDS = (
+    "numpy",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "simplejpeg",
+    "torch",
+    "torchvision",
+)
 _FIXED_DATE = "01/01/1980 00:00:00"
 
 

@@ -61,16 +61,13 @@ def _return_unchanged(function: Callable[..., Any], *_: Any, **__: Any) -> Calla
 
 with _compiler_on_demand():
     from torchvision import models
-    from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms._presets import ImageClassification
     from torchvision.transforms.v2 import functional
 
 __all__ = [
     "ImageClassification",
-    "ImageReadMode",
     "InterpolationMode",
-    "decode_jpeg",
     "functional",
     "models",
 ]

@@ -54,7 +54,7 @@ def test_the_servers_needs_are_listed_with_ranges(spec: EnsembleSpec, tmp_path: 
     lines = requirements(spec).splitlines()
     assert "torch<2.15,>=2.11" in lines
     names = [Requirement(line).name.lower() for line in lines]
-    handlers_need = "numpy pillow pydantic pyyaml safetensors torch torchvision"
+    handlers_need = "numpy pillow pydantic pyyaml safetensors simplejpeg torch torchvision"
     assert names == handlers_need.split()
     assert all(Requirement(line).specifier for line in lines)
     (tmp_path / "a.onnx").touch()
