@@ -18,7 +18,8 @@ from rich.table import Table
 
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.serving.client import InferenceClient
-from torchserve_ensemble.serving.server import DEFAULT_RUN_FOLDER, Server
+from torchserve_ensemble.serving.run_folder import DEFAULT_RUN_FOLDER
+from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 from .data import Part, load

@@ -1,7 +1,7 @@
-"""Check archives before TorchServe is told of them.
+"""Checks archives before TorchServe extracts them.
 
-TorchServe extracts whatever it is given, and the start of a worker's Python alone runs a
-`sitecustomize.py` from there: too late for the worker's own check.
+The worker checks its archive, too, but that may be too late: when a worker's Python starts, it
+runs a `sitecustomize.py` of the extracted archive before any other code.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from .settings import missing_archive
 
 logger = logging.getLogger(__name__)
 
-# What TorchServe loads of a model store when it is asked for all.
-_ENDINGS = (".mar", ".model", ".tar.gz")
+# Endings of the files that TorchServe loads from a model store if load_models is `all`.
+_ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
 
 
 def check_archive(archive: str, model_store: Path) -> None:
     """Check an archive that TorchServe is about to extract.
 
     Args:
-        archive: as TorchServe's management API takes it: a file name in the model store, or an URL.
-        model_store: the server's.
+        archive: a file name in the model store, or a URL, as TorchServe's management API takes it.
+            An archive that TorchServe itself downloads cannot be checked; a warning is logged.
+        model_store: folder of the server's archives.
 
     Raises:
-        ArchiveError: it is missing, was altered, or `ts-ensemble build` did not write it.
-        SpecError: a mistake in its spec.
+        ArchiveError: the archive is missing, was altered, or `ts-ensemble build` did not write it.
+        SpecError: the spec in the archive has a mistake.
     """
     url = urlsplit(archive)
     if url.scheme == "file":
         verify_archive(Path(unquote(url.path)))
     elif "://" in archive:
         logger.warning(
-            "%s is not checked before TorchServe runs what is in it, since TorchServe itself loads "
+            "%s is not checked before TorchServe runs its code, since TorchServe itself downloads "
             "it: download it, check it with `ts-ensemble verify`, and register the file",
             archive,
         )
     elif "/" in archive or "\\" in archive:
-        # TorchServe would take a folder anywhere on the server, or the last part alone.
+        # TorchServe would load a folder anywhere on the server, or use only the last part.
         raise ArchiveError(f"{archive}: name a file of the model store {model_store}, not a path")
     elif not (model_store / archive).exists():
         raise ArchiveError(missing_archive(archive, model_store))
@@ -55,38 +56,44 @@ def check_models(models: Sequence[str], properties: Mapping[str, str]) -> None:
     """Check every archive that TorchServe is about to load at its start.
 
     Args:
-        models: of the command line, ``NAME=FILE`` or ``FILE``.
-        properties: of the server, with its `model_store`, `load_models` and `model_snapshot`.
+        models: the models named on the command line, ``NAME=FILE`` or ``FILE``.
+        properties: the server's settings; `model_store`, `load_models` and `model_snapshot` are
+            used.
 
     Raises:
-        ArchiveError: as for `check_archive`.
-        SpecError: a mistake in an archive's spec.
+        ArchiveError: an archive is missing, was altered, or `ts-ensemble build` did not write it.
+        SpecError: the spec in an archive has a mistake.
         ServerError: the snapshot cannot be read.
     """
     model_store = Path(properties["model_store"])
-    # TorchServe restores a snapshot whatever the command line names.
-    snapshot = _of_snapshot(properties.get("model_snapshot", ""))
-    for archive in (*snapshot, *(models or _configured(properties, model_store))):
+    # TorchServe restores a snapshot even if the command line names models.
+    snapshot = _snapshot_archives(properties.get("model_snapshot", ""))
+    for archive in (*snapshot, *(models or _configured_archives(properties, model_store))):
         check_archive(archive.partition("=")[2] or archive, model_store)
 
 
-def _configured(properties: Mapping[str, str], model_store: Path) -> Iterator[str]:
-    """The archives that a config.properties names."""
-    named = properties.get("load_models", "")
-    if named.strip().lower() != "all":
-        yield from (name.strip() for name in named.split(",") if name.strip())
+def _configured_archives(properties: Mapping[str, str], model_store: Path) -> Iterator[str]:
+    """Yield the archives that the setting load_models names."""
+    load_models = properties.get("load_models", "")
+    if load_models.strip().lower() != "all":
+        yield from (name.strip() for name in load_models.split(",") if name.strip())
         return
     for path in sorted(model_store.iterdir()):
-        if not path.name.startswith(".") and (path.is_dir() or path.name.endswith(_ENDINGS)):
+        is_archive = path.is_dir() or path.name.endswith(_ARCHIVE_SUFFIXES)
+        if is_archive and not path.name.startswith("."):
             yield path.name
 
 
-def _of_snapshot(text: str) -> list[str]:
-    """The archives of a configuration that TorchServe itself wrote while it ran."""
-    if not text:
+def _snapshot_archives(snapshot: str) -> list[str]:
+    """The archives in a snapshot, the JSON that TorchServe writes of its models while it runs.
+
+    Raises:
+        ServerError: the snapshot cannot be read.
+    """
+    if not snapshot:
         return []
     try:
-        models = json.loads(text)["models"].values()
+        models = json.loads(snapshot)["models"].values()
         return [str(version["marName"]) for model in models for version in model.values()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ServerError(

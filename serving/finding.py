@@ -1,4 +1,4 @@
-"""Which server a verb talks to, if it is not told an address."""
+"""Finds the server that a verb talks to, and makes a client for it."""
 
 from __future__ import annotations
 
@@ -9,37 +9,42 @@ from typing import Literal
 from ..handlers.base.errors import ServerError
 from .client import InferenceClient
 from .management import ManagementClient
-from .server import DEFAULT_RUN_FOLDER, Server, has_state
+from .properties_file import read_properties
+from .run_folder import CONFIG_FILE, DEFAULT_RUN_FOLDER, KEY_FILE, has_state
+from .server import Server
 from .sessions import is_this_machine
-from .settings import DEFAULTS, effective, read_properties
+from .settings import DEFAULTS, effective
 from .tokens import given_token
 
-_KEY_FILE = Path("key_file.json")
-_CONFIG = Path("config.properties")
+# A plain `torchserve --start` uses these files of the current folder.
+_PLAIN_KEY_FILE = Path(KEY_FILE)
+_PLAIN_CONFIG = Path(CONFIG_FILE)
 
 
 def running_server(run_folder: Path) -> Server | None:
-    """The running server of a run folder; never silently another one.
+    """Find the running server of a run folder; another server is never used silently.
 
     Args:
-        run_folder: `DEFAULT_RUN_FOLDER` itself where the user named none.
+        run_folder: the object `DEFAULT_RUN_FOLDER` itself means that the user named no run folder.
 
     Returns:
-        None only where no run folder was named, `serve` left nothing behind, and a plain
-        ``torchserve --start`` wrote its key_file.json into the current folder.
+        The server. None means that a plain ``torchserve --start`` in the current folder is to be
+        used: no run folder was named, `serve` left nothing behind, and TorchServe wrote its
+        key_file.json into the current folder.
 
     Raises:
-        ServerError: there is no such server; the message says what is there instead.
+        ServerError: no server runs there; the message says whether one has died there.
     """
     server = Server.attach(run_folder)
     if server is not None:
         return server
     if has_state(run_folder):
         raise ServerError(
-            f"the server of {run_folder} has ended; its reason may be in {run_folder / 'logs'}. "
-            "Start it again with `ts-ensemble serve`, or forget it with `ts-ensemble stop`"
+            f"the server of {run_folder} has ended; the reason may be in {run_folder / 'logs'}. "
+            "Start it again with `ts-ensemble serve`, or remove what it left behind with "
+            "`ts-ensemble stop`"
         )
-    if run_folder is DEFAULT_RUN_FOLDER and _KEY_FILE.is_file():
+    if run_folder is DEFAULT_RUN_FOLDER and _PLAIN_KEY_FILE.is_file():
         return None
     raise ServerError(
         f"no server runs in {run_folder}; start one with `ts-ensemble serve`, or name the address "
@@ -56,13 +61,13 @@ def inference_client(
     transport: Literal["rest", "grpc"] = "rest",
     timeout: float = 60,
 ) -> InferenceClient:
-    """A client of the server that the options of a verb name.
+    """Make an inference client of the server that a verb's options name.
 
     Args:
-        run_folder: of a server that `serve` started; None where the user named none.
-        address: of a server that `serve` did not start; instead of a run folder.
-        token: see `given_token`.
-        token_file: see `given_token`.
+        run_folder: run folder of a server that `serve` started; None if the user named none.
+        address: address of a server that `serve` did not start; it replaces the run folder.
+        token: value of the option ``--token``.
+        token_file: value of the option ``--token-file``.
         transport: ``rest`` or ``grpc``.
         timeout: seconds for each request.
 
@@ -88,7 +93,18 @@ def management_client(
     token_file: Path | None,
     timeout: float,
 ) -> ManagementClient:
-    """The same as `inference_client` for the management API; `run_folder` as `running_server`."""
+    """Make a management client of the server that a verb's options name.
+
+    Args:
+        run_folder: run folder of a server that `serve` started, as for `running_server`.
+        address: address of a server that `serve` did not start; it replaces the run folder.
+        token: value of the option ``--token``.
+        token_file: value of the option ``--token-file``.
+        timeout: seconds for each call.
+
+    Raises:
+        ServerError: no such server runs, or the token cannot be read.
+    """
     if address is None:
         server = running_server(run_folder)
         if server is not None:
@@ -101,9 +117,9 @@ def management_client(
 
 
 def plain_token(kind: Literal["inference", "management"]) -> str | None:
-    """The token of a plain ``torchserve --start`` in the current folder, if it wrote one."""
+    """The token that a plain ``torchserve --start`` wrote into the current folder, if it did."""
     try:
-        return str(json.loads(_KEY_FILE.read_text())[kind]["key"])
+        return str(json.loads(_PLAIN_KEY_FILE.read_text())[kind]["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -111,9 +127,9 @@ def plain_token(kind: Literal["inference", "management"]) -> str | None:
 def _plain_address(
     kind: Literal["inference", "management"], transport: Literal["rest", "grpc"] = "rest"
 ) -> str:
-    """The address of a plain ``torchserve --start`` in the current folder."""
-    properties = effective(read_properties(_CONFIG)) if _CONFIG.is_file() else {}
-    properties = DEFAULTS | properties
+    """The address at which a plain ``torchserve --start`` in the current folder listens."""
+    has_config = _PLAIN_CONFIG.is_file()
+    properties = DEFAULTS | (effective(read_properties(_PLAIN_CONFIG)) if has_config else {})
     if transport == "grpc":
         return f"{properties[f'grpc_{kind}_address']}:{properties[f'grpc_{kind}_port']}"
     return properties[f"{kind}_address"]

@@ -1,8 +1,9 @@
-"""Registration over TorchServe's gRPC management service.
+"""Registers archives over TorchServe's gRPC management service.
 
-TorchServe extracts an archive within the call that registers it. Over REST that happens in an event
-loop which connections of other clients share, so that these wait for all of it: 3.2 to 3.9 s for an
-archive of 400 MB. gRPC calls run on threads of their own: the same clients waited 0.1 s.
+TorchServe extracts an archive within the call that registers it. A REST call runs in an event loop
+that also serves connections of other clients, so these clients wait until the archive is extracted:
+3.2 to 3.9 s for an archive of 400 MB. gRPC calls run on threads of their own, and the same clients
+waited 0.1 s.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from ..handlers.base.errors import ServerError
 from .grpc_messages import message_classes, open_channel
 
 _SERVICE = "org.pytorch.serve.grpc.management"
-_WITHOUT_CONTROL = "Model API disabled"
-"""TorchServe's message, with PERMISSION_DENIED, if enable_model_api is false."""
-
-_STATUSES = {
+# TorchServe's message, with the code PERMISSION_DENIED, if enable_model_api is false.
+_NO_MODEL_CONTROL = "Model API disabled"
+# The gRPC code of a refusal -> the status with which the REST API would refuse.
+_HTTP_STATUSES = {
     "INVALID_ARGUMENT": 400,
     "UNAUTHENTICATED": 401,
     "PERMISSION_DENIED": 403,
     "NOT_FOUND": 404,
-    # What TorchServe does not translate, and that is in this call a version that exists.
+    # TorchServe gives no other code if the version is registered already.
     "UNKNOWN": 409,
 }
 
@@ -32,17 +33,17 @@ _STATUSES = {
 def register_model(
     address: str, archive: str, *, workers: int, token: str | None, timeout: float
 ) -> None:
-    """``RegisterModel``; returns when the archive is extracted, while its workers still load.
+    """Call ``RegisterModel``, and return when the archive is extracted; its workers still load.
 
     Args:
-        address: of the gRPC management service, e.g. ``127.0.0.1:7071``.
-        archive: file name in the server's model store, or an URL that it may load.
-        workers: for archives that do not say themselves.
-        token: the management key, where token authorization is on.
-        timeout: seconds.
+        address: address of the gRPC management service, e.g. ``127.0.0.1:7071``.
+        archive: file name in the server's model store, or a URL from which the server may load.
+        workers: number of workers, for archives that do not specify it themselves.
+        token: the management token; None if the server asks for none.
+        timeout: seconds until the archive must be extracted.
 
     Raises:
-        ServerError: what TorchServe answers, its status that of the REST API.
+        ServerError: TorchServe refused; its `status` is the one that the REST API would answer.
     """
     request, response = _messages()
     metadata = () if token is None else (("authorization", f"Bearer {token}"),)
@@ -60,6 +61,7 @@ def register_model(
 
 @cache
 def _messages() -> tuple[Any, ...]:
+    """The classes of ``RegisterModel``'s request and response."""
     return message_classes(
         _SERVICE,
         {
@@ -70,9 +72,10 @@ def _messages() -> tuple[Any, ...]:
 
 
 def _refusal(address: str, archive: str, error: Any) -> ServerError:
+    """The error to raise after a gRPC call that TorchServe refused."""
     code = error.code().name
-    # The second line is the name of a Java class.
+    # The second line of the details is only the name of a Java class.
     details = str(error.details() or "").partition("\n")[0]
     refusal = ServerError(f"{archive}: {details or 'refused without a reason'} ({code}, {address})")
-    refusal.status = 405 if _WITHOUT_CONTROL in details else _STATUSES.get(code, 500)
+    refusal.status = 405 if _NO_MODEL_CONTROL in details else _HTTP_STATUSES.get(code, 500)
     return refusal

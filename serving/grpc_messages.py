@@ -1,7 +1,7 @@
-"""Channels to TorchServe's gRPC services, and their messages.
+"""Opens channels to TorchServe's gRPC services, and makes classes for their messages.
 
-Messages are described here and not generated: they are few, and generated code is bound to one
-version of protobuf. Field numbers are those of TorchServe 0.12.0's .proto files.
+The classes are made at run time and not by protoc: there are few messages, and generated code is
+bound to one version of protobuf. Field numbers come from the .proto files of TorchServe 0.12.0.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any, Literal
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from .settings import is_loopback
+from .addresses import is_loopback
 
 Field = tuple[int, str, Literal["string", "bytes", "int32", "bool", "map"]]
-"""Number, name and type; a map is one of strings to bytes."""
+"""Number, name and type of a message's field; ``map`` is a map from strings to bytes."""
 
-# The limit that gRPC itself has, in bytes.
+# gRPC itself allows no longer messages.
 _MAX_MESSAGE_BYTES = 2**31 - 1
 
 
 def open_channel(address: str) -> Any:
-    """A channel to ``host:port``. What is on this machine is never asked for through a proxy."""
+    """Open a channel to ``host:port``, without a proxy if the server is on this machine."""
     host = address.rpartition(":")[0].strip("[]")
     return grpc.insecure_channel(
         address,
@@ -35,42 +35,54 @@ def open_channel(address: str) -> Any:
 
 
 def message_classes(package: str, messages: Mapping[str, Sequence[Field]]) -> tuple[Any, ...]:
-    """Classes of messages, in the order in which they are given.
+    """Make one class for each message.
 
     Args:
-        package: of the service, e.g. ``org.pytorch.serve.grpc.inference``.
+        package: protobuf package of the service, e.g. ``org.pytorch.serve.grpc.inference``.
         messages: name of each message -> its fields.
+
+    Returns:
+        The classes, in the order of `messages`.
     """
-    kinds = descriptor_pb2.FieldDescriptorProto
+    descriptor = descriptor_pb2.FieldDescriptorProto
     types = {
-        "string": kinds.TYPE_STRING,
-        "bytes": kinds.TYPE_BYTES,
-        "int32": kinds.TYPE_INT32,
-        "bool": kinds.TYPE_BOOL,
+        "string": descriptor.TYPE_STRING,
+        "bytes": descriptor.TYPE_BYTES,
+        "int32": descriptor.TYPE_INT32,
+        "bool": descriptor.TYPE_BOOL,
     }
     file = descriptor_pb2.FileDescriptorProto(
         name=f"torchserve_ensemble/{package}.proto", package=package, syntax="proto3"
     )
     for name, fields in messages.items():
         message = file.message_type.add(name=name)
-        for number, field, kind in fields:
-            if kind != "map":
+        for number, field, type_name in fields:
+            if type_name != "map":
                 message.field.add(
-                    name=field, number=number, type=types[kind], label=kinds.LABEL_OPTIONAL
+                    name=field,
+                    number=number,
+                    type=types[type_name],
+                    label=descriptor.LABEL_OPTIONAL,
                 )
                 continue
-            # On the wire a map is a repeated message of a key and a value.
+            # Protobuf encodes a map as a repeated message with a key and a value.
             entry = message.nested_type.add(name=f"{field.capitalize()}Entry")
             entry.options.map_entry = True
-            for part, part_name, part_kind in ((1, "key", "string"), (2, "value", "bytes")):
+            for entry_number, entry_field, entry_type in (
+                (1, "key", "string"),
+                (2, "value", "bytes"),
+            ):
                 entry.field.add(
-                    name=part_name, number=part, type=types[part_kind], label=kinds.LABEL_OPTIONAL
+                    name=entry_field,
+                    number=entry_number,
+                    type=types[entry_type],
+                    label=descriptor.LABEL_OPTIONAL,
                 )
             message.field.add(
                 name=field,
                 number=number,
-                type=kinds.TYPE_MESSAGE,
-                label=kinds.LABEL_REPEATED,
+                type=descriptor.TYPE_MESSAGE,
+                label=descriptor.LABEL_REPEATED,
                 type_name=f".{package}.{name}.{entry.name}",
             )
     pool = descriptor_pool.DescriptorPool()

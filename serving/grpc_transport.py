@@ -1,4 +1,4 @@
-"""TorchServe's gRPC inference service."""
+"""Sends requests over TorchServe's gRPC inference service."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _SERVICE = "org.pytorch.serve.grpc.inference"
 
 
 class GrpcTransport:
-    """``Predictions`` of TorchServe's inference service.
+    """Sends each request as one ``Predictions`` call.
 
-    A gRPC input is a map, in which names cannot repeat, so several images go as one zip file. The
-    answer is the same JSON as over REST; TorchServe drops its status, which stands in its body too.
+    The input of a call is a map, in which a name cannot be repeated, so several images are sent as
+    one zip file. The answer is the same JSON as over REST. TorchServe drops the HTTP status of the
+    answer, so the status is read from the body.
 
     Args:
-        address: e.g. ``127.0.0.1:7070``.
-        token: the inference key, where token authorization is on.
+        address: address of the inference service, e.g. ``127.0.0.1:7070``.
+        token: the inference token; None if the server asks for none.
     """
 
     def __init__(self, address: str, *, token: str | None) -> None:
@@ -47,7 +48,7 @@ class GrpcTransport:
         options: Mapping[str, str],
         timeout: float,
     ) -> Answer:
-        """See `Transport.send`."""
+        """Send one request, as described for `Transport.send`."""
         inputs = {option: value.encode() for option, value in options.items()}
         if len(images) == 1:
             inputs["file"] = images[0][1]
@@ -59,38 +60,46 @@ class GrpcTransport:
                 request, timeout=timeout, metadata=self._metadata
             ).prediction
         except grpc.RpcError as error:
-            return self._failed(error, timeout)
+            return self._answer_of_error(error, timeout)
         return Answer(_status(body), body)
 
     def close(self) -> None:
-        """See `Transport.close`."""
+        """Close the channel."""
         self._channel.close()
 
-    def _failed(self, error: Any, timeout: float) -> Answer:
-        """What TorchServe itself refuses comes as an error of gRPC."""
+    def _answer_of_error(self, error: Any, timeout: float) -> Answer:
+        """Turn a gRPC error, by which TorchServe itself refuses, into the answer of the REST API.
+
+        Raises:
+            NoConnectionError: no connection, or it was lost.
+            NoAnswerError: no answer within `timeout` seconds.
+        """
         code, details = error.code().name, str(error.details())
         if code == "DEADLINE_EXCEEDED":
             raise no_answer(self.address, timeout) from error
-        # TorchServe itself never says so: the connection could not be made, or was lost.
+        # With this code and no text of TorchServe's, the connection failed or was lost.
         if code == "UNAVAILABLE" and not _is_from_torchserve(details):
             raise no_server(self.address, error) from error
         statuses = {"NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "UNAUTHENTICATED": 401}
         statuses |= {"PERMISSION_DENIED": 403, "UNAVAILABLE": 503, "RESOURCE_EXHAUSTED": 413}
-        # TorchServe gives most refusals the code INTERNAL and tells its own error in the text.
         status = statuses.get(code, 500)
-        for kind, meant in (("NotFoundException", 404), ("ServiceUnavailableException", 503)):
-            status = meant if kind in details else status
+        # TorchServe gives most refusals the code INTERNAL; only the text names its own exception.
+        for exception, exact_status in (
+            ("NotFoundException", 404),
+            ("ServiceUnavailableException", 503),
+        ):
+            status = exact_status if exception in details else status
         body = {"code": status, "type": code, "message": details}
         return Answer(status, json.dumps(body).encode())
 
 
 def _is_from_torchserve(details: str) -> bool:
-    """Whether an error's text was written by TorchServe, which names its own Java class."""
+    """Whether TorchServe wrote an error's text: it then names one of TorchServe's Java classes."""
     return "org.pytorch.serve" in details
 
 
 def _status(body: bytes) -> int:
-    """The status that a refusal's JSON carries; 200 for every other body."""
+    """The status in the JSON body of a refusal; 200 for every other body."""
     if not body.startswith(b'{"code":'):
         return 200
     try:
@@ -100,7 +109,7 @@ def _status(body: bytes) -> int:
 
 
 def _zip(images: Images) -> bytes:
-    """Images in order; entry names are made different, as names of files may repeat."""
+    """Pack images into a zip file, in order; the index in each entry's name keeps names unique."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for index, (name, data) in enumerate(images):
@@ -110,6 +119,7 @@ def _zip(images: Images) -> bytes:
 
 @cache
 def _messages() -> tuple[Any, ...]:
+    """The classes of ``Predictions``' request and response."""
     return message_classes(
         _SERVICE,
         {

@@ -1,4 +1,4 @@
-"""From what stands on a command line to images: files, folders, patterns and standard input."""
+"""Finds the images that command-line arguments name: files, folders, patterns, standard input."""
 
 from __future__ import annotations
 
@@ -13,37 +13,46 @@ SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".npy", ".png", ".ppm", ".safetensors"}
     | {".tar", ".tif", ".tiff", ".webp", ".zip"}
 )
-"""What is taken from a folder; a file named by itself may have any name."""
+"""Suffixes of the files that are read from a folder; a file that is named itself may have any."""
 
 STANDARD_INPUT = "-"
+"""The argument that stands for one image on standard input."""
 
 
 def find(names: Sequence[str]) -> list[str]:
-    """Paths of images, in the order of the command line; those of a folder in natural order.
+    """Find the paths of all images that the arguments of a command name.
 
     Args:
-        names: files; folders, taken with all below them; patterns such as ``shots/*.png``; ``-``.
+        names: files, folders (searched with all folders below), patterns such as ``shots/*.png``,
+            or ``-`` for standard input.
+
+    Returns:
+        The paths in the order of the arguments; the images of one folder or pattern in natural
+        order, frame9 before frame10.
 
     Raises:
-        RequestError: a name stands for nothing.
+        RequestError: an argument names no image.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for name in names:
         path = Path(name)
         if name == STANDARD_INPUT or path.is_file():
-            found.append(name)
+            paths.append(name)
             continue
-        inside = path.rglob("*") if path.is_dir() else _pattern(name)
-        images = [each for each in inside if each.is_file() and each.suffix.lower() in SUFFIXES]
+        candidates = path.rglob("*") if path.is_dir() else _matches(name)
+        images = [each for each in candidates if each.is_file() and each.suffix.lower() in SUFFIXES]
         if not images:
             kind = "no image in this folder" if path.is_dir() else "no such file, folder or match"
             raise RequestError(f"{name}: {kind}")
-        found += [str(each) for each in sorted(images, key=_natural)]
-    return found
+        paths += [str(each) for each in sorted(images, key=_natural_order)]
+    return paths
 
 
 def read(paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each, read as they are needed.
+    """Yield the path and the bytes of each image; a file is read only when it is needed.
+
+    Args:
+        paths: paths of images, or ``-`` for standard input.
 
     Raises:
         RequestError: a file cannot be read.
@@ -56,15 +65,16 @@ def read(paths: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         yield path, data
 
 
-def _pattern(name: str) -> Iterator[Path]:
-    path = Path(name)
-    if not any(sign in name for sign in "*?["):
+def _matches(pattern: str) -> Iterator[Path]:
+    """Yield the paths that a pattern matches; none if the text has no wildcard."""
+    path = Path(pattern)
+    if not any(wildcard in pattern for wildcard in "*?["):
         return iter(())
     root = Path(path.anchor) if path.is_absolute() else Path()
-    return root.glob(str(path.relative_to(root)) if path.is_absolute() else name)
+    return root.glob(str(path.relative_to(root)) if path.is_absolute() else pattern)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """frame9 before frame10."""
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    """A sort key that compares numbers by their value: frame9 comes before frame10."""
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]

@@ -1,4 +1,4 @@
-"""HTTP sessions that send a token to the server that was named, and to nobody else."""
+"""Opens HTTP sessions that send a token only to the server for which it is meant."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from requests.auth import AuthBase
 
 
 def open_session(address: str, token: str | None) -> requests.Session:
-    """A session for one server.
+    """Open an HTTP session for one server.
 
-    On this machine it ignores the environment: a proxy would learn the token. For other machines
-    the environment's proxies hold, but a password of ``.netrc`` never replaces the token.
+    For a server on this machine the session ignores the proxies of the environment, since a proxy
+    would learn the token. For other machines it uses them, but a password in ``.netrc`` never
+    replaces the token.
 
     Args:
-        address: e.g. ``http://127.0.0.1:8081``.
-        token: sent with every request; None sends none.
+        address: URL of the server, e.g. ``http://127.0.0.1:8081``.
+        token: the token to send with every request; None to send none.
     """
     session = requests.Session()
     if is_this_machine(address):
         session.trust_env = False
-        # Whose certificates to believe is no secret, and a server here may have one of its own.
+        # Ignoring the environment would also ignore its certificates, which a server on this
+        # machine may need; they are no secret.
         session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
     if token is not None:
         session.auth = _Bearer(token)
@@ -31,9 +33,13 @@ def open_session(address: str, token: str | None) -> requests.Session:
 
 
 def is_this_machine(address: str) -> bool:
-    """Whether an address to connect to, with or without a scheme, is this machine's own.
+    """Whether a client that connects to an address reaches this machine.
 
-    ``0.0.0.0``, which a server binds to for all networks, is this machine when one connects to it.
+    A client that connects to ``0.0.0.0`` reaches this machine, although a server that listens on
+    it is open to all networks.
+
+    Args:
+        address: a URL, or ``host:port``.
     """
     try:
         host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
@@ -46,7 +52,10 @@ def is_this_machine(address: str) -> bool:
 
 
 class _Bearer(AuthBase):
-    """As the session's `auth` it comes before .netrc, which a plain header does not."""
+    """Adds the token to each request as a bearer token.
+
+    A session's `auth` takes precedence over .netrc; a plain header would not.
+    """
 
     def __init__(self, token: str) -> None:
         self._token = token

@@ -1,22 +1,24 @@
-"""The configuration of one server: a base config.properties and what overrides it."""
+"""The settings of one server: safe defaults, a config.properties, and single overrides.
+
+The defaults are changed by the config file, and the config file by the overrides. TorchServe then
+lets environment variables change the result.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import os
 import re
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..handlers.base.errors import ServerError
 from ..handlers.base.suggestions import nearest
+from .addresses import free_ports, is_loopback
+from .properties_file import read_properties
 
 DEFAULTS = {
-    # Who can reach the server: programs on this machine. Tokens are on unless a setting says else.
+    # Only programs on this machine reach the server. Tokens are on unless a setting disables them.
     "inference_address": "http://127.0.0.1:8080",
     "management_address": "http://127.0.0.1:8081",
     "metrics_address": "http://127.0.0.1:8082",
@@ -26,26 +28,26 @@ DEFAULTS = {
     "grpc_management_port": "7071",
     # TorchServe would start one worker for each core, each with a copy of the ensemble.
     "default_workers_per_model": "1",
-    # Java only hands requests on. The threads of its optimising compiler and its collector would
-    # take the members' cores: in a server's first minute on two cores a fifth to a half of the
-    # images per second.
+    # Java only passes requests on. The threads of its optimising compiler and of its default
+    # garbage collector would take the members' cores: they cost a fifth to a half of the images
+    # per second in a server's first minute (measured on two cores).
     "vmargs": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
-    # 100 MiB: 255 images of 400 KiB. TorchServe's 6.5 MB hold 16 of them, and an answer above
-    # max_response_size makes the worker reload all members.
+    # 100 MiB hold 255 images of 400 KiB; TorchServe's default of 6.5 MB holds 16. An answer longer
+    # than max_response_size makes the worker load all members again.
     "max_request_size": "104857600",
     "max_response_size": "104857600",
-    # Requests that wait while all workers are busy; the next one is answered 503.
+    # Number of requests that may wait while all workers are busy; the next one is answered 503.
     "job_queue_size": "100",
-    # Seconds. An archive of this project says its own; these are for others.
+    # Seconds. Archives of this project specify both timeouts; these are for other archives.
     "default_response_timeout": "60",
     "default_startup_timeout": "180",
     "metrics_mode": "prometheus",
     "model_metrics_auto_detect": "true",
-    # A pattern that matches nothing: archives come from the model store, by their file names.
+    # This pattern matches no URL, so archives come only from the model store, by their file names.
     # A URL, even file://, copies whatever the server's user can read into the model store.
     "allowed_urls": "(?!)",
 }
-"""The safe, tuned settings that every server gets; a config file and ``--set`` only change them."""
+"""The safe, tuned settings of every server; a config file and ``--set`` change single ones."""
 
 KNOWN_KEYS = frozenset(
     """
@@ -68,17 +70,12 @@ KNOWN_KEYS = frozenset(
     unregister_model_timeout use_env_allowed_urls use_native_io vmargs workflow_store
     """.split()  # noqa: SIM905
 )
-"""Keys that TorchServe 0.12.0 reads; it ignores all others without a word."""
+"""The keys that TorchServe 0.12.0 reads from its configuration; it silently ignores all others."""
 
-_SECRETS = frozenset({"keystore_pass"})
-_ESCAPES = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
-# As java.util.Properties: what ends a natural line, and what separates a key from its value.
-_LINE_END = re.compile(r"\r\n|\r|\n")
-_ENTRY = re.compile(
-    r"(?P<key>(?:\\.|[^\\=: \t\f])*)[ \t\f]*(?:[=:][ \t\f]*)?(?P<value>.*)", re.DOTALL
-)
-_ESCAPE = re.compile(r"\\(u(?P<code>.{0,4})|(?P<other>.)|$)", re.DOTALL)
-# TS_ variables that are not TS_ and the key in capitals (ConfigManager of TorchServe 0.12.0).
+_SECRET_KEYS = frozenset({"keystore_pass"})
+_PREFIX_OF_VARIABLES = "TS_"
+# Most variables are named TS_ and the key in capitals. ConfigManager of TorchServe 0.12.0 names
+# these differently.
 _KEYS_OF_VARIABLES = {
     "TS_OPEN_INFERENCE_PROTOCOL": "ts_open_inference_protocol",
     "TS_TOKEN_EXPIRATION_TIME_MIN": "token_expiration_min",
@@ -86,18 +83,18 @@ _KEYS_OF_VARIABLES = {
     "TS_HEADER_KEY_SEQUENCE_START": "ts_header_key_sequence_start",
     "TS_HEADER_KEY_SEQUENCE_END": "ts_header_key_sequence_end",
 }
-_VARIABLE = re.compile(r"\$\$([^$]+[^$])\$\$")
+_VARIABLE_REFERENCE = re.compile(r"\$\$([^$]+[^$])\$\$")
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How to start a server.
+    """What a new server is to serve, and with which settings.
 
     Attributes:
         model_store: the folder with the archives.
         models: archives to load at the start, ``NAME=FILE`` or ``FILE``.
-        config: a config.properties to start from.
-        overrides: single settings instead of those of `config`.
+        config: a config.properties whose settings replace the defaults.
+        overrides: single settings that replace those of `config`.
     """
 
     model_store: Path
@@ -106,7 +103,7 @@ class ServerSettings:
     overrides: Mapping[str, str] = field(default_factory=dict)
 
     def properties(self) -> dict[str, str]:
-        """Every setting that the server will see, in one mapping.
+        """Merge the defaults, the config file and the overrides into one mapping.
 
         Raises:
             ServerError: the config file, the model store or an archive does not exist.
@@ -125,7 +122,11 @@ class ServerSettings:
         return properties
 
     def _check_models(self) -> None:
-        """TorchServe goes on without an archive that it does not find."""
+        """Check that the archives exist; TorchServe would start without those that do not.
+
+        Raises:
+            ServerError: the model store has no such archive.
+        """
         for model in self.models:
             archive = model.partition("=")[2] or model
             if "://" not in archive and not (self.model_store / archive).exists():
@@ -141,128 +142,48 @@ def missing_archive(archive: str, model_store: Path) -> str:
     )
 
 
-def read_properties(path: Path) -> dict[str, str]:
-    """Read a config.properties as Java does (``java.util.Properties``).
-
-    So ``key=value``, ``key: value`` and ``key value`` all count, ``#`` and ``!`` begin comments, a
-    backslash at the end continues a line, and the encoding is Latin-1 with ``\\uXXXX``.
-
-    Raises:
-        ServerError: the file cannot be read, or Java would refuse it or take it for another one.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ServerError(f"{path}: cannot be read: {error}") from error
-    if content.startswith(b"\xef\xbb\xbf"):
-        raise ServerError(
-            f"{path}: begins with a byte order mark, which Java takes for a part of the first key; "
-            "save it as UTF-8 without one"
-        )
-    properties = {}
-    for line in _logical_lines(content.decode("latin-1")):
-        entry = _ENTRY.fullmatch(line)
-        assert entry is not None, "both parts may be empty, so every line is an entry"
-        try:
-            properties[_unescaped(entry["key"])] = _unescaped(entry["value"])
-        except ValueError as error:
-            raise ServerError(f"{path}: {line!r}: {error}; Java refuses the file") from None
-    return properties
-
-
-def _logical_lines(text: str) -> Iterator[str]:
-    """Lines without comments and blank ones, continued lines joined."""
-    joined, continued = "", False
-    lines = _LINE_END.split(text)
-    for line in lines if lines[-1] else lines[:-1]:
-        line = line.lstrip(" \t\f")
-        if not joined and line[:1] in ("", "#", "!"):
-            continued = False
-            continue
-        joined += line
-        continued = (len(joined) - len(joined.rstrip("\\"))) % 2 == 1
-        if continued:
-            joined = joined[:-1]
-        else:
-            yield joined
-            joined = ""
-    if joined or continued:
-        yield joined
-
-
-def _unescaped(text: str) -> str:
-    def character(found: re.Match[str]) -> str:
-        if found["code"] is not None:
-            if not re.fullmatch("[0-9a-fA-F]{4}", found["code"]):
-                raise ValueError("\\u needs four hexadecimal digits")
-            return chr(int(found["code"], 16))
-        return _ESCAPES.get(found["other"] or "", found["other"] or "")
-
-    # Java's characters are UTF-16: two escapes may make one character.
-    units = _ESCAPE.sub(character, text)
-    return units.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def write_properties(properties: Mapping[str, str]) -> str:
-    """Settings as the text of a config.properties that Java reads back as they are."""
-    return "".join(
-        f"{_escaped(key, ' =:#!')}={_escaped(value)}\n" for key, value in properties.items()
-    )
-
-
-def _escaped(text: str, separators: str = "") -> str:
-    """Text with the characters escaped that Java's reader would take for something else."""
-    written = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\f": "\\f"}
-    written |= {separator: f"\\{separator}" for separator in separators}
-    escaped = "".join(written.get(character, character) for character in text)
-    if escaped.startswith(" "):
-        escaped = f"\\{escaped}"
-    return "".join(each if each.isascii() else _utf16_escapes(each) for each in escaped)
-
-
-def _utf16_escapes(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
-
-
 def effective(
     properties: Mapping[str, str], environment: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Settings as they hold once TorchServe has looked into the environment.
+    """The settings with which TorchServe really runs, after it has read the environment.
 
-    It replaces ``$$NAME$$`` by that variable, and lets ``TS_...`` variables win where
-    enable_envvars_config is on.
+    TorchServe replaces ``$$NAME$$`` in a value by the variable NAME. If enable_envvars_config is
+    on, ``TS_...`` variables replace settings.
+
+    Args:
+        properties: settings as they are written in the configuration.
+        environment: environment variables of the server.
 
     Raises:
-        ServerError: a variable is missing, with which TorchServe would not start.
+        ServerError: a variable is not set, without which TorchServe would not start.
     """
 
-    def value_of(found: re.Match[str]) -> str:
-        if found[1] not in environment:
-            raise ServerError(f"the configuration names ${found[1]}, which is not set; set it")
-        return environment[found[1]]
+    def value_of(reference: re.Match[str]) -> str:
+        if reference[1] not in environment:
+            raise ServerError(f"the configuration names ${reference[1]}, which is not set; set it")
+        return environment[reference[1]]
 
-    replaced = {key: _VARIABLE.sub(value_of, value) for key, value in properties.items()}
+    replaced = {key: _VARIABLE_REFERENCE.sub(value_of, value) for key, value in properties.items()}
     if is_on(replaced, "enable_envvars_config"):
         for name, value in environment.items():
-            key = _KEYS_OF_VARIABLES.get(name, name.removeprefix("TS_").lower())
-            if name.startswith("TS_") and key in KNOWN_KEYS:
+            key = _KEYS_OF_VARIABLES.get(name, name.removeprefix(_PREFIX_OF_VARIABLES).lower())
+            if name.startswith(_PREFIX_OF_VARIABLES) and key in KNOWN_KEYS:
                 replaced[key] = value
     return replaced
 
 
 def differences(properties: Mapping[str, str]) -> list[str]:
-    """What differs from `DEFAULTS`, for people: ``job_queue_size=7 (default: 100)``."""
-    found = []
+    """List the settings that differ from `DEFAULTS`, e.g. ``job_queue_size=7 (default: 100)``."""
+    lines = []
     for key, value in properties.items():
         if key != "model_store" and value != DEFAULTS.get(key):
-            shown = "..." if key in _SECRETS else value
-            found.append(f"{key}={shown} (default: {DEFAULTS.get(key, 'not set')})")
-    return found
+            shown = "..." if key in _SECRET_KEYS else value
+            lines.append(f"{key}={shown} (default: {DEFAULTS.get(key, 'not set')})")
+    return lines
 
 
 def may_enable_model_api(properties: Mapping[str, str]) -> bool:
-    """Whether only the owner of the management token could register models."""
+    """Whether the owner of the management token would be the only one who can register models."""
     return (
         not is_on(properties, "disable_token_authorization")
         and is_loopback(properties.get("management_address", DEFAULTS["management_address"]))
@@ -271,74 +192,12 @@ def may_enable_model_api(properties: Mapping[str, str]) -> bool:
 
 
 def is_on(properties: Mapping[str, str], key: str) -> bool:
-    """Whether a setting is true, as Java reads it: in any case, but without spaces."""
+    """Whether Java reads a setting as true: the word in any case, without spaces around it."""
     return properties.get(key, "").lower() == "true"
 
 
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches ``http://127.0.0.1:8080``, ``::1`` or ``unix:/path``."""
-    if address.startswith("unix:"):
-        return True
-    try:
-        host = (urlsplit(address).hostname or "") if "://" in address else address
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return "localhost" in (address, _host(address))
-
-
-def _host(address: str) -> str:
-    """The host of an address; empty where it cannot be read."""
-    try:
-        return urlsplit(address).hostname or ""
-    except ValueError:
-        return ""
-
-
-def check_ports(properties: Mapping[str, str]) -> None:
-    """Check that the server can listen where it should; TorchServe's gRPC fails without a word.
-
-    Raises:
-        ServerError: a port is in use, or an address is not this machine's.
-    """
-    wanted: dict[str, tuple[str | None, int]] = {}
-    try:
-        for setting in ("inference_address", "management_address", "metrics_address"):
-            if properties[setting].startswith("http"):
-                parts = urlsplit(properties[setting])
-                default = 443 if parts.scheme == "https" else 80
-                wanted[setting] = (parts.hostname, parts.port or default)
-        for kind in ("inference", "management"):
-            setting = f"grpc_{kind}_port"
-            host = properties.get(f"grpc_{kind}_address", "127.0.0.1")
-            wanted[setting] = (host, int(properties[setting]))
-    except ValueError as error:
-        raise ServerError(f"{setting}={properties[setting]}: {error}; correct it") from None
-    for setting, (named, port) in wanted.items():
-        host = named or "127.0.0.1"
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family) as candidate:
-            # As Java does: a port whose last connections only linger is free.
-            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                candidate.bind((host, port))
-            except (OSError, OverflowError) as error:
-                raise ServerError(
-                    f"{setting}: cannot listen on {host}:{port}: {error}; another server may run "
-                    f"there; choose another port (--set {setting}=...) or --free-ports"
-                ) from error
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on just now, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def on_free_ports() -> dict[str, str]:
-    """Return settings with which a server listens on the loopback address, on free ports."""
+    """Settings with which a server listens on the loopback address, on ports that are free now."""
     inference, management, metrics, grpc_inference, grpc_management = free_ports(5)
     return {
         "inference_address": f"http://127.0.0.1:{inference}",
@@ -352,7 +211,7 @@ def on_free_ports() -> dict[str, str]:
 
 
 def throw_away() -> dict[str, str]:
-    """Return settings for a server of one test: free ports, no tokens, model control on."""
+    """Overrides for a short-lived server: free loopback ports, no tokens, model control on."""
     return {
         **on_free_ports(),
         "disable_token_authorization": "true",

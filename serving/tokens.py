@@ -1,4 +1,4 @@
-"""The tokens of TorchServe's key_file.json, which expire."""
+"""Reads tokens: from TorchServe's key_file.json, where they expire, or as a user gives them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from ..handlers.base.errors import ServerError
 from .sessions import open_session
 
 TOKEN_VARIABLE = "TS_ENSEMBLE_TOKEN"
-"""An environment variable that holds a token: unlike an argument, `ps` shows it to nobody."""
+"""Environment variable that may hold a token; unlike an argument, `ps` does not show it."""
 
-_SPARE = datetime.timedelta(seconds=60)
+# A token is renewed when it has less time left, so that it does not expire on its way.
+_MIN_TIME_LEFT = datetime.timedelta(seconds=60)
 
 
 def read_token(key_file: Path, kind: str, management_address: str) -> str:
-    """A valid token.
+    """Read a token from a key_file.json, and renew it first if it has expired.
 
-    TorchServe lets tokens expire (token_expiration_min, an hour by default); an expired one is
-    renewed with the file's API key.
+    TorchServe lets tokens expire after the time that the setting token_expiration_min names, an
+    hour by default. The API key in the same file renews them.
 
     Args:
-        key_file: as TorchServe wrote it.
+        key_file: the key_file.json that TorchServe wrote.
         kind: ``management`` or ``inference``.
-        management_address: where an expired token is renewed.
+        management_address: URL of the management API, which renews tokens.
 
     Raises:
         ServerError: the file cannot be read, or the server does not renew the token.
@@ -36,7 +37,7 @@ def read_token(key_file: Path, kind: str, management_address: str) -> str:
     keys = _read(key_file)
     try:
         expires = datetime.datetime.fromisoformat(keys[kind]["expiration time"])
-        if expires < datetime.datetime.now(datetime.UTC) + _SPARE:
+        if expires < datetime.datetime.now(datetime.UTC) + _MIN_TIME_LEFT:
             _renew(management_address, kind, keys["API"]["key"])
             keys = _read(key_file)
         return str(keys[kind]["key"])
@@ -53,13 +54,17 @@ def given_token(
     file: Path | None,
     environment: Mapping[str, str] = os.environ,
 ) -> str | None:
-    """The token that somebody gave: as an argument, in a file, or in the environment.
+    """The token that a user gave: as an argument, in a file, or in the environment.
 
     Args:
-        kind: ``management`` or ``inference``, for files that hold both.
-        token: ``--token``.
-        file: ``--token-file``; the token alone, or a key_file.json of TorchServe.
-        environment: for `TOKEN_VARIABLE`.
+        kind: ``management`` or ``inference``; selects the token in a file that holds both.
+        token: value of the option ``--token``.
+        file: value of the option ``--token-file``: a file that holds only the token, or a
+            key_file.json of TorchServe.
+        environment: environment variables, among them perhaps `TOKEN_VARIABLE`.
+
+    Returns:
+        The first token of the argument, the file and the environment; None if none was given.
 
     Raises:
         ServerError: the file cannot be read or holds no such token.
@@ -70,15 +75,20 @@ def given_token(
         return environment.get(TOKEN_VARIABLE) or None
     try:
         text = file.read_text().strip()
-        found = str(json.loads(text)[kind]["key"]) if text.startswith("{") else text
+        token = str(json.loads(text)[kind]["key"]) if text.startswith("{") else text
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ServerError(f"{file}: no {kind} token can be read: {error!r}") from error
-    if not found or not found.isprintable():
+    if not token or not token.isprintable():
         raise ServerError(f"{file}: holds no token; write it there as one line")
-    return found
+    return token
 
 
 def _read(key_file: Path) -> dict[str, dict[str, str]]:
+    """Read the whole key_file.json: kind of key -> the key and its expiration time.
+
+    Raises:
+        ServerError: the file cannot be read.
+    """
     try:
         keys: dict[str, dict[str, str]] = json.loads(key_file.read_text())
     except (OSError, ValueError) as error:
@@ -87,6 +97,11 @@ def _read(key_file: Path) -> dict[str, dict[str, str]]:
 
 
 def _renew(management_address: str, kind: str, api_key: str) -> None:
+    """Ask TorchServe to write a new token into its key_file.json.
+
+    Raises:
+        ServerError: the server does not answer, or refuses.
+    """
     url = f"{management_address}/token"
     try:
         with open_session(management_address, api_key) as session:

@@ -1,4 +1,7 @@
-"""How requests reach a server: REST here, gRPC in `grpc_transport`."""
+"""Sends requests to a server: the interface of a transport, and the one over REST.
+
+The transport over gRPC is in `grpc_transport`.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,26 @@ Images = Sequence[tuple[str, bytes]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said."""
+    """The HTTP status and the body with which a server answered."""
 
     status: int
     body: bytes
 
 
 class NoConnectionError(ServerError):
-    """No server was reached, or it closed the connection before it answered."""
+    """No server was reached, or the server closed the connection before it answered."""
 
 
 class NoAnswerError(ServerError):
-    """A server did not answer in time; it may still do what it was asked."""
+    """A server did not answer in time; it may still carry out the request."""
 
 
 class Transport(Protocol):
-    """Sends one request, once; used by several threads at once."""
+    """Sends single requests and never repeats one; several threads may use it at the same time.
+
+    Attributes:
+        address: address of the server.
+    """
 
     address: str
 
@@ -48,8 +55,15 @@ class Transport(Protocol):
     ) -> Answer:
         """Send one request and wait for its answer.
 
+        Args:
+            name: name of the model.
+            version: version of the model; None for the default version.
+            images: file name and encoded bytes of each image.
+            options: options of the request, e.g. its policy.
+            timeout: seconds.
+
         Raises:
-            NoConnectionError: no connection, or it was lost.
+            NoConnectionError: no connection was made, or it was lost.
             NoAnswerError: no answer within `timeout` seconds.
         """
 
@@ -58,18 +72,20 @@ class Transport(Protocol):
 
 
 class RestTransport:
-    """``POST /predictions/NAME[/VERSION]`` as one form, every image in a part named ``file``.
+    """Sends each request as ``POST /predictions/NAME[/VERSION]``.
+
+    The body is one form, in which every image is a part named ``file``.
 
     Args:
-        address: e.g. ``http://127.0.0.1:8080``.
-        token: the inference key, where token authorization is on.
+        address: URL of the inference API, e.g. ``http://127.0.0.1:8080``.
+        token: the inference token; None if the server asks for none.
     """
 
     def __init__(self, address: str, *, token: str | None) -> None:
         self.address = address.rstrip("/")
         self._token = token
         self._sessions: list[requests.Session] = []
-        self._own = threading.local()
+        self._of_this_thread = threading.local()
 
     def send(
         self,
@@ -79,7 +95,7 @@ class RestTransport:
         options: Mapping[str, str],
         timeout: float,
     ) -> Answer:
-        """See `Transport.send`."""
+        """Send one request, as described for `Transport.send`."""
         path = f"/predictions/{name}" if version is None else f"/predictions/{name}/{version}"
         fields = [(FIELD, (file, data, "application/octet-stream")) for file, data in images]
         url = self.address + path
@@ -90,18 +106,17 @@ class RestTransport:
         return Answer(answer.status_code, answer.content)
 
     def close(self) -> None:
-        """See `Transport.close`."""
+        """Close the connections of all threads."""
         for session in self._sessions:
             session.close()
 
     def _session(self) -> requests.Session:
-        """One for each thread: sessions are not made to be shared."""
-        if not hasattr(self._own, "session"):
-            session = open_session(self.address, self._token)
-            self._own.session = session
-            self._sessions.append(session)
-        session_of_thread: requests.Session = self._own.session
-        return session_of_thread
+        """The HTTP session of the calling thread; `requests` sessions are not thread-safe."""
+        if not hasattr(self._of_this_thread, "session"):
+            self._of_this_thread.session = open_session(self.address, self._token)
+            self._sessions.append(self._of_this_thread.session)
+        session: requests.Session = self._of_this_thread.session
+        return session
 
 
 def explain_failure(
@@ -125,7 +140,7 @@ def explain_failure(
 
 
 def no_answer(url: str, timeout: float) -> NoAnswerError:
-    """Make the error for a server that did not answer in time."""
+    """The error to raise if a server does not answer within `timeout` seconds."""
     return NoAnswerError(
         f"{url}: the server did not answer within {timeout:g} s, the client's timeout; "
         "`ts-ensemble status` shows its workers and queues"
@@ -133,7 +148,7 @@ def no_answer(url: str, timeout: float) -> NoAnswerError:
 
 
 def no_server(url: str, error: Exception) -> NoConnectionError:
-    """Make the error for a server that cannot be reached."""
+    """The error to raise if a server cannot be reached, or its connection was lost."""
     return NoConnectionError(
         f"{url}: no server answers; start one with `ts-ensemble serve` ({error})"
     )

@@ -1,4 +1,4 @@
-"""What TorchServe's log says about its workers: which one died, and why."""
+"""Reads from TorchServe's log which workers died, and why."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from pathlib import Path
 
 from ..handlers.base.errors import WorkerDiedError
 
-_LINE = re.compile(
+_WORKER_LINE = re.compile(
     r"^\S+ \[\w+ ?\] (?P<thread>W-\d+-\S+?)(?P<stream>-stdout|-stderr)? (?P<rest>.*)$"
 )
-_DIED = re.compile(r"State change \S+ -> WORKER_STOPPED")
-_NOT_LOADED = re.compile(r"Failed to load model: (?P<archive>\S+)")
-_TROUBLE = re.compile(r"\[ERROR\]|^(Exception in thread|Caused by: |[\w.$]+(Exception|Error)\b)")
-_PRINTED = "MODEL_LOG - "
-_LAST_LINE = "Stopped Scanner"
-_LAST_LINE_SECONDS = 2.0
-_NOISE = ("[METRICS]", "Backend received inference")
+_DEATH = re.compile(r"State change \S+ -> WORKER_STOPPED")
+_LOAD_FAILURE = re.compile(r"Failed to load model: (?P<archive>\S+)")
+_ERROR_LINE = re.compile(r"\[ERROR\]|^(Exception in thread|Caused by: |[\w.$]+(Exception|Error)\b)")
+_PRINTED_BY_WORKER = "MODEL_LOG - "
+_END_OF_OUTPUT = "Stopped Scanner"
+_MAX_WAIT_FOR_OUTPUT_SECONDS = 2.0
+_IGNORED_OUTPUT = ("[METRICS]", "Backend received inference")
+_MAX_SHOWN_LINES = 10
 
 
 @dataclass(frozen=True)
 class DeadWorker:
-    """A worker that ended.
+    """A worker that ended, and why.
 
     Attributes:
-        model: ``NAME_VERSION``, as TorchServe names it in its log.
-        traceback: the worker's own traceback, or the last lines that it printed.
+        model: ``NAME_VERSION``, as TorchServe names the model in its log.
+        traceback: the worker's own traceback, or the last lines that the worker printed.
         reason: the line that says what went wrong.
-        worker: its identifier in the management API.
+        worker: the worker's identifier in the management API.
     """
 
     model: str
@@ -38,7 +39,7 @@ class DeadWorker:
     worker: str = ""
 
     def error(self) -> WorkerDiedError:
-        """The error for whoever waits until it has loaded its model."""
+        """The error to raise to a caller who waits until this worker has loaded its model."""
         return WorkerDiedError(
             f"the worker of {self.model} died while it loaded: {self.reason}", self.traceback
         )
@@ -46,105 +47,124 @@ class DeadWorker:
 
 @dataclass
 class WorkerLog:
-    """Follows a server's log from a position on.
+    """Follows a server's log and collects what it says about each worker.
 
-    A death is told by the frontend's thread, the traceback by another one that reads the worker's
-    output, so the traceback may come later: a death counts once the output has ended too.
+    One thread of the frontend logs the death of a worker, and another one logs the worker's
+    output. The traceback may therefore follow the death, so a worker is reported as dead only when
+    its output has ended, too.
 
     Attributes:
         path: the server's log.
-        position: where reading goes on, in bytes.
+        position: number of bytes that have been read.
     """
 
     path: Path
     position: int = 0
-    _printed: dict[str, list[str]] = field(default_factory=dict)
-    _died: dict[str, float] = field(default_factory=dict)
-    _silent: set[str] = field(default_factory=set)
-    _partial: bytes = b""
+    _output: dict[str, list[str]] = field(default_factory=dict)
+    """Name of a worker's thread -> the lines that the worker printed."""
+    _death_times: dict[str, float] = field(default_factory=dict)
+    """Name of a dead worker's thread -> the monotonic time at which its death was read."""
+    _ended_outputs: set[str] = field(default_factory=set)
+    """Names of the threads whose worker's output has ended."""
+    _incomplete_line: bytes = b""
 
     def dead_workers(self) -> list[DeadWorker]:
-        """Workers that ended since the last call."""
+        """The workers whose death was logged completely since the last call."""
         for line in self._new_lines():
             self._read(line)
         now = time.monotonic()
         complete = [
             thread
-            for thread, noticed in self._died.items()
-            if thread in self._silent or now - noticed > _LAST_LINE_SECONDS
+            for thread, death_time in self._death_times.items()
+            if thread in self._ended_outputs or now - death_time > _MAX_WAIT_FOR_OUTPUT_SECONDS
         ]
-        return [self._take(thread) for thread in complete]
+        return [self._remove_dead(thread) for thread in complete]
+
+    def failed_archives(self) -> dict[str, str]:
+        """The archives that TorchServe could not load at its start, each with the reason."""
+        lines = self._text().splitlines()
+        return {
+            failure["archive"]: next((text for text in lines[at + 1 : at + 2]), "")
+            for at, line in enumerate(lines)
+            if (failure := _LOAD_FAILURE.search(line)) and "WARN" in line
+        }
+
+    def from_first_error(self) -> str:
+        """The lines of the log that begin with its first error; empty if it has no error."""
+        return from_first_error(self._text())
 
     def _new_lines(self) -> list[str]:
+        """Read the lines that were completed since the last call."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
-            # A shorter file is a new one: the old one was rotated away.
+            # The log is rotated: a file that is shorter than before is a new file.
             if self.path.stat().st_size < self.position:
-                self.position, self._partial = 0, b""
+                self.position, self._incomplete_line = 0, b""
             file.seek(self.position)
             content = file.read()
         self.position += len(content)
-        *lines, self._partial = (self._partial + content).split(b"\n")
+        *lines, self._incomplete_line = (self._incomplete_line + content).split(b"\n")
         return [line.decode(errors="replace") for line in lines]
 
     def _read(self, line: str) -> None:
-        found = _LINE.match(line)
-        if found is None:
+        """Note what one line says about a worker: its output, the output's end, or its death."""
+        match = _WORKER_LINE.match(line)
+        if match is None:
             return
-        thread, rest = found["thread"], found["rest"]
-        if _PRINTED in rest:
-            printed = rest.partition(_PRINTED)[2]
-            if not any(noise in printed for noise in _NOISE):
-                self._printed.setdefault(thread, []).append(printed)
-        elif _LAST_LINE in rest and found["stream"] == "-stdout":
-            self._silent.add(thread)
-        elif found["stream"] is None and _DIED.search(rest):
-            self._died[thread] = time.monotonic()
+        thread, rest = match["thread"], match["rest"]
+        if _PRINTED_BY_WORKER in rest:
+            printed = rest.partition(_PRINTED_BY_WORKER)[2]
+            if not any(ignored in printed for ignored in _IGNORED_OUTPUT):
+                self._output.setdefault(thread, []).append(printed)
+        elif _END_OF_OUTPUT in rest and match["stream"] == "-stdout":
+            self._ended_outputs.add(thread)
+        elif match["stream"] is None and _DEATH.search(rest):
+            self._death_times[thread] = time.monotonic()
 
-    def _take(self, thread: str) -> DeadWorker:
-        del self._died[thread]
-        self._silent.discard(thread)
+    def _remove_dead(self, thread: str) -> DeadWorker:
+        """Forget a dead worker, and return what was noted about it."""
+        del self._death_times[thread]
+        self._ended_outputs.discard(thread)
         _, worker, model = thread.split("-", 2)
-        return _dead(worker, model, self._printed.pop(thread, []))
-
-    def not_loaded(self) -> dict[str, str]:
-        """Archives that TorchServe was told to load at the start and could not -> its reason."""
-        lines = self._text().splitlines()
-        return {
-            found["archive"]: next((text for text in lines[at + 1 : at + 2]), "")
-            for at, line in enumerate(lines)
-            if (found := _NOT_LOADED.search(line)) and "WARN" in line
-        }
-
-    def cause(self) -> str:
-        """The log from where trouble starts; empty if it tells of none."""
-        return trouble(self._text())
+        return _dead_worker(worker, model, self._output.pop(thread, []))
 
     def _text(self) -> str:
         return self.path.read_text(errors="replace") if self.path.exists() else ""
 
 
-def trouble(text: str, lines: int = 15) -> str:
-    """From the first line of a log that tells of trouble on; empty if none does."""
-    all_lines = text.splitlines()
-    start = next((i for i, line in enumerate(all_lines) if _TROUBLE.search(line)), len(all_lines))
-    return "\n".join(all_lines[start : start + lines])
+def from_first_error(text: str, max_lines: int = 15) -> str:
+    """The lines of a log that begin with its first error; empty if it has no error.
+
+    Args:
+        text: the log.
+        max_lines: number of lines to return at most.
+    """
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if _ERROR_LINE.search(line)), len(lines))
+    return "\n".join(lines[start : start + max_lines])
 
 
-def _dead(worker: str, model: str, printed: list[str]) -> DeadWorker:
-    first = next((i for i, line in enumerate(printed) if line.startswith("Traceback")), None)
+def _dead_worker(worker: str, model: str, output: list[str]) -> DeadWorker:
+    """Find the traceback and the reason of a death in what the worker printed.
+
+    Args:
+        worker: the worker's identifier.
+        model: ``NAME_VERSION`` of its model.
+        output: the lines that the worker printed.
+    """
+    first = next((i for i, line in enumerate(output) if line.startswith("Traceback")), None)
     if first is None:
-        shown = printed[-10:]
-        last_words = f"its last line was: {shown[-1]}" if shown else "it printed nothing"
-        reason = f"it ended without a traceback (killed, or out of memory?); {last_words}"
+        shown = output[-_MAX_SHOWN_LINES:]
+        last_line = f"its last line was: {shown[-1]}" if shown else "it printed nothing"
+        reason = f"it ended without a traceback (killed, or out of memory?); {last_line}"
         return DeadWorker(model, "\n".join(shown), reason, worker)
-    # The worker prints its traceback, then one more of TorchServe's own loop around it.
+    # After its own traceback the worker prints another one, of TorchServe's loop around it.
     last = next(
-        (i for i in range(first, len(printed)) if printed[i].startswith("Backend worker process")),
-        len(printed),
+        (i for i in range(first, len(output)) if output[i].startswith("Backend worker process")),
+        len(output),
     )
-    shown = printed[first:last] if last > first else printed[first:]
+    shown = output[first:last] if last > first else output[first:]
     reasons = [line for line in shown if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
     reason = reasons[-1] if reasons else shown[-1]
     return DeadWorker(model, "\n".join(shown), reason, worker)

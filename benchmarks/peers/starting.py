@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.processes import started
 from torchserve_ensemble.handlers.base.errors import ServerError
+from torchserve_ensemble.serving.addresses import free_ports
 from torchserve_ensemble.serving.load import LoadClient, LoadTarget, encode
-from torchserve_ensemble.serving.settings import free_ports
 
 _START_SECONDS = 300
 Labels = dict[str, list[str]]

@@ -23,8 +23,9 @@ from torchserve_ensemble.handlers.base.errors import WorkerDiedError
 from torchserve_ensemble.handlers.deployment import load_service
 from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
 from torchserve_ensemble.handlers.spec import load_spec
+from torchserve_ensemble.serving.properties_file import read_properties
 from torchserve_ensemble.serving.server import Server
-from torchserve_ensemble.serving.settings import ServerSettings, read_properties, throw_away
+from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 pytestmark = pytest.mark.e2e
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "presence"

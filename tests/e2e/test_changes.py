@@ -29,7 +29,8 @@ from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import ServerError, WorkerDiedError
 from torchserve_ensemble.serving.changes import Changes
 from torchserve_ensemble.serving.client import InferenceClient
-from torchserve_ensemble.serving.server import Server, server_log
+from torchserve_ensemble.serving.run_folder import server_log
+from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 from torchserve_ensemble.serving.worker_log import WorkerLog
 

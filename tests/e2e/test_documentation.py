@@ -21,9 +21,9 @@ import requests
 
 from examples import data
 from examples.presence.train import train
+from torchserve_ensemble.serving.addresses import free_ports
 from torchserve_ensemble.serving.java import find_java
 from torchserve_ensemble.serving.server import Server
-from torchserve_ensemble.serving.settings import free_ports
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parent.parent.parent

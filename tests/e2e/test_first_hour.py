@@ -12,8 +12,8 @@ import pytest
 from image_files import encoded
 from PIL import Image
 
+from torchserve_ensemble.serving.addresses import free_ports
 from torchserve_ensemble.serving.server import Server
-from torchserve_ensemble.serving.settings import free_ports
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

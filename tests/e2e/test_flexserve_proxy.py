@@ -19,8 +19,8 @@ from nginx import NGINX, running_nginx
 from probe_ensemble import image
 
 from torchserve_ensemble.cli import main
+from torchserve_ensemble.serving.addresses import free_ports
 from torchserve_ensemble.serving.server import Server
-from torchserve_ensemble.serving.settings import free_ports
 
 pytestmark = [
     pytest.mark.e2e,

@@ -19,8 +19,8 @@ from nginx import NGINX, running_nginx
 from probe_ensemble import image
 from requests.adapters import HTTPAdapter
 
+from torchserve_ensemble.serving.addresses import free_ports
 from torchserve_ensemble.serving.server import Server
-from torchserve_ensemble.serving.settings import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [

@@ -20,7 +20,8 @@ from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.inputs.example_inputs import example_images
 from torchserve_ensemble.handlers.spec import load_spec
-from torchserve_ensemble.serving.server import Server, server_log
+from torchserve_ensemble.serving.run_folder import server_log
+from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 pytestmark = pytest.mark.e2e

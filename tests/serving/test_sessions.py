@@ -1,4 +1,4 @@
-"""Who learns a token: the server that was named, and nobody else."""
+"""A token is sent only to the server for which it is meant."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ from torchserve_ensemble.serving.tokens import given_token, read_token
 
 
 class Recorder:
-    """An HTTP server that answers everything, and remembers what it was asked."""
+    """An HTTP server that answers every request.
+
+    Attributes:
+        requests: path and Authorization header of each request.
+        address: URL of the server.
+    """
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         recorder = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -35,11 +40,11 @@ class Recorder:
                 self._answer()
 
             def do_CONNECT(self) -> None:
-                recorder.asked.append((self.path, self.headers["Proxy-Authorization"]))
+                recorder.requests.append((self.path, self.headers["Proxy-Authorization"]))
                 self.send_error(403)
 
             def _answer(self) -> None:
-                recorder.asked.append((self.path, self.headers["Authorization"]))
+                recorder.requests.append((self.path, self.headers["Authorization"]))
                 body = b'{"models": [], "predictions": []}'
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
@@ -69,7 +74,7 @@ def server() -> Iterator[Recorder]:
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Recorder]:
-    """A proxy in the environment, and a .netrc for every server."""
+    """A proxy that the environment names, and a .netrc with a password for every server."""
     recorder = Recorder()
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, recorder.address)
@@ -83,7 +88,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Recorder]
     recorder.close()
 
 
-def test_on_this_machine_tokens_pass_no_proxy(
+def test_tokens_for_this_machine_pass_no_proxy(
     server: Recorder, proxy: Recorder, tmp_path: Path
 ) -> None:
     with ManagementClient(server.address, token="token") as management:
@@ -95,25 +100,23 @@ def test_on_this_machine_tokens_pass_no_proxy(
     keys = {"management": {"key": "old", "expiration time": past}, "API": {"key": "token"}}
     key_file.write_text(json.dumps(keys))
     read_token(key_file, "management", server.address)
-    paths, tokens = zip(*server.asked, strict=True)
+    paths, tokens = zip(*server.requests, strict=True)
     assert paths == ("/models?limit=100", "/predictions/a", "/token?type=management")
     assert tokens == ("Bearer token",) * 3
-    assert proxy.asked == []
+    assert proxy.requests == []
 
 
-def test_on_this_machine_nobody_sends_a_password_of_netrc(
-    server: Recorder, proxy: Recorder
-) -> None:
+def test_no_password_of_netrc_is_sent_on_this_machine(server: Recorder, proxy: Recorder) -> None:
     with ManagementClient(server.address) as management:
         management.models()
-    assert server.asked == [("/models?limit=100", None)]
-    assert proxy.asked == []
+    assert server.requests == [("/models?limit=100", None)]
+    assert proxy.requests == []
 
 
-def test_elsewhere_the_proxy_holds_but_netrc_replaces_no_token(proxy: Recorder) -> None:
+def test_for_other_machines_the_proxy_is_used_but_netrc_replaces_no_token(proxy: Recorder) -> None:
     with ManagementClient("http://ensemble.example.org:8081", token="token") as management:
         management.models()
-    assert proxy.asked == [("http://ensemble.example.org:8081/models?limit=100", "Bearer token")]
+    assert proxy.requests == [("http://ensemble.example.org:8081/models?limit=100", "Bearer token")]
 
 
 def test_grpc_on_this_machine_passes_no_proxy(proxy: Recorder) -> None:
@@ -123,7 +126,7 @@ def test_grpc_on_this_machine_passes_no_proxy(proxy: Recorder) -> None:
         pytest.raises(ServerError),
     ):
         client.predict("a", [("a.png", b"")])
-    assert proxy.asked == []
+    assert proxy.requests == []
 
 
 @pytest.mark.parametrize(
@@ -143,35 +146,35 @@ def test_grpc_on_this_machine_passes_no_proxy(proxy: Recorder) -> None:
         ("", False),
     ],
 )
-def test_this_machine(address: str, expected: bool) -> None:
+def test_addresses_of_this_machine_are_recognised(address: str, expected: bool) -> None:
     assert is_this_machine(address) is expected
     with open_session(address, None) as session:
         assert session.trust_env is not expected
 
 
-def test_where_a_token_comes_from(tmp_path: Path) -> None:
+def test_a_token_comes_from_the_argument_the_file_or_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "token"
     environment = {"TS_ENSEMBLE_TOKEN": "from-environment"}
 
-    def found(token: str | None = None, of: Path | None = None) -> str | None:
-        return given_token("management", token=token, file=of, environment=environment)
+    def token_of(token: str | None = None, file: Path | None = None) -> str | None:
+        return given_token("management", token=token, file=file, environment=environment)
 
-    assert found("argument") == "argument"
-    assert found() == "from-environment"
+    assert token_of("argument") == "argument"
+    assert token_of() == "from-environment"
     file.write_text("from-file\n")
-    assert found(of=file) == "from-file"
+    assert token_of(file=file) == "from-file"
     file.write_text('{"management": {"key": "m"}, "inference": {"key": "i"}}')
-    assert found(of=file) == "m"
+    assert token_of(file=file) == "m"
     for damaged in ("", "two\nlines", "{}", "{", '{"management": 1}'):
         file.write_text(damaged)
         with pytest.raises(ServerError, match="token"):
-            found(of=file)
+            token_of(file=file)
     with pytest.raises(ServerError, match="no management token can be read"):
-        found(of=tmp_path / "none")
+        token_of(file=tmp_path / "none")
     assert given_token("inference", token=None, file=None, environment={}) is None
 
 
-def test_a_token_of_this_folder_is_not_sent_elsewhere(
+def test_a_token_of_this_folder_is_not_sent_to_another_machine(
     proxy: Recorder, server: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -182,5 +185,5 @@ def test_a_token_of_this_folder_is_not_sent_elsewhere(
             run_folder=Path("none"), address=address, token=None, token_file=None, timeout=5
         ) as management:
             management.models()
-    assert server.asked[0][1] == "Bearer local"
-    assert "local" not in str(proxy.asked)
+    assert server.requests[0][1] == "Bearer local"
+    assert "local" not in str(proxy.requests)

@@ -1,80 +1,25 @@
-"""One server's configuration."""
+"""The settings of a server: defaults, a config file, overrides and the environment."""
 
 from __future__ import annotations
 
-import socket
-import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from torchserve_ensemble.handlers.base.errors import ServerError
+from torchserve_ensemble.serving.addresses import check_ports, is_loopback
+from torchserve_ensemble.serving.properties_file import read_properties, write_properties
 from torchserve_ensemble.serving.settings import (
     DEFAULTS,
     ServerSettings,
-    check_ports,
     differences,
     effective,
-    free_ports,
-    is_loopback,
     is_on,
     may_enable_model_api,
-    read_properties,
     throw_away,
-    write_properties,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        # Each read by java.util.Properties of Java 17.
-        (b"# comment\na=1\n b = x=y \nno pair\n  # c=2\n", {"a": "1", "b": "x=y ", "no": "pair"}),
-        (b"! comment\na: 1\nb 2\nc\t=\t3\nd", {"a": "1", "b": "2", "c": "3", "d": ""}),
-        (b"a=1,\\\n   2,\\\r\n\t3\nb=4", {"a": "1,2,3", "b": "4"}),
-        (b"a=1\\\n# no comment here\n", {"a": "1# no comment here"}),
-        (b"# a comment goes not on \\\na=1", {"a": "1"}),
-        (b"a\\=b\\:c\\ d=1\\=\\q\\\\", {"a=b:c d": "1=q\\"}),
-        (b"a=\\t\\u00e9\\ud83d\\ude00|\xe9", {"a": "\té\U0001f600|é"}),
-        (b"a=1\na=2", {"a": "2"}),
-        (b"disable_token_authorization : true", {"disable_token_authorization": "true"}),
-        (b"a=\\", {"a": ""}),
-        (b"\\", {"": ""}),
-        (b"a:=1\n=2\nb==3", {"a": "=1", "": "2", "b": "=3"}),
-        (b"a=\\\n\nb=1", {"a": "", "b": "1"}),
-        (b"", {}),
-    ],
-)
-def test_properties_are_read_as_java_reads_them(
-    tmp_path: Path, content: bytes, expected: dict[str, str]
-) -> None:
-    file = tmp_path / "config.properties"
-    file.write_bytes(content)
-    assert read_properties(file) == expected
-
-
-def test_properties_that_java_refuses(tmp_path: Path) -> None:
-    file = tmp_path / "config.properties"
-    file.write_bytes(b"a=\\u12g4")
-    with pytest.raises(ServerError, match=r"four hexadecimal digits; Java refuses"):
-        read_properties(file)
-    file.write_bytes(b"\xef\xbb\xbfa=1")
-    with pytest.raises(ServerError, match="byte order mark"):
-        read_properties(file)
-    with pytest.raises(ServerError, match=r"other.properties: cannot be read"):
-        read_properties(tmp_path / "other.properties")
-
-
-@given(st.dictionaries(st.text(), st.text()))
-def test_what_is_written_is_read_again(properties: dict[str, str]) -> None:
-    with tempfile.NamedTemporaryFile("w", encoding="ascii") as file:
-        file.write(write_properties(properties))
-        file.flush()
-        assert read_properties(Path(file.name)) == properties
 
 
 def test_a_value_cannot_smuggle_in_another_setting(tmp_path: Path) -> None:
@@ -84,7 +29,7 @@ def test_a_value_cannot_smuggle_in_another_setting(tmp_path: Path) -> None:
     assert not is_on(read_properties(file), "disable_token_authorization")
 
 
-def test_the_safe_settings_hold_without_a_file(tmp_path: Path) -> None:
+def test_the_safe_settings_hold_without_a_config_file(tmp_path: Path) -> None:
     properties = ServerSettings(tmp_path).properties()
     assert properties == DEFAULTS | {"model_store": str(tmp_path.resolve())}
     assert differences(properties) == []
@@ -106,7 +51,7 @@ def test_differences_are_shown_without_secrets() -> None:
     ]
 
 
-def test_what_the_environment_changes() -> None:
+def test_environment_variables_replace_settings_only_where_that_is_enabled() -> None:
     environment = {
         "TS_INFERENCE_ADDRESS": "http://0.0.0.0:1",
         "TS_TOKEN_EXPIRATION_TIME_MIN": "5",
@@ -133,13 +78,13 @@ def test_what_the_environment_changes() -> None:
         ({"grpc_management_address": "0.0.0.0"}, False),
     ],
 )
-def test_model_control_only_for_the_owner_of_the_token(
+def test_model_control_is_enabled_only_for_the_owner_of_the_token(
     changed: dict[str, str], expected: bool
 ) -> None:
     assert may_enable_model_api(DEFAULTS | changed) is expected
 
 
-def test_what_overrides_what(tmp_path: Path) -> None:
+def test_overrides_replace_the_config_file_which_replaces_the_defaults(tmp_path: Path) -> None:
     config = tmp_path / "config.properties"
     config.write_text("model_store=elsewhere\njob_queue_size=7\nmetrics_address=http://x:1\n")
     settings = ServerSettings(tmp_path, config=config, overrides={"metrics_address": "http://y:2"})
@@ -150,7 +95,7 @@ def test_what_overrides_what(tmp_path: Path) -> None:
     assert properties["metrics_address"] == "http://y:2"
 
 
-def test_mistakes(tmp_path: Path) -> None:
+def test_a_missing_model_store_or_archive_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="is no folder"):
         ServerSettings(tmp_path / "none").properties()
     with pytest.raises(ServerError, match=r"none: build one"):
@@ -161,28 +106,7 @@ def test_mistakes(tmp_path: Path) -> None:
     ServerSettings(tmp_path, ("digits=digits-1.0.mar", "https://example.org/a.mar")).properties()
 
 
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("http://127.0.0.1:8080", True),
-        ("http://127.9.9.9:80", True),
-        ("https://localhost:1", True),
-        ("http://[::1]:80", True),
-        ("http://0.0.0.0:8080", False),
-        ("http://10.0.0.1:8080", False),
-        ("http://127.0.0.1.example.org:80", False),
-        ("", False),
-        ("::1", True),
-        ("0.0.0.0", False),
-        ("unix:/tmp/a.sock", True),
-        ("http://[::1", False),
-    ],
-)
-def test_loopback(address: str, expected: bool) -> None:
-    assert is_loopback(address) is expected
-
-
-def test_throw_away_servers_are_reached_from_here_alone() -> None:
+def test_throw_away_servers_are_reached_from_this_machine_alone() -> None:
     settings = throw_away()
     for key, value in settings.items():
         if key.endswith("_address"):
@@ -190,24 +114,10 @@ def test_throw_away_servers_are_reached_from_here_alone() -> None:
     check_ports(DEFAULTS | settings)
 
 
-def test_free_ports_differ_and_can_be_bound() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
-    for port in ports:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", port))
-
-
-def test_a_foreign_address_is_named() -> None:
-    properties = DEFAULTS | throw_away() | {"metrics_address": "http://192.0.2.1:8082"}
-    with pytest.raises(ServerError, match=r"metrics_address: cannot listen on 192.0.2.1:8082"):
-        check_ports(properties)
-
-
 def test_a_relative_model_store_is_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server runs in another folder."""
+    """The server itself runs in another folder."""
     monkeypatch.chdir(tmp_path)
     Path("store").mkdir()
     assert ServerSettings(Path("store")).properties()["model_store"] == str(tmp_path / "store")
@@ -226,20 +136,8 @@ def test_throw_away_servers_leave_no_address_to_defaults() -> None:
     assert settings["enable_model_api"] == "true"
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("grpc_inference_port", "abc"),
-        ("grpc_inference_port", "99999"),
-        ("inference_address", "http://127.0.0.1:99999"),
-    ],
-)
-def test_ports_that_are_none(setting: str, value: str) -> None:
-    with pytest.raises(ServerError, match=setting):
-        check_ports(DEFAULTS | throw_away() | {setting: value})
-
-
 def test_switches_are_read_as_java_reads_them() -> None:
+    """Java ignores case, but not spaces, and knows no other word for true."""
     assert is_on({"a": "True"}, "a")
     assert not is_on({"a": "true "}, "a")
     assert not is_on({"a": "yes"}, "a")

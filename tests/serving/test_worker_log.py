@@ -1,4 +1,4 @@
-"""What a server's log says about its workers."""
+"""Deaths of workers are read from a server's log, with their reasons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from torchserve_ensemble.serving import worker_log
-from torchserve_ensemble.serving.worker_log import WorkerLog, trouble
+from torchserve_ensemble.serving.worker_log import WorkerLog, from_first_error
 
 THREAD = "W-9000-digits_1.0"
 TRACEBACK = [
@@ -20,6 +20,7 @@ TRACEBACK = [
 
 
 def printed(*lines: str) -> str:
+    """The log lines of a worker that printed `lines`."""
     return "".join(
         f"2026-01-01T00:00:00,1 [INFO ] {THREAD}-stdout MODEL_LOG - {x}\n" for x in lines
     )
@@ -45,22 +46,22 @@ def add(log: WorkerLog, text: str) -> None:
         file.write(text)
 
 
-def test_no_log_yet(log: WorkerLog) -> None:
+def test_a_log_that_does_not_exist_yet_reports_nothing(log: WorkerLog) -> None:
     assert log.dead_workers() == []
-    assert log.cause() == ""
-    assert log.not_loaded() == {}
+    assert log.from_first_error() == ""
+    assert log.failed_archives() == {}
 
 
-def test_a_death_with_its_traceback(log: WorkerLog) -> None:
+def test_a_death_is_reported_once_with_its_traceback(log: WorkerLog) -> None:
     add(log, printed("Torch worker started.", *TRACEBACK) + DIED + SILENT)
     (dead,) = log.dead_workers()
     assert dead.model == "digits_1.0"
     assert dead.reason == TRACEBACK[-1]
     assert dead.traceback.splitlines() == TRACEBACK[1:]
-    assert log.dead_workers() == [], "told once"
+    assert log.dead_workers() == [], "reported once"
 
 
-def test_lines_that_come_after_the_death_belong_to_it(log: WorkerLog) -> None:
+def test_output_that_follows_the_death_belongs_to_it(log: WorkerLog) -> None:
     """The frontend's state change may be logged before the worker's last lines."""
     add(log, printed(*TRACEBACK[:2]) + DIED)
     assert log.dead_workers() == []
@@ -72,18 +73,18 @@ def test_lines_that_come_after_the_death_belong_to_it(log: WorkerLog) -> None:
 def test_output_that_never_ends_is_not_waited_for(
     log: WorkerLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_log, "_LAST_LINE_SECONDS", 0)
+    monkeypatch.setattr(worker_log, "_MAX_WAIT_FOR_OUTPUT_SECONDS", 0)
     add(log, printed(*TRACEBACK) + DIED)
     (dead,) = [*log.dead_workers(), *log.dead_workers()]
     assert dead.reason == TRACEBACK[-1]
 
 
-def test_a_line_that_is_only_half_there(log: WorkerLog) -> None:
+def test_a_line_is_read_only_when_it_is_complete(log: WorkerLog) -> None:
     whole = printed(*TRACEBACK) + DIED + SILENT
     for start in range(0, len(whole), 37):
         add(log, whole[start : start + 37])
-        found = log.dead_workers()
-    assert [dead.reason for dead in found] == [TRACEBACK[-1]]
+        dead_workers = log.dead_workers()
+    assert [dead.reason for dead in dead_workers] == [TRACEBACK[-1]]
 
 
 def test_a_worker_that_was_killed_leaves_no_traceback(log: WorkerLog) -> None:
@@ -93,7 +94,7 @@ def test_a_worker_that_was_killed_leaves_no_traceback(log: WorkerLog) -> None:
     assert "Loading model" in dead.reason
 
 
-def test_two_deaths_of_a_worker_that_was_started_again(log: WorkerLog) -> None:
+def test_each_death_of_a_restarted_worker_has_its_own_reason(log: WorkerLog) -> None:
     add(log, printed(*TRACEBACK) + DIED + SILENT)
     again = [*TRACEBACK[:-1], "ValueError: another"]
     first = log.dead_workers()
@@ -102,7 +103,7 @@ def test_two_deaths_of_a_worker_that_was_started_again(log: WorkerLog) -> None:
     assert [d.reason for d in (*first, *second)] == [TRACEBACK[-1], "ValueError: another"]
 
 
-def test_rotation(log: WorkerLog) -> None:
+def test_a_rotated_log_is_read_from_its_start(log: WorkerLog) -> None:
     add(log, "x\n" * 1000)
     assert log.dead_workers() == []
     log.path.write_text("")
@@ -110,20 +111,22 @@ def test_rotation(log: WorkerLog) -> None:
     assert len(log.dead_workers()) == 1
 
 
-def test_archives_that_could_not_be_loaded(log: WorkerLog) -> None:
+def test_archives_that_torchserve_could_not_load_are_reported_with_the_reason(
+    log: WorkerLog,
+) -> None:
     add(
         log,
         "2026 [WARN ] main org.pytorch.serve.ModelServer - Failed to load model: a.mar\n"
         "org.pytorch.serve.archive.model.ModelNotFoundException: Model not found at: a.mar\n"
         "\tat x\n",
     )
-    (reason,) = log.not_loaded().values()
+    (reason,) = log.failed_archives().values()
     assert "Model not found at: a.mar" in reason
 
 
-def test_trouble_is_shown_from_where_it_starts() -> None:
+def test_a_log_is_shown_from_its_first_error_on() -> None:
     quiet = "2026 [INFO ] main x - fine\n" * 20
     noise = "2026 [INFO ] main x - shutting down\n" * 40
     loud = quiet + 'Exception in thread "main" java.lang.Error: port\n\tat a\n' + noise
-    assert trouble(loud, lines=2).splitlines() == loud.splitlines()[20:22]
-    assert trouble(quiet) == ""
+    assert from_first_error(loud, max_lines=2).splitlines() == loud.splitlines()[20:22]
+    assert from_first_error(quiet) == ""

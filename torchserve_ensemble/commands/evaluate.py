@@ -61,7 +61,7 @@ def add_command(subparsers: Subparsers) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     require_installed(TUNING_MODULES, "tuning needs")
     from ..serving.finding import inference_client, running_server
-    from ..serving.server import DEFAULT_RUN_FOLDER
+    from ..serving.run_folder import DEFAULT_RUN_FOLDER
     from ..tuning.endpoint import evaluate_endpoint
     from ..tuning.labelled_data import read_labelled
 

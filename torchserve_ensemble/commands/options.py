@@ -11,7 +11,8 @@ from ..serving.changes import Changes
 from ..serving.draining import DRAIN_SECONDS
 from ..serving.finding import management_client
 from ..serving.management import ManagementClient
-from ..serving.server import DEFAULT_RUN_FOLDER, Server, server_log
+from ..serving.run_folder import DEFAULT_RUN_FOLDER, server_log
+from ..serving.server import Server
 from ..serving.tokens import TOKEN_VARIABLE
 from ..serving.worker_log import WorkerLog
 

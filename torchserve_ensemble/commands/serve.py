@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..handlers.base.errors import ServerError
-from ..serving.server import DEFAULT_RUN_FOLDER, Server, server_log
+from ..serving.run_folder import DEFAULT_RUN_FOLDER, server_log
+from ..serving.server import Server
 from ..serving.settings import (
     ServerSettings,
     differences,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..serving.settings import is_loopback
+from ..serving.addresses import is_loopback
 from .options import management_options, open_management, run_folder_option
 from .printing import print_versions
 
