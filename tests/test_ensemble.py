@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,24 @@ def test_a_batch_has_a_prediction_for_each_of_its_rows(ensemble: Ensemble) -> No
     batch = np.zeros((3, 4, 4, 3), dtype=np.uint8)
     batch[1] = 255
     assert [each.label for each in ensemble.predict(batch)] == ["dark", "bright", "dark"]
+
+
+def test_samples_in_files_are_named_by_file_and_entry(ensemble: Ensemble, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image(0.9))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for name in ("x/1.png", "2.png"):
+            archive.writestr(name, image(0.1))
+    np.save(tmp_path / "c.npy", np.zeros((2, 4, 4, 3), dtype=np.uint8))
+    files = [str(tmp_path / name) for name in ("a.png", "b.zip", "c.npy", "a.png")]
+    samples = [each.raw["sample"] for each in ensemble.predict(files)]
+    assert samples == [
+        files[0],
+        f"{files[1]}/x/1.png",
+        f"{files[1]}/2.png",
+        f"{files[2]}[0]",
+        f"{files[2]}[1]",
+        files[3],
+    ]
 
 
 def test_a_photograph_turned_by_its_exif_data_is_turned_upright(ensemble: Ensemble) -> None:

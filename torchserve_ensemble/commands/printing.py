@@ -101,12 +101,16 @@ def with_progress(
 
 
 @contextmanager
-def reported_work(description: str, total: int | None = None) -> Iterator[Callable[[str], None]]:
+def reported_work(
+    description: str, total: int | None = None, *, at_once: bool = True
+) -> Iterator[Callable[[str], None]]:
     """Show a bar while work goes on that reports each step with a sentence.
 
     Args:
         description: what the work is.
         total: expected number of sentences; None: unknown, so that only the elapsed time is shown.
+        at_once: False shows the bar after the first sentence, for work whose first step prints
+            lines of its own.
 
     Yields:
         A function that prints a sentence on standard output, above the bar. A reader that has gone
@@ -114,6 +118,8 @@ def reported_work(description: str, total: int | None = None) -> Iterator[Callab
     """
     with _bar() as progress:
         task = progress.add_task(description, total=total)
+        if not at_once:
+            progress.stop()
 
         def report(sentence: str) -> None:
             # A bar that is being drawn would mix with the sentence.

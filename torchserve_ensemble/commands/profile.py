@@ -111,7 +111,8 @@ def _profile(arguments: argparse.Namespace) -> int:
     )
     num_measurements = len(combinations) * len(arguments.clients)
     tried: list[Tried] = []
-    with reported_work("measuring", num_measurements) as report:
+    # The first measurement is preceded by the build, which prints how members were compiled.
+    with reported_work("measuring", num_measurements, at_once=False) as report:
         for each in measure(
             arguments.spec,
             spec,
