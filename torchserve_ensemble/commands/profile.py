@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..serving.frontier import Tried, best, frontier
+from ..serving.frontier import MeasuredChoice, best, frontier
 from ..tuning.profile import choices, measure, print_frontier, write_report
 from ..tuning.requirements import require_installed
 
@@ -83,7 +83,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     asked = choices(
         arguments.workers, arguments.batch_sizes, arguments.delays_ms, arguments.threads
     )
-    tried: list[Tried] = []
+    tried: list[MeasuredChoice] = []
     for each in measure(
         arguments.spec,
         spec,
