@@ -26,6 +26,7 @@ DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
 def script(folder: Path, model: nn.Module | None = None) -> None:
+    """Write w.pt, a TorchScript archive."""
     with warnings.catch_warnings():
         # torch marks TorchScript as deprecated; members saved with it stay readable.
         warnings.simplefilter("ignore")
@@ -33,6 +34,7 @@ def script(folder: Path, model: nn.Module | None = None) -> None:
 
 
 def export(folder: Path, model: nn.Module | None = None, dynamic: Any = DYNAMIC) -> None:
+    """Write w.pt2, an exported program."""
     program = torch.export.export(model or net(), (batch(2),), dynamic_shapes=dynamic)
     torch.export.save(program, folder / "w.pt2")
 
@@ -43,9 +45,17 @@ def onnx_model(
     inputs: int = 1,
     outputs: int = 1,
     kind: int = TensorProto.FLOAT,
-    samples: int | str = "batch",
+    batch_size: int | str = "batch",
 ) -> Tensor:
-    """Writes w.onnx, a linear layer on the flattened image, and returns what it should give."""
+    """Write w.onnx, a linear layer on the flattened image, and return its right outputs.
+
+    Args:
+        folder: folder for the file.
+        inputs: number of inputs; only the first is used.
+        outputs: number of outputs, which are all equal.
+        kind: data type of the inputs.
+        batch_size: the inputs' first dimension; a text makes it variable.
+    """
     layer = nn.Linear(48, 3)
     nodes = [
         helper.make_node("Flatten", ["x0"], ["flat"]),
@@ -56,9 +66,12 @@ def onnx_model(
     graph = helper.make_graph(
         nodes,
         "member",
-        [helper.make_tensor_value_info(f"x{i}", kind, [samples, 3, 4, 4]) for i in range(inputs)],
         [
-            helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [samples, 3])
+            helper.make_tensor_value_info(f"x{i}", kind, [batch_size, 3, 4, 4])
+            for i in range(inputs)
+        ],
+        [
+            helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [batch_size, 3])
             for i in range(outputs)
         ],
         [
@@ -229,7 +242,7 @@ class TestOnnx:
         assert torch.allclose(load(tmp_path, "w.onnx")(channels_last), expected, atol=1e-5)
 
     def test_fixed_batch_dimension(self, tmp_path: Path) -> None:
-        onnx_model(tmp_path, samples=1)
+        onnx_model(tmp_path, batch_size=1)
         with pytest.raises(MemberError, match="batch dimension is fixed"):
             check(load(tmp_path, "w.onnx"), weights="w.onnx")
 
@@ -270,6 +283,6 @@ class TestOnnx:
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pt2", "w.onnx"])
-def test_device_of_the_answer(tmp_path: Path, name: str) -> None:
+def test_outputs_are_on_the_device_of_the_member(tmp_path: Path, name: str) -> None:
     {"w.pt": script, "w.pt2": export, "w.onnx": onnx_model}[name](tmp_path)
     assert load(tmp_path, name)(batch()).device == CPU
