@@ -282,8 +282,8 @@ class _Selection:
     ) -> VerifiedCandidate | None:
         """Return the fastest candidate with right answers; None if the baseline is as fast.
 
-        Precisions are tried in turn until one gives right answers. If that is int8, the next one
-        is tried, too, and the faster of the two is returned. If the spec demands an engine, a
+        Precisions are tried in turn until one other than int8 gives right answers. If int8 gives
+        right answers, too, the faster of the two is returned. If the spec demands an engine, a
         candidate for a single member is returned even if it is slower than the baseline.
 
         Args:

@@ -42,7 +42,8 @@ class VerifiedCandidate:
 
     Attributes:
         entry: the candidate's entry in the archive's record.
-        outputs: its raw outputs for the example inputs, float32 (M members, N samples, outputs).
+        outputs: its raw outputs for the batch that it was verified with, float32
+            (M members, N samples, outputs).
         run: the loaded executable.
     """
 
