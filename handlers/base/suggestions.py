@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from itertools import islice
 
-# The time that difflib takes grows faster than linearly with both.
+# difflib's time grows with the number of choices and, faster than linearly, with their length.
 _MAX_COMPARED_LENGTH = 100
 _MAX_CHOICES = 1000
 _MIN_SIMILARITY = 0.6

@@ -19,7 +19,7 @@ from ..base.errors import (
     reason,
     unforeseen,
 )
-from ..base.memory import give_back
+from ..base.memory import return_free_memory
 from ..base.threads import ThreadPool
 from ..engine.member_inputs import Input
 from ..engine.runtime import Runtime
@@ -110,7 +110,7 @@ class Decoder:
             for inputs in self._pool.map(self._decode_unit, turn):
                 decoded += inputs
             if any(opened.pixels > _LARGE_IMAGE_PIXELS for unit in turn for opened, _ in unit):
-                give_back()
+                return_free_memory()
         return decoded
 
     def _decode_unit(self, unit: DecodeUnit) -> list[Input | EnsembleError]:

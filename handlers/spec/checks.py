@@ -20,7 +20,8 @@ from .strict_yaml import Place, Problem
 _MAX_SUGGESTED_FILES = 1000
 """A missing file's name is compared with at most this many files of its folder."""
 
-# In an archive the spec's files lie beside two names that the build itself needs.
+# An archive puts the user's files into the same folder as the spec and the compiled executables, so
+# no file of the user may have the name of either.
 _SPEC_NAME = SPEC.rpartition("/")[2]
 _COMPILED_FOLDER = COMPILED.rpartition("/")[2]
 
@@ -29,7 +30,7 @@ def check_spec(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
     """Find every place where the parts of a spec do not fit together.
 
     Args:
-        spec: parsed, each value being of the right type.
+        spec: the spec after parsing, when each value has the right type.
         folder: the folder in which every file named in the spec must exist; None to leave that
             unchecked.
     """
@@ -51,7 +52,10 @@ def _check_labels(spec: EnsembleSpec) -> list[Problem]:
     if spec.task is Task.CLASSIFICATION and len(spec.labels) < 2:
         problems.append(Problem(("labels",), "task classification takes at least two labels"))
     thresholds: list[tuple[Place, object]] = [(("threshold",), spec.threshold)]
-    thresholds += [(("members", i, "threshold"), m.threshold) for i, m in enumerate(spec.members)]
+    thresholds += [
+        (("members", index, "threshold"), member.threshold)
+        for index, member in enumerate(spec.members)
+    ]
     for place, by_label in thresholds:
         if isinstance(by_label, Mapping):
             problems += [
@@ -221,7 +225,9 @@ def _check_files(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
         named_files.append((("members", index, "weights"), member.weights))
         if member.architecture_file is not None:
             named_files.append((("members", index, "architecture"), member.architecture_file))
-    named_files += [(("policies", "fitted", name), f) for name, f in spec.policies.fitted.items()]
+    named_files += [
+        (("policies", "fitted", name), file) for name, file in spec.policies.fitted.items()
+    ]
     named_files += [(("extra_files", index), file) for index, file in enumerate(spec.extra_files)]
     for place, file in named_files:
         reason = _misplacement(file)
@@ -236,7 +242,7 @@ def _check_files(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
 
 
 def _misplacement(file: str) -> str | None:
-    """Say why an archive cannot contain a file under this path; None if it can."""
+    """Return why an archive cannot contain a file under this path; None if it can."""
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts or "\\" in file:
         return "must lie in the spec's folder, written with '/'"

@@ -109,10 +109,10 @@ class EnsembleSpec:
         return self.labels[1:] if self.task is Task.PRESENCE else self.labels
 
     def preprocessing_of(self, member: Member) -> Preprocessing:
-        """Return a member's preprocessing settings, with a name replaced by what it stands for.
+        """Return a member's preprocessing settings, also if the member only names them.
 
-        The name of torchvision weights is not replaced by the weights' settings, which
-        `inputs.preprocessing` looks up.
+        If the member names torchvision weights, the result names them too; `inputs.preprocessing`
+        looks up their settings.
         """
         choice = member.preprocessing
         if isinstance(choice, Preprocessing):
@@ -122,7 +122,7 @@ class EnsembleSpec:
         return self.preprocessing.get(choice) or Preprocessing(weights=choice)
 
     def output_of(self, member: Member) -> Output:
-        """Return what a member's forward gives: as its entry says, or the task's default."""
+        """Return what a member's forward gives: its key `output`, or the task's default."""
         default = Output.VALUES if self.task is Task.REGRESSION else Output.LOGITS
         return member.output or default
 
@@ -144,7 +144,8 @@ class EnsembleSpec:
     def files(self) -> tuple[str, ...]:
         """Return the sorted paths, from the spec's folder, of all files that the spec names."""
         named = {member.weights for member in self.members}
-        named |= {m.architecture_file for m in self.members if m.architecture_file is not None}
+        architecture_files = (member.architecture_file for member in self.members)
+        named |= {file for file in architecture_files if file is not None}
         named |= set(self.policies.fitted.values())
         inline = [member.preprocessing for member in self.members]
         for each in (*self.preprocessing.values(), *inline):

@@ -75,7 +75,7 @@ class Member:
     ] = field(default_factory=dict)
     format: Annotated[
         WeightsFormat | None,
-        Field(description="Format of `weights`; left out: the file name's ending tells it"),
+        Field(description="Format of `weights`; left out: as the ending of the file name says"),
     ] = None
     preprocessing: Annotated[
         NamedOrInlinePreprocessing | None,
@@ -114,10 +114,10 @@ class Member:
 
     @property
     def weights_format(self) -> WeightsFormat:
-        """The format given in the spec or, if none is given, the one of the file name's ending.
+        """The key `format`; if that is left out, the format that the file name's ending stands for.
 
         Raises:
-            SpecError: no format is given, and the ending belongs to none.
+            SpecError: the key is left out, and the ending stands for no format.
         """
         if self.format is not None:
             return self.format

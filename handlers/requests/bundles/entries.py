@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from ...base.errors import RequestError, reason
-from ...base.quoting import MAX_NAME, is_text
+from ...base.quoting import MAX_NAME_CHARACTERS, is_text
 from .items import Item, Unreadable
 
 
@@ -17,10 +17,10 @@ def is_sample(path: str) -> bool:
 
 def entry_item(path: str, data: bytes | Unreadable) -> Item:
     """Make the sample of an entry; an answer must be able to repeat the path of the entry."""
-    if len(path) <= MAX_NAME and is_text(path):
+    if len(path) <= MAX_NAME_CHARACTERS and is_text(path):
         return Item(path, data)
-    writable = path[:MAX_NAME].encode("utf-8", "replace").decode()
-    problem = f"its name must be Unicode text of at most {MAX_NAME} characters"
+    writable = path[:MAX_NAME_CHARACTERS].encode("utf-8", "replace").decode()
+    problem = f"its name must be Unicode text of at most {MAX_NAME_CHARACTERS} characters"
     return Item(writable, Unreadable(problem))
 
 

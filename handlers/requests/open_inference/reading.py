@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...base.errors import RequestError, TooLargeError
-from ...base.quoting import MAX_NAME, is_text, shown
+from ...base.quoting import MAX_NAME_CHARACTERS, is_text, shown
 from ...base.suggestions import nearest
 from ..bounded_json import parse_json
 from ..budget import RequestBudget
@@ -116,9 +116,9 @@ def _objects(content: Mapping[str, Any], key: str, max_count: int) -> Sequence[M
 def _name(entry: Mapping[str, Any], where: str) -> str:
     """The name of an input or output; raises RequestError if an answer could not repeat it."""
     name = entry.get("name")
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not is_text(name):
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARACTERS or not is_text(name):
         raise RequestError(
-            f'{where}: "name" must be a Unicode text of 1 to {MAX_NAME} characters, not '
+            f'{where}: "name" must be a Unicode text of 1 to {MAX_NAME_CHARACTERS} characters, not '
             f"{shown(name)}"
         )
     return name
