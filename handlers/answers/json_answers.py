@@ -116,7 +116,7 @@ def _group_answers(
             if abstained:
                 # Presence has no label for an undecided sample, and a client that reads a label
                 # may overlook the flag beside it.
-                empty = {"label": None, "labels": []}
+                empty: dict[str, Any] = {"label": None, "labels": []}
                 answer |= {key: value for key, value in empty.items() if key in answer}
     for name, values in outcome.spread.items():
         columns[name] = by_label(result, to_json_numbers(values))

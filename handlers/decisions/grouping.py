@@ -19,7 +19,7 @@ class SampleGroup:
 
     Attributes:
         members: positions in the ensemble of the members that answered these samples.
-        missing: the chosen members that did not, and why.
+        missing: the chosen members that did not answer these samples, and why.
         positions: positions of the samples among the readable samples of the request.
     """
 
@@ -32,7 +32,7 @@ def group_samples(choice: Choice, rows: range, outputs: MemberScores) -> Iterato
     """Group samples for which the same members answered, failed for the same reason or were late.
 
     Args:
-        choice: has the chosen members.
+        choice: what the client chose, which includes the members.
         rows: positions of the request's readable samples in the batch.
         outputs: scores of the batch.
     """

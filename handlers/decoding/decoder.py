@@ -77,7 +77,7 @@ class Decoder:
 
         Args:
             limits: the deployment's limits on one request.
-            runtime: knows the preprocessing of each member.
+            runtime: the members, with their preprocessing.
             pool: threads that decode.
         """
         self._limits = limits
@@ -97,7 +97,7 @@ class Decoder:
 
         Args:
             jobs: the samples, each with the positions of its members.
-            end: the time of ``time.monotonic`` from which on no further image is begun.
+            end: the time of ``time.monotonic`` from which on decoding of no further image begins.
 
         Returns:
             For each job, in order, the input of the members or the error of the sample.
