@@ -35,7 +35,7 @@ class Part:
     value: Any
 
     def as_bytes(self) -> bytes:
-        """The content as bytes; text is encoded in UTF-8."""
+        """Return the content as bytes; text is encoded in UTF-8."""
         if isinstance(self.value, bytes | bytearray):
             return bytes(self.value)
         return str(self.value).encode("utf-8", "surrogatepass")
@@ -60,7 +60,7 @@ def lower_case(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def max_parts(limits: Limits) -> int:
-    """Largest number of parts of one request: its samples, and each option at most twice."""
+    """Return the largest number of parts of one request: all samples, and each option twice."""
     return limits.max_samples + 2 * len(OPTION_NAMES)
 
 

@@ -41,7 +41,8 @@ def unzip(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
         RequestError: the zip file is damaged, or holds no files that may be samples.
         TooLargeError: the zip file exceeds what the budget has left.
     """
-    # zipfile makes objects for all entries of the directory at once, so they are counted before.
+    # zipfile makes objects for all entries of the directory at once. So the entries are counted
+    # before, by the bytes with which each of them begins.
     budget.take_entries(data.count(b"PK\x01\x02"), name)
     try:
         with zipfile.ZipFile(_BoundedZipFile(data)) as archive:
@@ -60,7 +61,7 @@ def unzip(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
 
 
 class _BoundedZipFile(io.BytesIO):
-    """The bytes of a zip file, of which zipfile cannot read a directory that is too large.
+    """The bytes of a zip file; reading a directory that is too large from them is an error.
 
     zipfile reads the whole directory at once, from where the file says that it is, and takes
     quadratic time for the extra fields of its entries.

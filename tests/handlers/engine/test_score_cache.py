@@ -55,7 +55,11 @@ def test_repeats_run_no_members_and_get_the_same_answer(
 ) -> None:
     first = ask(service, DARK, BRIGHT)
     assert ask(service, DARK, BRIGHT) == first
-    assert ask(service, BRIGHT, GRAY, DARK)["predictions"][::2] == first["predictions"][::-1]
+    repeated = ask(service, BRIGHT, GRAY, DARK)["predictions"][::2]
+    # The names of the samples differ, because the images have other positions in this request.
+    assert [each | {"sample": ""} for each in repeated] == [
+        each | {"sample": ""} for each in first["predictions"][::-1]
+    ]
     assert ran == [2, 0, 1]
     assert counts(service) == (4, 3)
     assert service.describe()["score_cache"]["samples"] == 3
