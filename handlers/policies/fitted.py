@@ -55,6 +55,11 @@ class FittedModel:
         return [self.member_names.index(name) for name in member_names]
 
     def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        """Check the shape of one of the model's tensors, and that its numbers are finite.
+
+        Raises:
+            ValueError: the tensor fails the check.
+        """
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have the shape {shape}, not {tuple(tensor.shape)}")
         if not bool(tensor.isfinite().all()):
@@ -222,4 +227,5 @@ def load_fitted(path: Path) -> FittedModel:
 
 
 def _tensor_names(kind: type[FittedModel]) -> list[str]:
+    """List the tensors of a class of fitted models: all of its fields but the members' names."""
     return [field.name for field in fields(kind) if field.name != "member_names"]
