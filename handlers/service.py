@@ -378,7 +378,10 @@ class EnsembleService:
 def _check_decoded(
     accepted: Accepted, decoded: DecodedSamples | EnsembleError
 ) -> Decoded | Refused:
-    """Refuse a request that exceeds its budget, or whose unreadable samples refuse it."""
+    """Make the state of a request after decoding.
+
+    A request is refused if it exceeds its budget, or because of samples that are unreadable.
+    """
     if isinstance(decoded, EnsembleError):
         return accepted.refused(decoded)
     if is_refused(decoded.errors, len(decoded.inputs), accepted.request.options):

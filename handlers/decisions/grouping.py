@@ -64,7 +64,14 @@ def group_samples(choice: Choice, rows: range, outputs: MemberScores) -> Iterato
 
 
 def ballot_of(choice: Choice, group: SampleGroup, rows: range, outputs: MemberScores) -> Ballot:
-    """Make the ballot of a group: the scores of its members for its samples."""
+    """Make the ballot of a group: the scores of its members for its samples.
+
+    Args:
+        choice: what the client chose, with weights and thresholds.
+        group: the group; it has at least one member.
+        rows: positions of the request's readable samples in the batch.
+        outputs: scores of the batch.
+    """
     members = group.members
     panel = choice.chosen_panel if members == choice.members else choice.panel_of(members)
     batch_rows = [rows[position] for position in group.positions]

@@ -36,7 +36,13 @@ class MemberScores:
 
     @classmethod
     def empty(cls, num_members: int, num_samples: int, num_labels: int) -> MemberScores:
-        """Make the scores of a batch before any member has run: NaN, and `State.NOT_SELECTED`."""
+        """Make the scores of a batch before any member has run: NaN, and `State.NOT_SELECTED`.
+
+        Args:
+            num_members: number of members of the ensemble, M.
+            num_samples: number of samples in the batch, N.
+            num_labels: number of score labels, C.
+        """
         shape = (num_members, num_samples, num_labels)
         return cls(
             scores=torch.full(shape, float("nan")),

@@ -204,6 +204,7 @@ class Runtime:
         return BatchInputs(self, images)
 
     def _empty_result(self, num_samples: int) -> MemberScores:
+        """Make the scores of all members for some samples, before any member has run."""
         return MemberScores.empty(len(self.spec.members), num_samples, len(self.spec.score_labels))
 
     def _run_micro_batch(

@@ -73,7 +73,13 @@ def accelerate(
 
 
 def wants_bfloat16(spec: EnsembleSpec, module: nn.Module, device: torch.device) -> bool:
-    """Return whether the spec asks for bfloat16 in a member, provided that its answers allow it."""
+    """Return whether the spec asks for bfloat16 in a member, provided that its answers allow it.
+
+    Args:
+        spec: the ensemble.
+        module: the member's torch module.
+        device: where the member runs.
+    """
     if spec.runtime.precision in (Precision.AUTO, Precision.INT8):
         return is_bfloat16_fast(device) and is_large(module)
     return spec.runtime.precision is Precision.BFLOAT16

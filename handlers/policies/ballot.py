@@ -257,5 +257,6 @@ def kth_largest(scores: Tensor, *ranks: int) -> list[Tensor]:
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if a tensor has another shape."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have the shape {shape}, not {tuple(tensor.shape)}")

@@ -154,7 +154,16 @@ class _Compiler:
         self._catalogue = catalogue
 
     def condition(self, node: ast.expr, depth: int) -> _Condition:
-        """Compile a node that is true or false for each label."""
+        """Compile a node that is true or false for each label.
+
+        Args:
+            node: the node.
+            depth: number of nodes around it.
+
+        Raises:
+            PolicyError: the node, or one within it, is not allowed by the grammar or does not fit
+                the deployment.
+        """
         if depth > MAX_DEPTH:
             raise self._source.error(
                 f"the expression is nested deeper than {MAX_DEPTH} levels", node

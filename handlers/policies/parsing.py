@@ -103,6 +103,7 @@ def check_catalogue(catalogue: Catalogue) -> None:
 
 
 def _not_allowed(name: str, catalogue: Catalogue) -> PolicyError:
+    """Make the error for a policy that exists, but that clients may not choose."""
     return PolicyError(f"policy '{name}' is not allowed here; {catalogue.choices_hint()}")
 
 

@@ -37,7 +37,12 @@ _GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
 
 
 class _Decoder(Protocol):
-    """The interface that the decoders of bz2 and lzma share."""
+    """The interface that the decoders of bz2 and lzma share.
+
+    `eof` is true at the end of a stream. `needs_input` is true if the decoder has no input left.
+    `unused_data` is the input behind the end of the stream. `decompress` returns at most
+    `max_length` bytes.
+    """
 
     @property
     def eof(self) -> bool: ...

@@ -93,7 +93,7 @@ def is_open_inference(request: RawRequest) -> bool:
 
 
 def _has_inputs(part: Part) -> bool:
-    """Whether a part is JSON with the key ``inputs``; the JSON may be invalid."""
+    """Return whether a part is JSON with the key ``inputs``; the JSON may be invalid."""
     if isinstance(part.value, dict):
         return "inputs" in part.value
     if not _begins_as_json(part) and not _declares_json(part):
@@ -252,7 +252,7 @@ def _items_of_part(
 
 
 def _is_text_field(part: Part) -> bool:
-    """Whether a part is a form field that is not a file, and therefore neither image nor bundle.
+    """Return whether a part is a form field that is not a file, and so neither image nor bundle.
 
     TorchServe gives such a field no content type. The parts of a gRPC request have none either, so
     the content decides as well: text is short and printable. A part with a garbled name counts
@@ -268,7 +268,7 @@ def _is_text_field(part: Part) -> bool:
 
 
 def _is_garbled(name: str) -> bool:
-    """Whether the name of a form field looks like binary data that was read as a form."""
+    """Return whether the name of a form field looks like binary data that was read as a form."""
     return not name.isprintable() or "\ufffd" in name
 
 

@@ -41,6 +41,7 @@ def check_spec(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
 
 
 def _check_labels(spec: EnsembleSpec) -> list[Problem]:
+    """Check that the labels suit the task, and that thresholds name labels that have a score."""
     problems = []
     repeated = sorted(label for label, count in Counter(spec.labels).items() if count > 1)
     if repeated:
@@ -67,6 +68,7 @@ def _check_labels(spec: EnsembleSpec) -> list[Problem]:
 
 
 def _check_runtime(spec: EnsembleSpec) -> list[Problem]:
+    """Check that the engine can compute in the precision."""
     if spec.runtime.precision is Precision.INT8 and spec.runtime.engine not in (
         Engine.AUTO,
         Engine.OPENVINO,
@@ -76,6 +78,7 @@ def _check_runtime(spec: EnsembleSpec) -> list[Problem]:
 
 
 def _check_members(spec: EnsembleSpec) -> list[Problem]:
+    """Check the members' names, formats, preprocessing and voting weights, and their number."""
     problems = []
     names: set[str] = set()
     for index, member in enumerate(spec.members):
@@ -119,6 +122,7 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
 
 
 def _check_format(spec: EnsembleSpec, member: Member, place: Place) -> list[Problem]:
+    """Check that a member's format, architecture, output and temperature fit together."""
     problems = []
     try:
         needs_architecture = member.weights_format in {
@@ -156,6 +160,7 @@ def _check_format(spec: EnsembleSpec, member: Member, place: Place) -> list[Prob
 
 
 def _check_resize(preprocessing: Preprocessing, place: Place) -> Iterator[Problem]:
+    """Check that `resize` and its library can do what the other keys ask for."""
     if preprocessing.letterbox is not None and not isinstance(preprocessing.resize, tuple):
         yield Problem((*place, "letterbox"), "needs resize: [height, width], which it fills")
     if preprocessing.resize_library is not ResizeLibrary.PILLOW:
@@ -169,19 +174,22 @@ def _check_resize(preprocessing: Preprocessing, place: Place) -> Iterator[Proble
 
 
 def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Problem]:
+    """Check that the keys of one preprocessing fit together, and give inputs of one size."""
     if preprocessing.weights is not None:
-        alone = Preprocessing(
+        with_weights_alone = Preprocessing(
             weights=preprocessing.weights, resize_library=preprocessing.resize_library
         )
-        if preprocessing != alone:
+        if preprocessing != with_weights_alone:
             problem = (
                 "no other key but resize_library may stand beside it: the weights set all of them"
             )
             return [Problem((*place, "weights"), problem)]
         return []
     if preprocessing.function is not None or preprocessing.shape is not None:
-        alone = Preprocessing(function=preprocessing.function, shape=preprocessing.shape)
-        if preprocessing != alone:
+        with_function_alone = Preprocessing(
+            function=preprocessing.function, shape=preprocessing.shape
+        )
+        if preprocessing != with_function_alone:
             return [
                 Problem(
                     (*place, "function"),
@@ -220,6 +228,7 @@ def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Pro
 
 
 def _check_files(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
+    """Check that an archive can contain the named files, and that they exist in the folder."""
     named_files: list[tuple[Place, str]] = []
     for index, member in enumerate(spec.members):
         named_files.append((("members", index, "weights"), member.weights))
@@ -253,6 +262,7 @@ def _misplacement(file: str) -> str | None:
 
 
 def _check_file(folder: Path, file: str, place: Place) -> Iterator[Problem]:
+    """Check that a file exists in the spec's folder, and is not a link to a place outside."""
     path = folder / file
     if not path.is_file():
         others = tuple(

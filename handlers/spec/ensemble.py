@@ -159,6 +159,7 @@ class EnsembleSpec:
 def _threshold_of(
     label: str, thresholds: float | Mapping[str, float] | None, default: float
 ) -> float:
+    """Return the threshold of one label from a key that has one for all, one by label, or none."""
     if thresholds is None:
         return default
     return thresholds.get(label, default) if isinstance(thresholds, Mapping) else thresholds

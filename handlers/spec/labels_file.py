@@ -126,6 +126,7 @@ def _path_of(file: str, folder: Path) -> Path:
 
 
 def _without_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of a JSON object's pairs; LabelsError if a key is given twice."""
     repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if repeated:
         raise LabelsError(f'the key "{repeated[0][:100]}" is given twice')
@@ -133,6 +134,7 @@ def _without_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _texts(entry: Any, place: str) -> list[str]:
+    """Return the texts of one entry, which is a text or a list of texts; else raise LabelsError."""
     texts = entry if isinstance(entry, list) else [entry]
     if not texts or not all(isinstance(text, str) and text.isprintable() for text in texts):
         raise LabelsError(f'{place}: must be a name, or a list like ["n02123045", "cat"]')

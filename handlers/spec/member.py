@@ -42,6 +42,7 @@ class Output(StrEnum):
 
 
 def _preprocessing_tag(value: Any) -> str:
+    """Tell pydantic whether a member names its preprocessing or has the settings inline."""
     return "name" if isinstance(value, str) else "inline"
 
 
@@ -49,6 +50,7 @@ NamedOrInlinePreprocessing = Annotated[
     Annotated[str, Tag("name")] | Annotated[Preprocessing, Tag("inline")],
     Discriminator(_preprocessing_tag),
 ]
+"""Name of preprocessing settings or of torchvision weights, or the settings themselves."""
 
 
 @dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)

@@ -28,7 +28,10 @@ MAX_CHARACTERS = 1_000_000
 """Longer documents are refused; a spec with 20,000 labels has half as many characters."""
 
 _MAX_REPORTED_PROBLEMS = 20
+"""An error message lists this many mistakes, even if there are more."""
+
 _MAX_QUOTED_CHARACTERS = 200
+"""A message repeats this many characters of a wrong value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +149,7 @@ def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
 
 
 def _shortened(value: str | int | float | bool | None) -> str:
+    """Return a value as Python writes it, cut to a length that suits a message."""
     text = repr(value)
     return text if len(text) <= _MAX_QUOTED_CHARACTERS else f"{text[:_MAX_QUOTED_CHARACTERS]}..."
 
@@ -180,6 +184,7 @@ def _without_tags(location: Sequence[str | int], node: yaml.Node) -> Place:
 
 
 def _child(node: yaml.Node | None, step: str | int) -> yaml.Node | None:
+    """Return the value under a key of a mapping or at a position of a list; None if missing."""
     if isinstance(node, yaml.MappingNode):
         return next((value for key, value in node.value if str(key.value) == str(step)), None)
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):

@@ -39,7 +39,7 @@ _ACCEPTED_ARRAYS = (
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Whether the bytes begin with the length of a header and with the ``{`` of its JSON."""
+    """Return whether the bytes begin with the length of a header and the ``{`` of its JSON."""
     if len(data) < 10 or data[8:9] != b"{":
         return False
     length = int.from_bytes(data[:8], "little")

@@ -25,7 +25,7 @@ _MAX_ZIP_DIRECTORY_BYTES = 1 << 21
 
 
 def is_zip(data: bytes) -> bool:
-    """Whether the bytes begin as a zip file does; a zip file without entries counts as well."""
+    """Return whether the bytes begin as those of a zip file, with or without entries, do."""
     return data.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
@@ -68,6 +68,7 @@ class _BoundedZipFile(io.BytesIO):
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Read bytes as BytesIO does; BadZipFile if there are as many as only a directory has."""
         if size is not None and size > _MAX_ZIP_DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"its directory has {size} bytes")
         return super().read(size)
