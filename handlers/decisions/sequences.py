@@ -27,8 +27,8 @@ def smooth(result: Result, thresholds: Tensor) -> Smoothed:
     time = torch.tensor([order[index] for index in indices.tolist()], dtype=torch.float64)
     sequence = time.argsort(stable=True)
     scores = torch.cat([group.outcome.scores for group in result.groups])[sequence]
-    of_groups = [group.outcome.decisions for group in result.groups]
-    flags = [each for each in of_groups if each is not None]
+    decisions_of_groups = [group.outcome.decisions for group in result.groups]
+    flags = [each for each in decisions_of_groups if each is not None]
     decisions: Tensor | None = None
     if options.smooth is Smoothing.MAJORITY:
         scores = window_share(torch.cat(flags)[sequence], options.smooth_window)

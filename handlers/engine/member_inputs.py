@@ -59,7 +59,7 @@ class MemberInputs:
         return self._preprocessors[0].shape
 
     def resized_pixels(self, width: int, height: int) -> int:
-        """Return the number of pixels that all preprocessings together make of such an image.
+        """Return the number of pixels to which all preprocessings together resize an image.
 
         Args:
             width: width of the image in pixels.

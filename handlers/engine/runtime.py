@@ -147,7 +147,7 @@ class Runtime:
         return self._inputs.shape
 
     def resized_pixels(self, width: int, height: int) -> int:
-        """Return what `MemberInputs.resized_pixels` returns: the pixels after all resizing."""
+        """Return the number of pixels to which all preprocessings together resize an image."""
         return self._inputs.resized_pixels(width, height)
 
     def prepare(self, pixels: Tensor, members: Iterable[int]) -> PreparedImage:

@@ -18,6 +18,7 @@ from ..base.errors import MemberError, PolicyError
 from ..base.tasks import Task
 
 ALL_TASKS = frozenset(Task)
+"""Every task, for policies that also combine the numbers of a regression."""
 
 LABEL_TASKS = frozenset({Task.CLASSIFICATION, Task.PRESENCE, Task.MULTILABEL})
 """Tasks whose answer is a choice of labels, as opposed to the numbers of a regression."""
