@@ -68,7 +68,11 @@ class _BoundedZipFile(io.BytesIO):
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read bytes as BytesIO does; BadZipFile if there are as many as only a directory has."""
+        """Read the next bytes, as BytesIO does.
+
+        Raises:
+            BadZipFile: more bytes are asked for at once than a directory may have.
+        """
         if size is not None and size > _MAX_ZIP_DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"its directory has {size} bytes")
         return super().read(size)
