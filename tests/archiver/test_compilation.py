@@ -417,11 +417,11 @@ def test_members_that_share_a_backbone_run_as_one(
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-5)
 
     # One of the two alone for some samples: each then runs by itself.
-    asked = torch.ones((3, 12), dtype=torch.bool)
-    asked[2, :6] = False
-    part = runtime.run(example_images(12), asked=asked)
-    assert bool((part.states == asked).all())
-    torch.testing.assert_close(part.scores[asked], alone.scores[asked], rtol=1e-5, atol=1e-5)
+    selected = torch.ones((3, 12), dtype=torch.bool)
+    selected[2, :6] = False
+    part = runtime.run(example_images(12), selected=selected)
+    assert bool((part.states == selected).all())
+    torch.testing.assert_close(part.scores[selected], alone.scores[selected], rtol=1e-5, atol=1e-5)
 
 
 def test_the_backbone_is_computed_once(heads: Path) -> None:

@@ -153,13 +153,15 @@ class TestConsumersOwnChoice:
         self, service: EnsembleService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ran: list[int] = []
-        original = runtime.Runtime._run_unit
+        original = runtime.Runtime._run_executable
 
-        def spy(self: runtime.Runtime, asked: object, batch: torch.Tensor, *rest: object) -> None:
+        def spy(
+            self: runtime.Runtime, executable: object, batch: torch.Tensor, *rest: object
+        ) -> None:
             ran.append(len(batch))
-            original(self, asked, batch, *rest)  # type: ignore[arg-type]
+            original(self, executable, batch, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(runtime.Runtime, "_run_unit", spy)
+        monkeypatch.setattr(runtime.Runtime, "_run_executable", spy)
         service.answer([form(DARK, DIM, members="a"), form(GRAY, members="a,c")])
         assert ran == [3, 1]
 
@@ -296,13 +298,15 @@ class TestLazy:
     ) -> None:
         service = probes(tmp_path, task="presence", policies={"lazy": True, "default": "any"})
         ran: list[int] = []
-        original = runtime.Runtime._run_unit
+        original = runtime.Runtime._run_executable
 
-        def spy(self: runtime.Runtime, asked: object, batch: torch.Tensor, *rest: object) -> None:
+        def spy(
+            self: runtime.Runtime, executable: object, batch: torch.Tensor, *rest: object
+        ) -> None:
             ran.append(len(batch))
-            original(self, asked, batch, *rest)  # type: ignore[arg-type]
+            original(self, executable, batch, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(runtime.Runtime, "_run_unit", spy)
+        monkeypatch.setattr(runtime.Runtime, "_run_executable", spy)
         responses = service.answer([form(BRIGHT), form(DARK, BRIGHT), form(BRIGHT, lazy="false")])
         assert [response.status for response in responses] == [200] * 3
         assert ran[0] == 3

@@ -64,7 +64,7 @@ def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
     def run(
         images: Sequence[PreparedImage],
         *,
-        asked: Tensor,
+        selected: Tensor,
         deadlines: Sequence[float | None],
         end: float,
     ) -> MemberScores:
@@ -73,7 +73,7 @@ def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
         outputs = MemberScores(
             scores=scores[:, levels],
             logits=logits[:, levels],
-            states=torch.where(asked, states[:, levels], torch.tensor(0, dtype=torch.uint8)),
+            states=torch.where(selected, states[:, levels], torch.tensor(0, dtype=torch.uint8)),
         )
         for member, sample in (outputs.states == State.FAILED).nonzero().tolist():
             outputs.reasons[member, sample] = f"no table for {levels[sample]}"
