@@ -16,9 +16,17 @@ def onnx_model(
     inputs: int = 1,
     outputs: int = 1,
     kind: int = TensorProto.FLOAT,
-    samples: int | str = "batch",
+    batch_size: int | str = "batch",
 ) -> Tensor:
-    """Writes w.onnx, a linear layer on the flattened image, and returns what it should give."""
+    """Write w.onnx, a linear layer on the flattened image, and return its right outputs.
+
+    Args:
+        folder: folder for the file.
+        inputs: number of inputs; only the first is used.
+        outputs: number of outputs, which are all equal.
+        kind: data type of the inputs.
+        batch_size: the inputs' first dimension; a text makes it variable.
+    """
     layer = nn.Linear(48, 3)
     nodes = [
         helper.make_node("Flatten", ["x0"], ["flat"]),
@@ -29,9 +37,12 @@ def onnx_model(
     graph = helper.make_graph(
         nodes,
         "member",
-        [helper.make_tensor_value_info(f"x{i}", kind, [samples, 3, 4, 4]) for i in range(inputs)],
         [
-            helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [samples, 3])
+            helper.make_tensor_value_info(f"x{i}", kind, [batch_size, 3, 4, 4])
+            for i in range(inputs)
+        ],
+        [
+            helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [batch_size, 3])
             for i in range(outputs)
         ],
         [
