@@ -1,4 +1,4 @@
-"""A spec and the files that it names become an archive. Only the build machine needs this package.
+"""Builds an archive from a spec and the files that it names. Only build machines need this package.
 
 Enters: an ensemble's YAML file, the members' files, example images for compiling and quantizing.
 Leaves: one `.mar` file that stock TorchServe loads, with a record of the SHA-256 of every file.

@@ -1,29 +1,30 @@
-"""Compile members ahead of time (torch.export and AOTInductor), for machines like this one.
+"""Find the best way to run each member, for machines like this one.
 
-Small members of one architecture are tried fused, the others alone, and those that share a backbone
-once more together. Every candidate goes the same way: it is compiled, its answers are compared with
-those of the saved members, and it is timed against what would run without it (`trial`).
+Each member is tried alone, and members that share a backbone, or are small and of one architecture,
+once more together. Every candidate goes the same way: its files are made, its answers are compared
+with those of the saved members, and it is timed in turns with what would run without it (`trial`).
 """
 
 from __future__ import annotations
 
+import io
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..handlers.base.errors import MemberError
+from ..handlers.base.errors import ArchiveError, MemberError
 from ..handlers.deployment import choose_device
-from ..handlers.inputs.example_inputs import example_images
-from ..handlers.inputs.preprocessing import preprocessors_of
-from ..handlers.members.aot_library import constants_path
+from ..handlers.inputs.preprocessing import Preprocessor, Resized, preprocessors_of
+from ..handlers.inputs.sample_errors import SampleErrors
 from ..handlers.members.compiled_record import (
     FOLDER,
     OUTPUTS,
@@ -32,18 +33,43 @@ from ..handlers.members.compiled_record import (
     CompiledRecord,
 )
 from ..handlers.members.eager_optimisations import accelerate, is_large, wants_bfloat16
-from ..handlers.members.fused import FusedMembers, fuse, fusible_members
+from ..handlers.members.fused import fuse, fusible_members
 from ..handlers.members.loading import LoadedMember, load_member
+from ..handlers.members.openvino_model import import_openvino
 from ..handlers.members.target import Target
-from ..handlers.spec import EnsembleSpec, Precision
-from .candidates import NUM_EXPORTED_SAMPLES, Candidates
-from .libraries import NotCompiled, require_compiler
+from ..handlers.spec import Engine, EnsembleSpec, Precision
+from .candidates import Candidates
+from .libraries import require_compiler
+from .not_compiled import NotCompiled, OtherAnswersError
 from .quantization import require_quantization
-from .shared_backbone import sharing
-from .trial import Kept, OtherAnswersError, Trial, require_faster
+from .shared_backbone import groups_with_shared_backbone
+from .trial import MIN_SPEED_UP, Trial, Tried, milliseconds_in_turns, speed_up
 
 _NUM_EXAMPLES = 3
 """Example images whose outputs at build a worker compares its own with."""
+
+_SAVED = "torch"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the build's table: a way to run one or several members.
+
+    Attributes:
+        members: their names.
+        engine: what computes them.
+        precision: the precision that they compute in.
+        milliseconds: for one sample and for eight; None where it was not timed.
+        difference: largest difference of a score from the saved members; None where unknown.
+        outcome: ``chosen``, or why not.
+    """
+
+    members: str
+    engine: str
+    precision: str
+    milliseconds: tuple[float, ...] | None = None
+    difference: float | None = None
+    outcome: str = ""
 
 
 @contextmanager
@@ -51,62 +77,110 @@ def compiled_members(
     spec: EnsembleSpec,
     folder: Path,
     *,
-    samples: Sequence[Tensor] = (),
+    samples: Sequence[Path] = (),
     report: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Path]]:
-    """Compile what can be compiled; the files are gone when the context ends.
+    """Make the executables that are worth it; the files are gone when the context ends.
 
-    A member that is saved as TorchScript or ONNX, that torch.export cannot export, or that gives
-    other answers when it is compiled, stays as it was saved, and the reason is reported.
+    A member that the engine cannot run, or gives other answers with, stays as it was saved. A
+    table of all that was tried is reported.
 
     Args:
         spec: the ensemble.
         folder: where the files that the spec names are.
-        samples: decoded images, uint8 (3, height, width), on which the answers of compiled and
-            saved members are compared, beside the example images.
-        report: called with a sentence about each member.
+        samples: image files on which the answers of the engine and of the saved members are
+            compared, beside the example images.
+        report: called with what is being done, and with the table.
 
     Yields:
         Path beside the spec -> the file with its contents.
 
     Raises:
-        MemberError: a member cannot be loaded, or ``precision: bfloat16`` is demanded and changes
-            its answers.
-        ArchiveError: this machine has no C++ compiler; or for int8 no torchao, or too few samples.
+        MemberError: a member cannot be loaded; ``precision: bfloat16`` is demanded and changes
+            its answers; or ``engine: openvino`` is demanded and cannot run it.
+        ArchiveError: the engine or the precision needs something that is missing here.
     """
-    require_compiler()
+    device = choose_device(spec, gpu=None)
+    _require_engine(spec, device)
+    if spec.runtime.engine is Engine.AUTO and device.type != "cpu":
+        yield {}
+        return
     if spec.runtime.precision is Precision.INT8:
         require_quantization(len(samples))
-    device = choose_device(spec, gpu=None)
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
-    images = [*example_images(_NUM_EXAMPLES), *samples]
-    batches = [preprocessor(images) for preprocessor in preprocessors]
+    batches = [
+        preprocessor(
+            [
+                *preprocessor.examples(_NUM_EXAMPLES),
+                *(_decode_sample(path, preprocessor, spec) for path in samples),
+            ]
+        )
+        for preprocessor in preprocessors
+    ]
     loaded = [load_member(spec, member, folder, device) for member in spec.members]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
-        compilation = _Compilation(spec, loaded, group_of_member, batches, work, report)
-        compilation.try_fused_members()
-        compilation.try_single_members()
-        compilation.try_shared_backbones()
-        yield compilation.files(Target.here(device))
+        candidates = Candidates(spec, folder, loaded, work, device)
+        selection = _Selection(spec, loaded, group_of_member, batches, work, candidates, report)
+        selection.try_small_members()
+        selection.try_single_members()
+        selection.try_shared_backbones()
+        report(selection.table())
+        yield selection.files(Target.here(device))
+
+
+def _require_engine(spec: EnsembleSpec, device: torch.device) -> None:
+    """Check that the engine that the spec demands can be used for the device.
+
+    Raises:
+        ArchiveError: it is for another device, or needs a compiler that is missing.
+        MemberError: OpenVINO is not installed.
+    """
+    engine = spec.runtime.engine
+    if engine is Engine.AOT_INDUCTOR:
+        if device.type == "cpu":
+            raise ArchiveError(
+                "runtime.engine: aot_inductor is for a GPU, and the members run on the CPU here: "
+                "set engine to auto"
+            )
+        require_compiler()
+    elif device.type == "cpu":
+        import_openvino()
+    elif engine is Engine.OPENVINO:
+        raise ArchiveError(
+            "runtime.engine: openvino is for the CPU, and the members run on a GPU here: set "
+            "runtime.device to cpu, or engine to auto"
+        )
+
+
+def _decode_sample(path: Path, preprocessor: Preprocessor, spec: EnsembleSpec) -> Resized:
+    """Decode an image file as the members of a preprocessing see it.
+
+    Raises:
+        SampleError: the file is not an image that can be read.
+    """
+    content = path.read_bytes()
+    errors = SampleErrors.of(str(path), 0, content)
+    max_pixels = spec.limits.max_pixels
+    return preprocessor.resize(preprocessor.decoding.decode(content, errors, max_pixels=max_pixels))
 
 
 @dataclass
-class _Compilation:
-    """The members of an ensemble, and what was kept so far.
+class _Selection:
+    """The members of an ensemble, and what was chosen so far.
 
     Attributes:
         spec: the ensemble.
         loaded: its members as they were saved.
         group_of_member: for each member the position of its preprocessing.
         batches: for each preprocessing the example inputs, and after them the samples.
-        work: the folder that the names of compiled files start from.
-        report: called with a sentence about each member.
-        fused: kept executables of small members of one architecture.
-        single: kept executables of one member, by its position.
-        shared: kept executables of members that share a backbone.
-        outputs: raw outputs of each compiled member for the example inputs, by name.
+        work: the folder that the names of the made files start from.
+        candidates: makes the candidates.
+        report: called with what is being done.
+        single: chosen executables of one member, by its position.
+        joint: chosen executables of several members.
+        measurements: rows of the table.
     """
 
     spec: EnsembleSpec
@@ -114,217 +188,218 @@ class _Compilation:
     group_of_member: Sequence[int]
     batches: Sequence[Tensor]
     work: Path
+    candidates: Candidates
     report: Callable[[str], None]
-    fused: list[Kept] = field(default_factory=list)
-    single: dict[int, Kept] = field(default_factory=dict)
-    shared: list[Kept] = field(default_factory=list)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-
-    @cached_property
-    def _candidates(self) -> Candidates:
-        return Candidates(self.spec, self.loaded, self.work)
+    single: dict[int, Tried] = field(default_factory=dict)
+    joint: list[Tried] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
 
     @cached_property
     def _trial(self) -> Trial:
         return Trial(self.spec, self.loaded, self.work)
 
-    def try_fused_members(self) -> None:
-        """Try small members of one architecture as one."""
-        for positions in self._fusible():
-            names = self._names(positions)
-            subject = f"{names[0]} to {names[-1]} ({len(names)} of one architecture)"
-            started = time.perf_counter()
-            try:
-                kept = self._try_fused(positions)
-            except NotCompiled as reason:
-                self.report(f"members {subject} are not compiled as one: {reason}")
+    def try_small_members(self) -> None:
+        """Try small members of one architecture as one; else a worker on a CPU fuses them."""
+        running = dict(enumerate(self.loaded))
+        for positions in fusible_members(self.spec, running, self.group_of_member):
+            modules = [self.loaded[position].module for position in positions]
+            # Larger ones gain more from the memory layout and precision that each has alone.
+            if any(module is None or is_large(module) for module in modules):
                 continue
-            self.fused.append(kept)
-            self._keep_outputs(kept)
-            self.report(f"members {subject} compiled as one: their {_outcome(kept, started)}")
+            fused = fuse(positions, running)
+            if fused is None:
+                continue
+            chosen = self._choose(positions, [Precision.FLOAT32], fused)
+            if chosen is not None:
+                self.joint.append(chosen)
 
     def try_single_members(self) -> None:
-        """Try each member that is not part of fused members."""
+        """Try each member that is not part of a joint executable.
+
+        Raises:
+            MemberError: the spec demands a precision or an engine that a member cannot have.
+        """
+        in_joint = self._in_joint()
         for position, member in enumerate(self.spec.members):
-            if member.name in self.outputs:
+            if position in in_joint:
                 continue
-            started = time.perf_counter()
-            try:
-                kept = self._try_single(position)
-            except NotCompiled as reason:
-                self.report(f"member '{member.name}' is not compiled: {reason}")
-                continue
-            self.single[position] = kept
-            self._keep_outputs(kept)
-            self.report(
-                f"member '{member.name}' compiled in {kept.entry.precision}: "
-                f"its {_outcome(kept, started)}"
-            )
+            chosen = self._choose((position,), self._precisions(position), self._saved(position))
+            if chosen is not None:
+                self.single[position] = chosen
+            elif self.spec.runtime.engine is Engine.OPENVINO:
+                raise MemberError(
+                    f"member '{member.name}' cannot run with OpenVINO: "
+                    f"{self.measurements[-1].outcome}; set runtime.engine to auto, and it runs "
+                    "with torch"
+                )
 
     def try_shared_backbones(self) -> None:
         """Try members that share a backbone once more, as one."""
-        in_fused = {name for kept in self.fused for name in kept.entry.members}
-        for positions in sharing(self.spec, self.loaded, self.group_of_member):
-            names = self._names(positions)
-            if in_fused & set(names):
+        in_joint = self._in_joint()
+        for positions in groups_with_shared_backbone(self.spec, self.loaded, self.group_of_member):
+            if in_joint & set(positions):
                 continue
-            started = time.perf_counter()
-            subject = f"members {' and '.join(names)} share a backbone"
-            try:
-                kept = self._try_shared_backbone(positions)
-            except NotCompiled as reason:
-                self.report(f"{subject}, and run alone: {reason}")
-                continue
-            self.shared.append(kept)
-            self._keep_outputs(kept)
-            self.report(
-                f"{subject}, compiled as one in {kept.entry.precision}: "
-                f"their {_outcome(kept, started)}"
+            chosen = self._choose(
+                positions, [self._joint_precision(positions)], self._one_by_one(positions)
             )
+            if chosen is not None:
+                self.joint.append(chosen)
+
+    def table(self) -> str:
+        """Everything that was tried, as a table of plain text."""
+        table = Table("member", "engine", "precision", "1 sample", "8 samples", "difference", "")
+        for row in self.measurements:
+            milliseconds = [f"{each:.3g} ms" for each in row.milliseconds or ()] or ["", ""]
+            changed = "" if row.difference is None else f"{row.difference:.1e}"
+            table.add_row(
+                row.members, row.engine, row.precision, *milliseconds, changed, row.outcome
+            )
+        console = Console(file=io.StringIO(), width=120)
+        console.print(table)
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue().rstrip()
 
     def files(self, target: Target) -> dict[str, Path]:
         """Write the record, and list the files of the archive.
 
         Args:
-            target: the machine that the executables were compiled for.
+            target: the machine that machine code was compiled for.
 
         Returns:
-            Path beside the spec -> the file; none where nothing was kept.
+            Path beside the spec -> the file; none where nothing was chosen.
         """
-        kept = [*self.fused, *self.shared, *self.single.values()]
-        if not kept:
+        chosen = [*self.joint, *self.single.values()]
+        if not chosen:
             return {}
-        entries: tuple[CompiledExecutable, ...] = tuple(each.entry for each in kept)
+        entries: tuple[CompiledExecutable, ...] = tuple(each.entry for each in chosen)
         (self.work / RECORD).write_text(CompiledRecord(target, entries).to_json())
-        save_file(self.outputs, self.work / OUTPUTS)
-        libraries = [file for entry in entries for file in entry.files]
-        constants = [str(constants_path(Path(library))) for library in libraries]
-        names = [*libraries, *constants, RECORD, OUTPUTS]
-        return {name: path for name in names if (path := self.work / name).exists()}
+        outputs: dict[str, Tensor] = {}
+        # A member's outputs alone come last, and stay.
+        for each in chosen:
+            for name, raw in zip(each.entry.members, each.outputs, strict=True):
+                outputs[name] = raw[:_NUM_EXAMPLES].cpu().contiguous()
+        save_file(outputs, self.work / OUTPUTS)
+        names = [*(file for entry in entries for file in entry.files), RECORD, OUTPUTS]
+        return {name: self.work / name for name in names}
 
-    def _fusible(self) -> list[tuple[int, ...]]:
-        """Groups of members that a worker on a CPU fuses, unless they are accelerated instead."""
-        if self.batches[0].device.type != "cpu":
-            return []
-        running = dict(enumerate(self.loaded))
-        for positions in fusible_members(self.spec, running, self.group_of_member):
-            for position in positions:
-                running[position] = self._accelerated(position)
-        return fusible_members(self.spec, running, self.group_of_member)
+    def _choose(
+        self,
+        positions: tuple[int, ...],
+        precisions: Sequence[Precision],
+        baseline: Callable[[Tensor], object],
+    ) -> Tried | None:
+        """Try the precisions in their order, and return the fastest way whose answers are right.
 
-    @torch.no_grad()
-    def _try_fused(self, positions: tuple[int, ...]) -> Kept:
-        fused: FusedMembers | None = fuse(positions, dict(enumerate(self.loaded)))
-        if fused is None:
-            raise NotCompiled("their weights cannot be stacked")
-        batch = self._batch(positions[0])
-        return self._trial.of(self._candidates.fused(fused, batch), batch, fused)
+        In lower precision than float32 the next precision is tried only if this one's answers
+        differ; int8 is compared with the next.
 
-    def _try_single(self, position: int) -> Kept:
-        """The fastest executable of one member whose answers are right.
+        Args:
+            positions: of the members in the ensemble.
+            precisions: to try.
+            baseline: computes the members without the candidates.
 
         Raises:
-            NotCompiled: there is none.
-            MemberError: ``precision: bfloat16`` is demanded and changes the member's answers.
+            MemberError: ``precision: bfloat16`` is demanded and changes the members' answers.
         """
-        member, module = self.spec.members[position], self.loaded[position].module
-        if module is None or isinstance(module, torch.jit.ScriptModule):
-            saved = str(member.weights_format)
-            raise NotCompiled(f"it is saved as {saved}, and runs as that")
-        on_cpu = self._batch(position).device.type == "cpu"
-        if self.spec.runtime.precision is Precision.INT8 and on_cpu and is_large(module):
-            return self._try_int8(position, module)
-        return self._try_floating_point(position, module)
-
-    def _try_int8(self, position: int, module: nn.Module) -> Kept:
-        """In int8, if that is right and faster than in floating point."""
-        subject = f"member '{self.spec.members[position].name}'"
-        try:
-            quantized = self._try_precision(position, module, Precision.INT8)
-        except NotCompiled as reason:
-            self.report(f"{subject} does not run in int8: {reason}")
-            return self._try_floating_point(position, module)
-        try:
-            other = self._try_floating_point(position, module)
-        except NotCompiled:
-            return quantized
-        try:
-            timed = self._batch(position)[:NUM_EXPORTED_SAMPLES]
-            require_faster(quantized.run, other.run, timed)
-        except NotCompiled as reason:
-            precision = other.entry.precision
-            self.report(f"{subject} does not run in int8, {precision} is as fast: {reason}")
-            return other
-        return quantized
-
-    def _try_floating_point(self, position: int, module: nn.Module) -> Kept:
-        """In bfloat16 where that is wanted and right, else in float32."""
-        if wants_bfloat16(self.spec, module, self._batch(position).device):
+        names = ", ".join(self.spec.members[position].name for position in positions)
+        self.report(f"{names}: trying {self.candidates.engine}")
+        batch = self.batches[self.group_of_member[positions[0]]]
+        right: dict[str, Tried] = {}
+        rows: list[Measurement] = []
+        for precision in precisions:
+            candidate = self.candidates.of(positions, precision, batch, batch[_NUM_EXAMPLES:])
+            row = Measurement(names, str(candidate.engine), str(precision))
             try:
-                return self._try_precision(position, module, Precision.BFLOAT16)
-            except OtherAnswersError as reason:
-                if self.spec.runtime.precision is Precision.BFLOAT16:
+                right[str(precision)] = self._trial.of(candidate, batch)
+            except NotCompiled as reason:
+                changed = reason.difference if isinstance(reason, OtherAnswersError) else None
+                rows.append(replace(row, difference=changed, outcome=str(reason)))
+                if changed is not None and self.spec.runtime.precision is Precision.BFLOAT16:
                     raise MemberError(
-                        f"member '{self.spec.members[position].name}': {reason}; set "
-                        "runtime.precision to float32 or auto, or tolerance to more"
+                        f"member '{names}': {reason}; set runtime.precision to float32 or auto, "
+                        "or tolerance to more"
                     ) from None
-        return self._try_precision(position, module, Precision.FLOAT32)
+                continue
+            rows.append(row)
+            if precision is not Precision.INT8:
+                break
+        runs: dict[str, Callable[[Tensor], object]] = {_SAVED: baseline}
+        runs |= {name: each.run for name, each in right.items()}
+        milliseconds = milliseconds_in_turns(runs, batch)
+        speed_ups = {name: speed_up(milliseconds[name], milliseconds[_SAVED]) for name in right}
+        best = max(speed_ups, key=lambda name: speed_ups[name], default=None)
+        demanded = self.spec.runtime.engine is not Engine.AUTO and len(positions) == 1
+        if best is not None and speed_ups[best] < MIN_SPEED_UP and not demanded:
+            best = None
+        saved_in = self._precision_of_saved(positions[0])
+        outcome = "chosen" if best is None else "slower"
+        self.measurements.append(
+            Measurement(names, _SAVED, str(saved_in), milliseconds[_SAVED], outcome=outcome)
+        )
+        for row in rows:
+            tried = right.get(row.precision)
+            if tried is not None:
+                row = replace(
+                    row,
+                    difference=tried.entry.difference,
+                    milliseconds=milliseconds[row.precision],
+                    outcome="chosen" if row.precision == best else "no faster",
+                )
+            self.measurements.append(row)
+        return None if best is None else right[best]
 
-    def _try_precision(self, position: int, module: nn.Module, precision: Precision) -> Kept:
-        batch = self._batch(position)
-        calibration = batch[_NUM_EXAMPLES:]
-        candidate = self._candidates.single(position, module, precision, batch, calibration)
+    def _precisions(self, position: int) -> list[Precision]:
+        """The precisions to try for a member, in the order of preference."""
+        batch = self.batches[self.group_of_member[position]]
+        module = self.loaded[position].module
+        demanded = self.spec.runtime.precision
+        if demanded is Precision.FLOAT32 or module is None:
+            return [Precision.FLOAT32]
+        if demanded is Precision.BFLOAT16:
+            return [Precision.BFLOAT16]
+        result = [Precision.FLOAT32]
+        if wants_bfloat16(self.spec, module, batch.device):
+            result.insert(0, Precision.BFLOAT16)
+        if demanded is Precision.INT8:
+            result.insert(0, Precision.INT8)
+        return result
 
-        def baseline(inputs: Tensor) -> Tensor:
-            return self._accelerated(position)(inputs)
+    def _precision_of_saved(self, position: int) -> Precision:
+        """The precision in which torch runs a saved member."""
+        module = self.loaded[position].module
+        device = self.batches[0].device
+        reduced = module is not None and wants_bfloat16(self.spec, module, device)
+        return Precision.BFLOAT16 if reduced else Precision.FLOAT32
 
-        return self._trial.of(candidate, batch, baseline)
+    def _joint_precision(self, positions: Sequence[int]) -> Precision:
+        """bfloat16 if all members alone were chosen in that, else float32.
 
-    @torch.no_grad()
-    def _try_shared_backbone(self, positions: tuple[int, ...]) -> Kept:
-        alone: list[Callable[[Tensor], Tensor]] = [
-            self.single[position].run if position in self.single else self._accelerated(position)
+        Never int8, in which each member is calibrated alone.
+        """
+        alone = {self.single[each].entry.precision for each in positions if each in self.single}
+        return Precision.BFLOAT16 if alone == {str(Precision.BFLOAT16)} else Precision.FLOAT32
+
+    def _one_by_one(self, positions: Sequence[int]) -> Callable[[Tensor], object]:
+        """What computes members one after another, as chosen so far."""
+        runs: list[Callable[[Tensor], Tensor]] = [
+            self.single[position].run if position in self.single else self._saved(position)
             for position in positions
         ]
-        compiled = [self.single[each].entry.precision for each in positions if each in self.single]
-        # Not in int8, in which each member is calibrated alone.
-        all_reduced = set(compiled) == {str(Precision.BFLOAT16)}
-        precision = Precision.BFLOAT16 if all_reduced else Precision.FLOAT32
-        batch = self._batch(positions[0])
+        return lambda batch: [run(batch) for run in runs]
 
-        def one_by_one(inputs: Tensor) -> Tensor:
-            for run in alone:
-                result = run(inputs)
-            return result
-
-        candidate = self._candidates.shared_backbone(positions, precision, batch)
-        return self._trial.of(candidate, batch, one_by_one)
-
-    def _accelerated(self, position: int) -> LoadedMember:
-        """The member as a worker would run it, which may change its module's layout."""
-        if position not in self._accelerated_members:
-            member = self.spec.members[position]
-            self._accelerated_members[position] = accelerate(
-                self.loaded[position], self.spec, member, self._batch(position)
+    def _saved(self, position: int) -> Callable[[Tensor], Tensor]:
+        """The member as a worker would run it with torch, which may change its module's layout."""
+        batch = self.batches[self.group_of_member[position]]
+        if position not in self._accelerated:
+            self._accelerated[position] = accelerate(
+                self.loaded[position], self.spec, self.spec.members[position], batch
             )
-        return self._accelerated_members[position]
+        return self._accelerated[position]
 
     @cached_property
-    def _accelerated_members(self) -> dict[int, LoadedMember]:
+    def _accelerated(self) -> dict[int, LoadedMember]:
         return {}
 
-    def _keep_outputs(self, kept: Kept) -> None:
-        """Keep the outputs for the example inputs; those that a member gives alone stay."""
-        for name, raw in zip(kept.entry.members, kept.outputs, strict=True):
-            self.outputs.setdefault(name, raw[:_NUM_EXAMPLES].cpu().contiguous())
-
-    def _names(self, positions: Sequence[int]) -> list[str]:
-        return [self.spec.members[position].name for position in positions]
-
-    def _batch(self, position: int) -> Tensor:
-        return self.batches[self.group_of_member[position]]
-
-
-def _outcome(kept: Kept, started: float) -> str:
-    seconds = time.perf_counter() - started
-    return f"scores differ by at most {kept.entry.difference:.1e} ({seconds:.0f} s)"
+    def _in_joint(self) -> set[int]:
+        names = {name for each in self.joint for name in each.entry.members}
+        return {i for i, member in enumerate(self.spec.members) if member.name in names}

@@ -1,7 +1,7 @@
-"""Writes the labels of a spec into its text, where the spec names a file that holds them.
+"""Writes the labels into a spec's text if the spec names a file that holds them.
 
-The archive's spec lists its labels itself. So one file says what an archive answers, the archive's
-check needs no second one, and nothing in the archive can change the labels alone.
+The spec in an archive always lists its labels itself. So one file says what an archive answers, the
+archive's check needs no second file, and nothing in the archive can change the labels alone.
 """
 
 from __future__ import annotations
@@ -17,44 +17,49 @@ from ..handlers.spec.bounded_yaml import BoundedLoader
 
 
 def text_with_labels(path: Path, spec: EnsembleSpec) -> bytes:
-    """Return a spec's text, in which a list of labels takes the place of their file's name.
+    """Return a spec's text with a list of labels in place of the name of their file.
 
-    All else stays byte for byte, comments included; a spec that lists its labels is not changed.
+    Everything else stays byte for byte, comments included. The text of a spec that lists its
+    labels itself is returned unchanged.
 
     Args:
         path: the spec's YAML file.
-        spec: what `load_spec` made of it.
+        spec: what `load_spec` made of this file.
 
     Raises:
-        SpecError: the labels' file is named in a way that cannot be replaced.
+        SpecError: the file is named in a way that cannot be replaced.
     """
     content = path.read_bytes()
-    # As `load_spec` reads it: with this alone YAML counts its characters.
+    # `load_spec` reads line ends in the same way, and the marks below count these characters.
     text = content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     root = BoundedLoader(text).get_single_node()
     value = _value_of(root, "labels")
     if isinstance(value, yaml.SequenceNode):
         return content
-    written, line = text, 1
+    replaced, line = text, 1
     if value is not None:
-        # In JSON, and so in YAML, on one line: later lines keep their numbers.
+        # JSON is YAML. It is written on one line, so that the lines after it keep their numbers.
         labels = json.dumps(spec.labels, ensure_ascii=False)
-        written = text[: value.start_mark.index] + labels + text[value.end_mark.index :]
+        replaced = text[: value.start_mark.index] + labels + text[value.end_mark.index :]
         line = value.start_mark.line + 1
     try:
-        same = parse_spec(written, source=str(path)) == spec
+        means_the_same = parse_spec(replaced, source=str(path)) == spec
     except SpecError:
-        same = False
-    if not same:
+        means_the_same = False
+    if not means_the_same:
         raise SpecError(
             f"{path}:{line}: labels: write the file's name plainly on the line of the key, without "
             "anchor, alias or merge, so that the build can put the labels in its place"
         )
-    return written.encode()
+    return replaced.encode()
 
 
 def _value_of(node: yaml.Node | None, key: str) -> yaml.Node | None:
-    """Return the value of a key of a mapping; None if it is not there, or merged with ``<<``."""
+    """Return the value of a key of a mapping.
+
+    Returns:
+        None if the node is no mapping, lacks the key, or has it only by a merge (``<<``).
+    """
     if not isinstance(node, yaml.MappingNode):
         return None
     values: list[yaml.Node] = [value for name, value in node.value if name.value == key]

@@ -1,74 +1,67 @@
 """Members in int8: weights and activations, calibrated on samples (static, post-training).
 
-torchao's PT2E quantization for x86 processors: scales for each output channel of the weights, and
-for each activation the range that the samples give it.
+Uses NNCF, which quantizes models of OpenVINO: scales for each output channel of the weights, for
+each activation the range that the samples give it, and a correction of the biases.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import warnings
+import logging
+import os
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..handlers.base.errors import ArchiveError
 
-_AT_ONCE = 8
-LEAST_SAMPLES = 8
-"""Fewer tell too little about the activations."""
+MIN_CALIBRATION_SAMPLES = 8
+"""Fewer say too little about the range of the activations."""
+
+_NO_TELEMETRY = "NNCF_CI"
+"""With this environment variable NNCF does not report its use to its makers."""
 
 
-def require_quantization(samples: int) -> None:
-    """What `quantized` needs.
+def require_quantization(num_samples: int) -> None:
+    """Check that `quantized` has what it needs.
 
     Args:
-        samples: how many there are to calibrate on.
+        num_samples: how many there are to calibrate on.
 
     Raises:
-        ArchiveError: torchao is missing, or there are too few samples.
+        ArchiveError: NNCF is missing, or there are too few samples.
     """
-    if importlib.util.find_spec("torchao") is None:
+    if importlib.util.find_spec("nncf") is None:
         raise ArchiveError(
-            "runtime.precision: int8 needs torchao on the build machine: "
+            "runtime.precision: int8 needs NNCF on the build machine: "
             "pip install 'torchserve-ensemble[int8]'"
         )
-    if samples < LEAST_SAMPLES:
+    if num_samples < MIN_CALIBRATION_SAMPLES:
         raise ArchiveError(
-            f"runtime.precision: int8 is calibrated on at least {LEAST_SAMPLES} images like those "
-            f"to come, and there are {samples}: give a folder of them (--samples FOLDER)"
+            f"runtime.precision: int8 is calibrated on at least {MIN_CALIBRATION_SAMPLES} images "
+            f"like those to come, and there are {num_samples}: give a folder of them (--samples "
+            "FOLDER)"
         )
 
 
-def quantized(
-    module: nn.Module, dynamic_shapes: object, example: Tensor, calibration: Tensor
-) -> nn.Module:
-    """The module with quantized convolutions and matrix products.
+def quantized(model: Any, calibration: Tensor) -> Any:
+    """Quantize a model's convolutions and matrix products.
 
     Args:
-        module: as it was loaded, in evaluation mode.
-        dynamic_shapes: of the example, as `torch.export.export` takes them.
-        example: float32 (N, channels, height, width).
-        calibration: inputs like those to come, of the same shape but for N.
-    """
-    with warnings.catch_warnings():
-        # Of torchao's own parts, on import.
-        warnings.simplefilter("ignore")
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
-            X86InductorQuantizer,
-            get_default_x86_inductor_quantization_config,
-        )
+        model: an ``openvino.Model`` with one input; it stays as it is.
+        calibration: inputs like those to come, float32 (N, channels, height, width).
 
-    program = torch.export.export(
-        module, (example,), dynamic_shapes=dynamic_shapes, strict=True
-    ).module()
-    quantizer = X86InductorQuantizer()
-    quantizer.set_global(get_default_x86_inductor_quantization_config())
-    # AOTInductor has no int8 kernel of its own for it.
-    quantizer.set_module_type_qconfig(nn.MaxPool2d, None)
-    prepared = prepare_pt2e(program, quantizer)
-    for part in torch.split(calibration, _AT_ONCE):
-        prepared(part)
-    converted: nn.Module = convert_pt2e(prepared)
-    return converted
+    Returns:
+        The ``openvino.Model`` in int8.
+    """
+    os.environ.setdefault(_NO_TELEMETRY, "1")
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    samples = [calibration[i : i + 1].numpy() for i in range(len(calibration))]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(samples),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(samples),
+    )

@@ -1,4 +1,4 @@
-"""The reference of the spec as Markdown, made of its JSON Schema."""
+"""Writes the reference of the spec's keys as Markdown, from the spec's JSON Schema."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ Schema = Mapping[str, Any]
 
 
 def spec_reference(schema: Schema) -> str:
-    """One table for each object of the spec, the spec itself first."""
+    """Return a Markdown page with one table for each object of the spec, the spec itself first.
+
+    Args:
+        schema: the JSON Schema of the spec.
+    """
     lines = [
         "# The ensemble spec",
         "",
@@ -26,6 +30,13 @@ def spec_reference(schema: Schema) -> str:
 
 
 def _table(name: str, definition: Schema, schema: Schema) -> Iterator[str]:
+    """Yield the lines of one object's heading, description and table of keys.
+
+    Args:
+        name: the object's name.
+        definition: the object's own schema.
+        schema: the whole schema, in which references are looked up.
+    """
     yield f"## {name}"
     yield ""
     if "description" in definition:
@@ -43,17 +54,17 @@ def _table(name: str, definition: Schema, schema: Schema) -> Iterator[str]:
 
 
 def _default(value: Schema) -> str:
+    """Return the default of an optional key; an empty string if it is null or empty."""
     default = value.get("default")
     return "" if default is None or default in ({}, []) else f"`{json.dumps(default)}`"
 
 
 def _kind(value: Schema, schema: Schema) -> str:
-    """What a key takes, in words."""
+    """Return the kind of value that a key takes, in words."""
     if "$ref" in value:
-        definition = schema["$defs"][value["$ref"].rpartition("/")[2]]
-        if "properties" not in definition:
-            return _kind(definition, schema)
-        return _named(value["$ref"].rpartition("/")[2])
+        name = value["$ref"].rpartition("/")[2]
+        definition = schema["$defs"][name]
+        return _link(name) if "properties" in definition else _kind(definition, schema)
     for choice in ("anyOf", "oneOf"):
         if choice in value:
             kinds = [_kind(each, schema) for each in value[choice] if each.get("type") != "null"]
@@ -72,11 +83,13 @@ def _kind(value: Schema, schema: Schema) -> str:
             return f"{kind or 'anything'}{_bounds(value)}"
 
 
-def _named(name: str) -> str:
+def _link(name: str) -> str:
+    """Return a Markdown link to the table of an object."""
     return f"[{name}](#{name.lower()})"
 
 
 def _bounds(value: Schema) -> str:
+    """Return the bounds of a number, such as `` ≥ 0, ≤ 1``; an empty string if it has none."""
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {value[key]:g}" for key, sign in signs.items() if key in value]
     return f" {', '.join(bounds)}" if bounds else ""

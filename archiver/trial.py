@@ -1,9 +1,12 @@
-"""Try a compiled executable: it is kept if its answers are those of the saved members and it is
-faster than what would run without it."""
+"""Try candidates: one is kept if its answers are those of the saved members and it is faster than
+what would run without it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,20 +19,22 @@ from ..handlers.members.loading import LoadedMember, difference
 from ..handlers.members.timing import seconds_of
 from ..handlers.spec import EnsembleSpec
 from .candidates import Candidate
-from .libraries import NotCompiled
+from .not_compiled import NotCompiled, OtherAnswersError, converter_errors
 
-_TIMED_RUNS = 7
-_MIN_SPEED_UP = 1.1
+TIMED_BATCH_SIZES = (1, 8)
+
+MIN_SPEED_UP = 1.1
 """Below this the timing cannot tell a gain from noise, and the saved member is simpler."""
 
-
-class OtherAnswersError(NotCompiled):
-    """A compiled executable gives other answers than the saved members."""
+_MIN_TIMED_RUNS = 3
+_MAX_TIMED_RUNS = 15
+_MAX_TIMING_SECONDS = 3.0
+"""After `_MIN_TIMED_RUNS` rounds, no round begins that would end after this."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A compiled executable that is worth keeping.
+class Tried:
+    """A candidate whose answers are those of the saved members.
 
     Attributes:
         entry: its part of the archive's record.
@@ -49,7 +54,7 @@ class Trial:
     Attributes:
         spec: the ensemble.
         loaded: its members as they were saved.
-        work: the folder that the names of compiled files start from.
+        work: the folder that the names of the made files start from.
     """
 
     spec: EnsembleSpec
@@ -57,24 +62,31 @@ class Trial:
     work: Path
 
     @torch.no_grad()
-    def of(self, candidate: Candidate, batch: Tensor, baseline: Callable[[Tensor], Tensor]) -> Kept:
-        """Compile a candidate, compare its answers, and time it.
+    def of(self, candidate: Candidate, batch: Tensor) -> Tried:
+        """Make a candidate's files, and compare its answers with those of the saved members.
 
         Args:
             candidate: what to try.
             batch: example inputs and samples, float32 (N, channels, height, width).
-            baseline: what would compute the same members without it.
 
         Raises:
-            NotCompiled: torch cannot compile it, its answers differ, or it is no faster.
+            NotCompiled: it cannot be made, or its answers differ.
         """
-        # Before it is compiled: torch.export may leave a module changed.
+        for position in candidate.positions:
+            _require_one_tensor(self.loaded[position], batch[:1])
+        # Before it is made: torch.export may leave a module changed.
         expected = [self.loaded[position](batch) for position in candidate.positions]
-        entry = candidate.compile()
-        run = load_executable(entry, self.spec, self.work, batch.device)
-        # There may be more samples than one call takes.
-        calls = torch.split(batch, min(run.max_batch_size, len(batch)))
-        outputs = torch.cat([run(each) for each in calls], dim=1)
+        entry = candidate.make()
+        with converter_errors():
+            run = replace(
+                load_executable(
+                    entry, self.spec, self.work, batch.device, threads=os.cpu_count() or 1
+                ),
+                postprocess=self.loaded[candidate.positions[0]].postprocess,
+            )
+            # There may be more samples than one call takes.
+            calls = torch.split(batch, min(run.max_batch_size, len(batch)))
+            outputs = torch.cat([run(each) for each in calls], dim=1)
         changed = max(
             difference(saved, raw, self.spec, self.spec.members[position])
             for position, saved, raw in zip(candidate.positions, expected, outputs, strict=True)
@@ -83,26 +95,59 @@ class Trial:
         if not changed <= tolerance:
             raise OtherAnswersError(
                 f"in {candidate.precision} {'its' if len(outputs) == 1 else 'their'} scores "
-                f"differ by {changed:.1e}, more than {tolerance:g}"
+                f"differ by {changed:.1e}, more than {tolerance:g}",
+                changed,
             )
-        repeats = -(-candidate.num_timed_samples // len(batch))
-        timed = batch.repeat((repeats, 1, 1, 1))[: candidate.num_timed_samples]
-        require_faster(run, baseline, timed)
-        return Kept(replace(entry, difference=changed), outputs, run)
+        return Tried(replace(entry, difference=changed), outputs, run)
 
 
-def require_faster(
-    compiled: Callable[[Tensor], Tensor], baseline: Callable[[Tensor], Tensor], batch: Tensor
-) -> None:
-    """Time two ways to compute the same members, in turns.
+def _require_one_tensor(loaded: LoadedMember, batch: Tensor) -> None:
+    """Refuse a member whose network gives its postprocess more than one tensor.
 
     Raises:
-        NotCompiled: the compiled one is hardly faster.
+        NotCompiled: an executable gives one tensor.
     """
-    seconds: dict[str, list[float]] = {"baseline": [], "compiled": []}
-    for _ in range(_TIMED_RUNS):
-        for name, run in (("baseline", baseline), ("compiled", compiled)):
-            seconds[name].append(seconds_of(lambda run=run: run(batch), batch.device))  # type: ignore[misc]
-    before, after = (1000 * min(seconds[name]) for name in ("baseline", "compiled"))
-    if after > before / _MIN_SPEED_UP:
-        raise NotCompiled(f"that makes it no faster ({after:.2g} ms, and {before:.2g} as saved)")
+    if loaded.postprocess is None:
+        return
+    raw = loaded.forward(batch)
+    if not isinstance(raw, Tensor):
+        raise NotCompiled(f"its forward gives {type(raw).__name__}, not one tensor")
+
+
+@torch.no_grad()
+def milliseconds_in_turns(
+    runs: Mapping[str, Callable[[Tensor], object]], batch: Tensor
+) -> dict[str, tuple[float, ...]]:
+    """Time several ways to compute the same members, in turns.
+
+    Args:
+        runs: name -> the way.
+        batch: example inputs, float32 (N, channels, height, width).
+
+    Returns:
+        Name -> median milliseconds for each of `TIMED_BATCH_SIZES`.
+    """
+    result: dict[str, list[float]] = {name: [] for name in runs}
+    for batch_size in TIMED_BATCH_SIZES:
+        repeats = -(-batch_size // len(batch))
+        inputs = batch.repeat((repeats, 1, 1, 1))[:batch_size]
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        # The first run of a batch size makes kernels.
+        round_seconds = sum(seconds_of(lambda: run(inputs), batch.device) for run in runs.values())  # noqa: B023
+        started = time.perf_counter()
+        for number in range(_MAX_TIMED_RUNS):
+            elapsed = time.perf_counter() - started
+            if number >= _MIN_TIMED_RUNS and elapsed + round_seconds > _MAX_TIMING_SECONDS:
+                break
+            for name, run in runs.items():
+                seconds[name].append(seconds_of(lambda: run(inputs), batch.device))  # noqa: B023
+            round_seconds = (time.perf_counter() - started) / (number + 1)
+        for name, values in seconds.items():
+            result[name].append(1000 * statistics.median(values))
+    return {name: tuple(values) for name, values in result.items()}
+
+
+def speed_up(milliseconds: Sequence[float], baseline: Sequence[float]) -> float:
+    """How many times as fast as the baseline, as the mean over the batch sizes of the times."""
+    shares = [one / other for one, other in zip(milliseconds, baseline, strict=True)]
+    return 1 / statistics.mean(shares)

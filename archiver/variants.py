@@ -1,4 +1,4 @@
-"""The same archive with other settings, without building it again."""
+"""Copies an archive with other settings, without building it again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import yaml
 
-from ..handlers.archive.record import ArchiveRecord
+from ..handlers.archive.record import ArchiveRecord, sha256_of_bytes
 from ..handlers.base.archive_layout import MODEL_CONFIG, RECORD, SPEC
 from ..handlers.spec import EnsembleSpec, Serving
-from .build import model_config, sha256_of, write_entries
+from .build import write_entries
+from .torchserve_files import model_config
 
 
 def vary_archive(
@@ -20,11 +21,12 @@ def vary_archive(
     """Copy an archive with other settings for TorchServe and another number of threads.
 
     Args:
-        archive: built from `spec`.
-        target: the new file.
-        spec: the ensemble.
-        serving: workers, batch size and delay to try.
-        threads: ``runtime.threads``; None: cores divided by workers.
+        archive: path of an archive that was built from `spec`.
+        target: path of the copy.
+        spec: the spec that the archive holds.
+        serving: the copy's settings for TorchServe: workers, batch size and delay.
+        threads: the copy's ``runtime.threads``. None leaves it out, which means the number of
+            cores divided by the number of workers.
     """
     with zipfile.ZipFile(archive) as opened:
         contents = {name: opened.read(name) for name in opened.namelist()}
@@ -39,6 +41,6 @@ def vary_archive(
     contents[SPEC] = yaml.safe_dump(content, sort_keys=False).encode()
     contents[MODEL_CONFIG] = model_config(replace(spec, serving=serving)).encode()
     record = ArchiveRecord.from_json(contents[RECORD].decode(), source=str(archive))
-    changed = {name: sha256_of(contents[name]) for name in (SPEC, MODEL_CONFIG)}
+    changed = {name: sha256_of_bytes(contents[name]) for name in (SPEC, MODEL_CONFIG)}
     contents[RECORD] = replace(record, files={**record.files, **changed}).to_json().encode()
     write_entries(contents, target)

@@ -1,4 +1,4 @@
-"""The architecture of the digits' members; every archive carries this file."""
+"""The architecture of the members that read digits; every archive of them contains this file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class SmallConvolutional(nn.Module):
-    """Two convolutions and a linear layer, for 8 x 8 gray pixels."""
+    """Two convolutions and a linear layer, for images of 8 x 8 gray pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,6 +21,6 @@ class SmallConvolutional(nn.Module):
         )
 
     def forward(self, batch: Tensor) -> Tensor:
-        """(N, 1, 8, 8) to logits (N, 10)."""
+        """Compute logits (N, 10) of a batch (N, 1, 8, 8) float32."""
         logits: Tensor = self.layers(batch)
         return logits

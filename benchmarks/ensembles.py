@@ -1,4 +1,8 @@
-"""The ensembles that are measured, for every server the same weights, images and transformation."""
+"""The ensembles that are measured; every server gets the same weights, images and transformation.
+
+``python -m benchmarks.ensembles NAME`` prints how well the members of an ensemble tell their images
+apart, and how little reduced precision and another resizer change their scores.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +28,20 @@ from torchvision.transforms.functional import pil_to_tensor
 from . import digit_member, pictures, training
 
 _TRAINING_SEED = 1_000_000
+"""Far from the seeds of the images that are measured, so that no member was fitted to those."""
+
 _DEFAULT_SERVING = {"batch_size": 8, "max_batch_delay_ms": 5}
 
 
 @dataclass(frozen=True)
 class Ensemble(ABC):
-    """Members with fixed weights.
+    """An ensemble whose members have the same weights on every machine.
 
     Attributes:
-        name: of the ensemble.
-        members: their names.
-        image_type: media type of its image files.
-        training_images: how many the weights are fitted to.
+        name: name of the ensemble.
+        members: names of the members.
+        image_type: media type of the image files.
+        training_images: number of images to which the weights are fitted.
     """
 
     name: str
@@ -45,23 +51,23 @@ class Ensemble(ABC):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order of the members' outputs."""
+        """The labels, in the order of the members' outputs."""
         return tuple(str(kind) for kind in range(pictures.KINDS))
 
     @abstractmethod
     def images(self, count: int, seed: int = 0) -> list[bytes]:
-        """Image files, others for each seed."""
+        """Make image files; each seed gives different ones."""
 
     @abstractmethod
     def transform(self, image: Image.Image) -> Tensor:
-        """A member's input, by Pillow, as services in Python do it."""
+        """Turn an image into a member's input with Pillow, as services in Python do it."""
 
     @abstractmethod
     def architecture(self, name: str) -> nn.Module:
-        """A member with random weights."""
+        """Build a member with random weights."""
 
     def write_weights(self, folder: Path) -> None:
-        """``NAME.safetensors`` of every member, the same each time."""
+        """Write ``NAME.safetensors`` for every member; each call gives the same weights."""
         batch, targets = self._training_data()
         for seed, name in enumerate(self.members):
             torch.manual_seed(seed)
@@ -72,24 +78,24 @@ class Ensemble(ABC):
 
     @abstractmethod
     def _fit(self, module: nn.Module, batch: Tensor, targets: Tensor) -> None:
-        """Change a member's random weights so that it answers well, the same each time."""
+        """Fit a member with random weights to the images; each call gives the same weights."""
 
     @abstractmethod
     def _member(self, name: str) -> dict[str, object]:
-        """A member's architecture in the spec."""
+        """The keys of the spec that describe a member's architecture."""
 
     @abstractmethod
     def _preprocessing(self) -> dict[str, object]:
-        """`transform` in the spec."""
+        """The preprocessing of the spec that corresponds to `transform`."""
 
     def load(self, name: str, folder: Path) -> nn.Module:
-        """A member in evaluation mode, with the weights of `write_weights`."""
+        """Build a member with the weights of `write_weights`, in evaluation mode."""
         module = self.architecture(name)
         module.load_state_dict(load_file(folder / f"{name}.safetensors"))
         return module.eval()
 
     def batch(self, files: Sequence[bytes]) -> Tensor:
-        """Decoded and transformed, float32 (N, channels, height, width)."""
+        """Decode and transform image files into a batch (N, channels, height, width) float32."""
         return torch.stack([self.transform(Image.open(io.BytesIO(file))) for file in files])
 
     def write(
@@ -100,13 +106,13 @@ class Ensemble(ABC):
         serving: Mapping[str, object] = _DEFAULT_SERVING,
         **runtime: object,
     ) -> Path:
-        """Write a spec beside the weights.
+        """Write a spec beside the weights, and return its path.
 
         Args:
-            folder: of `write_weights`.
-            name: of the endpoint.
-            serving: the spec's settings.
-            runtime: the spec's settings.
+            folder: the folder into which `write_weights` wrote.
+            name: name of the endpoint.
+            serving: the spec's settings under ``serving``.
+            runtime: the spec's settings under ``runtime``.
         """
         spec = {
             "name": name,
@@ -131,7 +137,7 @@ class Ensemble(ABC):
 
 
 class Torchvision(Ensemble):
-    """Members of torchvision for photographs, 224 px as ImageNet's classifiers take them."""
+    """Members of torchvision for photographs, cut to 224 x 224 pixels as for ImageNet."""
 
     training_images = 100
 
@@ -139,8 +145,8 @@ class Torchvision(Ensemble):
         return pictures.photographs(count, seed)
 
     def transform(self, image: Image.Image) -> Tensor:
-        found: Tensor = ImageClassification(crop_size=224, resize_size=256)(image.convert("RGB"))
-        return found
+        pixels: Tensor = ImageClassification(crop_size=224, resize_size=256)(image.convert("RGB"))
+        return pixels
 
     def architecture(self, name: str) -> nn.Module:
         module: nn.Module = getattr(torchvision.models, name)(num_classes=len(self.labels))
@@ -165,7 +171,7 @@ class Torchvision(Ensemble):
 
 
 class Digits(Ensemble):
-    """Small members of one architecture for 8 x 8 gray pixels."""
+    """Small members of one architecture for images of 8 x 8 gray pixels."""
 
     training_images = 200
 
@@ -194,34 +200,37 @@ class Digits(Ensemble):
 
 
 _THREE = ("resnet18", "mobilenet_v3_small", "efficientnet_b0")
-_FURTHER = (
+_FIVE_MORE = (
     "resnet34",
     "mobilenet_v3_large",
     "shufflenet_v2_x1_0",
     "mobilenet_v2",
     "regnet_y_400mf",
 )
+_MODERN = ("vit_b_16", "swin_t", "convnext_tiny", "regnet_y_400mf")
 
 ENSEMBLES: Mapping[str, Ensemble] = {
     "three": Torchvision("three", _THREE, "image/jpeg"),
-    "mixed": Torchvision("mixed", _THREE + _FURTHER, "image/jpeg"),
+    "mixed": Torchvision("mixed", _THREE + _FIVE_MORE, "image/jpeg"),
+    "modern": Torchvision("modern", _MODERN, "image/jpeg"),
     "digits": Digits("digits", tuple(f"convolutional{n:02}" for n in range(16)), "image/png"),
 }
 
 
 @torch.inference_mode()
 def parity(ensemble: Ensemble, folder: Path, count: int = 64) -> dict[str, dict[str, float]]:
-    """How firmly each member answers on fresh images.
+    """Measure how well each member answers on new images, and what changes its scores.
 
     Returns:
-        For each member: the share of right labels; and for bfloat16, and for images that were
-        resized as tensors, the share of equal labels and the largest difference of a probability.
+        For each member the share of right labels and the mean score of its labels. For bfloat16,
+        and for images that were resized as tensors: the share of labels that stay the same, and the
+        largest change of a probability.
     """
     files = ensemble.images(count, seed=1)
     batch = ensemble.batch(files)
     tensors = resized_as_tensors(ensemble, folder, files)
     targets = torch.tensor(pictures.kinds(count))
-    found = {}
+    results = {}
     for name in ensemble.members:
         module = ensemble.load(name, folder)
         expected = module(batch).softmax(dim=1)
@@ -229,7 +238,7 @@ def parity(ensemble: Ensemble, folder: Path, count: int = 64) -> dict[str, dict[
             reduced = module(batch).float().softmax(dim=1)
         resized = module(tensors).softmax(dim=1)
         labels = expected.argmax(dim=1)
-        found[name] = {
+        results[name] = {
             "right": _share(labels, targets),
             "score": float(expected.amax(dim=1).mean()),
             "bfloat16 equal": _share(reduced.argmax(dim=1), labels),
@@ -237,11 +246,11 @@ def parity(ensemble: Ensemble, folder: Path, count: int = 64) -> dict[str, dict[
             "resize equal": _share(resized.argmax(dim=1), labels),
             "resize difference": float((resized - expected).abs().max()),
         }
-    return found
+    return results
 
 
 def resized_as_tensors(ensemble: Ensemble, folder: Path, files: Sequence[bytes]) -> Tensor:
-    """The members' inputs as torchserve-ensemble computes them."""
+    """Compute the members' inputs (N, channels, height, width) as torchserve-ensemble does."""
     from torchserve_ensemble.handlers.inputs.images import decode_image
     from torchserve_ensemble.handlers.inputs.preprocessing import preprocessors_of
     from torchserve_ensemble.handlers.spec import load_spec
@@ -251,21 +260,21 @@ def resized_as_tensors(ensemble: Ensemble, folder: Path, files: Sequence[bytes])
     return preprocessor([decode_image(file, max_pixels=10**6, name="image") for file in files])
 
 
-def _share(found: Tensor, expected: Tensor) -> float:
-    return float((found == expected).float().mean())
+def _share(labels: Tensor, expected: Tensor) -> float:
+    return float((labels == expected).float().mean())
 
 
 def main() -> None:
-    """Print `parity` of an ensemble."""
+    """Print the results of `parity` for an ensemble."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ensembles", description=__doc__)
     parser.add_argument("ensemble", choices=ENSEMBLES)
     ensemble = ENSEMBLES[parser.parse_args().ensemble]
     with tempfile.TemporaryDirectory() as temporary:
         ensemble.write_weights(Path(temporary))
         with training.one_thread():
-            found = parity(ensemble, Path(temporary))
-        for name, figures in found.items():
-            print(name, ", ".join(f"{key} {value:.4f}" for key, value in figures.items()))
+            results = parity(ensemble, Path(temporary))
+        for name, values in results.items():
+            print(name, ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the members take without a server: the bound that no server can pass, with its parts.
+"""Measures how fast the members are without a server: a bound for every server that runs them.
 
-Run in a process of its own: ``python -m benchmarks.inprocess ENSEMBLE --folder FOLDER``, where the
-folder has the weights; the result is JSON on the standard output.
+``python -m benchmarks.inprocess ENSEMBLE --folder FOLDER`` measures in a process of its own and
+prints JSON. The folder must contain the members' weights.
 """
 
 from __future__ import annotations
@@ -26,16 +26,21 @@ from torchserve_ensemble.handlers.base.threads import ThreadPool
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.inputs.images import decode_image
 from torchserve_ensemble.handlers.members.executable import Executable
-from torchserve_ensemble.handlers.spec import load_spec
+from torchserve_ensemble.handlers.spec import Engine, load_spec
 
 from .ensembles import ENSEMBLES, Ensemble
 
-BATCHES = (1, 2, 8, 16, 32)
-_MOST_PIXELS = 10**8
+BATCH_SIZES = (1, 2, 8, 16, 32)
+_MAX_PIXELS = 10**8
 
 
 def measure(work: Callable[[], object], seconds: float) -> float:
-    """Median milliseconds, after one call that is not counted."""
+    """Call a function again and again, and return the median of its milliseconds.
+
+    Args:
+        work: the function. Its first call is not counted.
+        seconds: time after which no further call begins.
+    """
     work()
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -47,32 +52,43 @@ def measure(work: Callable[[], object], seconds: float) -> float:
 
 
 class InProcess:
-    """All forms of one ensemble on one batch after the other."""
+    """Measures one ensemble: a plain loop over its members, and our runtime with archives of it.
+
+    Attributes:
+        results: what was measured, the batch size, and the milliseconds, in the order of
+            measurement.
+    """
 
     def __init__(self, ensemble: Ensemble, folder: Path, seconds: float) -> None:
         self._ensemble = ensemble
         self._folder = folder
         self._seconds = seconds
-        self._images = ensemble.images(max(BATCHES), 1)
-        self.found: list[dict[str, object]] = []
+        self._images = ensemble.images(max(BATCH_SIZES), 1)
+        self.results: list[dict[str, object]] = []
 
     @torch.inference_mode()
     def run(self, archives: Sequence[Path]) -> None:
-        """Every form at every batch size."""
+        """Measure everything at every batch size.
+
+        Args:
+            archives: archives of the ensemble, each with its own settings.
+        """
         modules = {n: self._ensemble.load(n, self._folder) for n in self._ensemble.members}
         self._plain("eager float32", modules, torch.contiguous_format)
         for name, module in modules.items():
-            for size in BATCHES:
+            for size in BATCH_SIZES:
                 batch = self._ensemble.batch(self._images[:size])
                 self._add(f"{name}, forward", size, partial(module, batch))
         for module in modules.values():
-            # torchvision's members are modules that take either layout.
+            # torchvision's members compute with either memory layout.
             module.to(memory_format=torch.channels_last)
         self._plain("eager float32, channels last", modules, torch.channels_last)
         for archive in archives:
             self._ours(archive)
 
     def _plain(self, what: str, modules: dict[str, nn.Module], layout: torch.memory_format) -> None:
+        """Measure a loop that runs one member after another."""
+
         def forward(batch: Tensor) -> None:
             inputs = batch.contiguous(memory_format=layout)
             for module in modules.values():
@@ -84,31 +100,31 @@ class InProcess:
         def from_files(files: Sequence[bytes]) -> None:
             forward(self._ensemble.batch(files))
 
-        for size in BATCHES:
+        for size in BATCH_SIZES:
             files = self._images[:size]
-            opened = [_opened(file) for file in files]
+            decoded = [_decode_with_pillow(file) for file in files]
             self._add(f"{what}, forward", size, partial(forward, self._ensemble.batch(files)))
-            self._add(f"{what}, decoded images", size, partial(from_decoded, opened))
+            self._add(f"{what}, decoded images", size, partial(from_decoded, decoded))
             self._add(f"{what}, image files", size, partial(from_files, files))
 
     def _ours(self, archive: Path) -> None:
-        """Our runtime with what a worker gets: the unpacked archive."""
+        """Measure our runtime as a worker has it: from the extracted archive."""
         with tempfile.TemporaryDirectory() as temporary:
             with zipfile.ZipFile(archive) as opened:
                 opened.extractall(temporary)
             folder = Path(temporary) / ENSEMBLE
             spec = load_spec(Path(temporary) / SPEC)
-            # As a worker that has the machine for itself.
+            # As many threads as a worker takes if no other worker runs on the machine.
             pool = ThreadPool(torch.get_num_threads())
-            cpu, compiled = torch.device("cpu"), spec.runtime.compile
+            cpu, compiled = torch.device("cpu"), spec.runtime.engine is not Engine.TORCH
             runtime = Runtime.load(spec, folder, cpu, pool, compiled=compiled)
 
             def from_files(files: Sequence[bytes]) -> None:
                 runtime.run(pool.map(_decode, files))
 
             what = f"our runtime, {spec.runtime.precision}"
-            what += ", compiled" if spec.runtime.compile else ""
-            for size in BATCHES:
+            what += f", engine {spec.runtime.engine}"
+            for size in BATCH_SIZES:
                 files = self._images[:size]
                 decoded = [_decode(file) for file in files]
                 inputs = [*self._ensemble.batch(files)]
@@ -120,11 +136,14 @@ class InProcess:
                 self._add(f"{what}, image files", size, partial(from_files, files))
 
     def _add(self, what: str, batch: int, work: Callable[[], object]) -> None:
-        self.found.append({"what": what, "batch": batch, "ms": measure(work, self._seconds)})
+        self.results.append({"what": what, "batch": batch, "ms": measure(work, self._seconds)})
 
 
 def _executables_of(runtime: Runtime) -> dict[str, Executable]:
-    """What the runtime calls for all members: joint executables, and those of the other members."""
+    """Name the executables that run for all members: the joint ones, and one for each other member.
+
+    A joint executable computes several members in one call.
+    """
     executables = runtime.executables
     in_joint = {position for joint in executables.joint for position in joint.members}
     named: dict[str, Executable] = {
@@ -138,27 +157,29 @@ def _executables_of(runtime: Runtime) -> dict[str, Executable]:
     }
 
 
-def _opened(file: bytes) -> Image.Image:
+def _decode_with_pillow(file: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(file))
     image.load()
     return image
 
 
 def _decode(file: bytes) -> Tensor:
-    return decode_image(file, max_pixels=_MOST_PIXELS)
+    return decode_image(file, max_pixels=_MAX_PIXELS)
 
 
 def main() -> None:
-    """Measure, and print JSON."""
+    """Measure, and print the results as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inprocess", description=__doc__)
     parser.add_argument("ensemble", choices=ENSEMBLES)
-    parser.add_argument("--folder", type=Path, required=True, help="with the weights")
-    parser.add_argument("--archives", type=Path, nargs="*", default=[], help="of the ensemble")
-    parser.add_argument("--seconds", type=float, default=1, help="of each measurement")
+    parser.add_argument("--folder", type=Path, required=True, help="folder with the weights")
+    parser.add_argument(
+        "--archives", type=Path, nargs="*", default=[], help="archives of the ensemble"
+    )
+    parser.add_argument("--seconds", type=float, default=1, help="length of each measurement")
     options = parser.parse_args()
-    work = InProcess(ENSEMBLES[options.ensemble], options.folder, options.seconds)
-    work.run(options.archives)
-    print(json.dumps(work.found))
+    in_process = InProcess(ENSEMBLES[options.ensemble], options.folder, options.seconds)
+    in_process.run(options.archives)
+    print(json.dumps(in_process.results))
 
 
 if __name__ == "__main__":

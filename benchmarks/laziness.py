@@ -1,8 +1,10 @@
-"""What lazy policies save on the presence example, and how many decisions stay the same.
+"""Measures the time that lazy policies save on the presence example.
 
-``python -m benchmarks.laziness`` (it needs the extra ``examples``) trains the example's members and
-answers its test images in one process, in batches, with all members and lazily in turns: once as
-the example is, with members of microseconds, and once with a member of milliseconds as the last.
+``python -m benchmarks.laziness`` (it needs the extra ``examples``) trains the members of the
+example, and answers its test images in batches, in one process. It takes turns between running all
+members and running them lazily, and counts how many decisions are equal. It does so twice: with the
+example as it is, whose members take microseconds, and with an expensive last member, which takes
+milliseconds.
 """
 
 from __future__ import annotations
@@ -19,15 +21,16 @@ from pathlib import Path
 from examples import data
 from examples.presence import train
 from torchserve_ensemble.handlers.deployment import load_service
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import load_spec
 
 SPECS = {
     "ensemble.yaml": "three small members",
-    "cascade.yaml": "and a ResNet-18 on 64 x 64 pixels behind them",
+    "cascade.yaml": "three small members, and a ResNet-18 on 64 x 64 pixels after them",
 }
-# With all members, and lazily: a cascade is the mean of the members that ran.
+"""File of each spec -> the members that it has."""
+
 POLICIES = (
     ("any", "any"),
     ("all", "all"),
@@ -35,12 +38,14 @@ POLICIES = (
     ("mean", "cascade(confidence=0.9)"),
     ("mean", "cascade(confidence=0.99)"),
 )
+"""The policy with all members, and the lazy policy that is compared with it. A cascade is the mean
+of the members that ran, so it is compared with the mean of all."""
 
 
 def ask(
     service: EnsembleService, files: Sequence[bytes], **options: str
 ) -> tuple[list[str], float]:
-    """Labels, and seconds."""
+    """Send images to a service, and return their labels and the seconds that it took."""
     parts = [Part("file", "image/png", file) for file in files]
     parts += [Part(name, "", value.encode()) for name, value in options.items()]
     started = time.perf_counter()
@@ -52,7 +57,7 @@ def ask(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print the results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.laziness", description=__doc__)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
@@ -70,7 +75,7 @@ def main() -> None:
 
 
 def compare(spec: Path, files: Sequence[bytes], options: argparse.Namespace) -> None:
-    """All policies, with the members that the spec names."""
+    """Measure all policies with the members of a spec, and print the results."""
     service = load_service(load_spec(spec), spec.parent)
     for pair in POLICIES:
         measure(service, files, pair, options.batch, options.rounds)
@@ -83,26 +88,35 @@ def measure(
     batch: int,
     rounds: int,
 ) -> None:
-    """One policy over all images, with all members and lazily, in turns."""
-    times: dict[str, list[float]] = {"false": [], "true": []}
-    asked = dict(zip(times, policies, strict=True))
+    """Measure all images with all members and lazily, in turn, and print both rates.
+
+    Args:
+        service: the service that answers.
+        files: the image files.
+        policies: the policy with all members, and the lazy one.
+        batch: number of images in a request.
+        rounds: how often all images are answered in each way.
+    """
+    seconds_of_rounds: dict[str, list[float]] = {"false": [], "true": []}
+    policy_of = dict(zip(seconds_of_rounds, policies, strict=True))
     labels: dict[str, list[str]] = {}
     for _ in range(rounds):
-        for lazy, found in times.items():
-            total, said = 0.0, []
+        for lazy, totals in seconds_of_rounds.items():
+            total, labels[lazy] = 0.0, []
             for start in range(0, len(files), batch):
-                part, seconds = ask(
+                labels_of_batch, seconds = ask(
                     service,
                     files[start : start + batch],
-                    policy=asked[lazy],
+                    policy=policy_of[lazy],
                     lazy=lazy,
                     fields="label",
                 )
-                said += part
+                labels[lazy] += labels_of_batch
                 total += seconds
-            found.append(total)
-            labels[lazy] = said
-    rates = {lazy: len(files) / statistics.median(found) for lazy, found in times.items()}
+            totals.append(total)
+    rates = {
+        lazy: len(files) / statistics.median(totals) for lazy, totals in seconds_of_rounds.items()
+    }
     equal = sum(a == b for a, b in zip(labels["false"], labels["true"], strict=True))
     full, lazily = rates["false"], rates["true"]
     print(

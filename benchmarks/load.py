@@ -1,6 +1,6 @@
-"""The load generator in a process of its own, which leaves the cores to the server.
+"""Runs the load generator in a process of its own, so that the benchmark's process stays idle.
 
-``python -m benchmarks.load --help`` lists the options; the result is JSON on the standard output.
+``python -m benchmarks.load --help`` lists the options. The measurement is printed as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torchserve_ensemble.serving.load import LoadTarget, closed_loop, open_loop
 
 
 def arguments_of(target: LoadTarget) -> list[str]:
-    """The options of this module's command line that describe a target."""
+    """Make the options of this module's command line that describe a target."""
     arguments = ["--address", target.address, "--form", target.form]
     if target.image_type is not None:
         arguments += ["--image-type", target.image_type]
@@ -27,7 +27,7 @@ def arguments_of(target: LoadTarget) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and print JSON."""
+    """Measure, and print the measurement as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("--address", required=True, help="http://HOST:PORT")
     parser.add_argument("--path", action="append", required=True)
@@ -38,8 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=1, help="images in a request")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--clients", type=int, default=1)
-    parser.add_argument("--warm-up", type=float, default=0.5, help="seconds; closed loop")
-    parser.add_argument("--rate", type=float, help="requests in a second: an open loop")
+    parser.add_argument(
+        "--warm-up", type=float, default=0.5, help="seconds before a closed loop is measured"
+    )
+    parser.add_argument(
+        "--rate", type=float, help="measure an open loop with this many requests in a second"
+    )
     parser.add_argument("--arrivals", choices=("poisson", "fixed"), default="poisson")
     options = parser.parse_args(arguments)
     target = LoadTarget(

@@ -1,4 +1,4 @@
-"""What was measured on, without the name or a path of this machine."""
+"""Describes the machine of a measurement, without its name and without any path on it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from pathlib import Path
 import psutil
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+"""The processor's instruction sets that change how fast members are computed."""
 
 
 def machine() -> dict[str, object]:
-    """Processor, memory and date."""
+    """Describe processor, memory, system and date."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
-    known = {
+    cpu_info = {
         key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
     }
-    present = known.get("flags", "").split()
+    flags = cpu_info.get("flags", "").split()
     return {
-        "cpu": known.get("model name", platform.machine()),
+        "cpu": cpu_info.get("model name", platform.machine()),
         "cores": len(os.sched_getaffinity(0)),
-        "flags": [flag for flag in _FLAGS if flag in present],
+        "flags": [flag for flag in _FLAGS if flag in flags],
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
@@ -32,16 +33,16 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Every installed package."""
-    found = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
-    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
+    """List the versions of all installed packages, by name."""
+    packages = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
+    return dict(sorted(packages.items(), key=lambda pair: pair[0].lower()))
 
 
-def describe(found: dict[str, object]) -> str:
-    """`machine` in one line."""
-    flags = found["flags"]
+def describe(machine: dict[str, object]) -> str:
+    """Write the result of `machine` in one line."""
+    flags = machine["flags"]
     assert isinstance(flags, list)
     return (
-        f"{found['cpu']}, {found['cores']} cores ({', '.join(flags)}), "
-        f"{found['memory_gb']} GB, {found['date']}"
+        f"{machine['cpu']}, {machine['cores']} cores ({', '.join(flags)}), "
+        f"{machine['memory_gb']} GB, {machine['date']}"
     )

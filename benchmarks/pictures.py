@@ -1,4 +1,4 @@
-"""Images to measure with: of ten kinds, drawn anew for each seed, the same each time."""
+"""Draws the images to measure with, of ten kinds. A seed always gives the same images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 KINDS = 10
 
-# As far from each other as ten colours can be.
+# Ten colours that lie far from each other.
 _COLORS = (
     (30, 30, 30),
     (225, 225, 225),
@@ -24,7 +24,7 @@ _COLORS = (
     (120, 70, 20),
 )
 
-# Ten digits of 5 x 7 dots, a row in each number.
+# Ten digits of 5 x 7 dots; the bits of each number are the dots of one row.
 _GLYPHS = (
     (14, 17, 19, 21, 25, 17, 14),
     (4, 12, 4, 4, 4, 4, 14),
@@ -40,22 +40,22 @@ _GLYPHS = (
 
 
 def photographs(count: int, seed: int) -> list[bytes]:
-    """JPEG files of 320 x 280 pixels; the kinds of ``kinds(count)`` are colours with stripes.
+    """Draw JPEG files of 320 x 280 pixels. Each kind of ``kinds(count)`` is a colour with stripes.
 
-    Smooth noise on them compresses as photographs do.
+    Smooth noise on the images makes them compress as photographs do.
     """
     generator = np.random.default_rng(seed)
     return [_photograph(kind, generator) for kind in kinds(count)]
 
 
 def digits(count: int, seed: int) -> list[bytes]:
-    """PNG files of 8 x 8 gray pixels: the digits of ``kinds(count)``, moved, dimmed and noisy."""
+    """Draw PNG files of 8 x 8 gray pixels: the digits of ``kinds(count)``, moved and noisy."""
     generator = np.random.default_rng(seed)
     return [_digit(kind, generator) for kind in kinds(count)]
 
 
 def kinds(count: int) -> list[int]:
-    """The kind of each of `count` images: every kind in turn."""
+    """Return the kind of each of `count` images; the kinds take turns."""
     return [number % KINDS for number in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""Bars of images per second, as SVG."""
+"""Draws the images per second of all servers as bars, in an SVG file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from .report import Result
 
 
 def draw(result: Result, path: Path) -> None:
-    """One panel for each closed loop; lines on bars go from the slowest to the fastest round."""
+    """Draw one panel for each closed loop.
+
+    The line on each bar reaches from the slowest to the fastest round.
+    """
     loads = [load for load in result.loads if load.rate is None]
     ours = {server.alternative for server in result.servers if server.ours}
     figure, panels = pyplot.subplots(
@@ -41,6 +44,6 @@ def draw(result: Result, path: Path) -> None:
         f"images per second, ensemble '{result.ensemble}'\n{describe(result.machine)}", fontsize=8
     )
     figure.tight_layout()
-    # No date inside: the same figures give the same file.
+    # The file has no date, so that equal measurements give equal files.
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)

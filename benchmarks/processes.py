@@ -1,4 +1,4 @@
-"""Server processes: started, counted with all their children, and ended whatever happens."""
+"""Starts server processes, measures them with all their children, and always ends them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ _END_SECONDS = 10
 def started(
     command: Sequence[str], log: Path, environment: Mapping[str, str]
 ) -> Iterator[psutil.Popen]:
-    """A process; it and all its children have ended when the context ends."""
+    """Start a process. When the context ends, the process and all its children are ended.
+
+    Args:
+        command: the command and its arguments.
+        log: file for everything that the process prints.
+        environment: variables in addition to those of this process.
+    """
     with log.open("wb") as output:
         process = _start(command, output, environment)
         try:
@@ -39,14 +45,15 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        # An interrupt at the keyboard reaches this program, which then ends the servers.
+        # In a session of its own the server does not get an interrupt from the keyboard. This
+        # program gets it, and ends the servers.
         start_new_session=True,
     )
 
 
 def end(process: psutil.Process) -> None:
-    """Terminate a process and its children; kill those that stay."""
-    # Children are asked for first: those of a dead parent cannot be found any more.
+    """Terminate a process and its children, and kill those that do not end in time."""
+    # The children are listed first, because children of a dead process cannot be found.
     family = processes(process.pid)
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
@@ -63,7 +70,7 @@ def end(process: psutil.Process) -> None:
 
 
 def processes(pid: int) -> list[psutil.Process]:
-    """A process and all its children."""
+    """List a process and all its children; empty if the process has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -72,29 +79,36 @@ def processes(pid: int) -> list[psutil.Process]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and all its children, so far."""
-    found = 0.0
+    """Add up the user and system time that a process and all its children have used so far."""
+    seconds = 0.0
     for each in processes(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = each.cpu_times()
-            # Children that ended are counted at their parent.
-            found += times.user + times.system + times.children_user + times.children_system
-    return found
+            # The times of children that have ended are kept by their parent.
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Megabytes (10^6); shared pages count by their share (PSS)."""
+    """Memory of a process and its children, in megabytes (10^6 bytes).
+
+    A page that several processes share counts in each of them by its share (PSS).
+
+    Attributes:
+        total: memory of all processes.
+        without_java: memory of all processes except Java.
+    """
 
     total: float = 0
     without_java: float = 0
 
     @classmethod
     def of(cls, pid: int) -> Memory:
-        """What a process and all its children have now."""
+        """Measure the memory of a process and all its children."""
         total = java = 0
         for each in processes(pid):
-            # AccessDenied and NoSuchProcess: it ends just now.
+            # A process that is just ending raises AccessDenied or NoSuchProcess.
             with contextlib.suppress(psutil.Error):
                 share = each.memory_full_info().pss
                 total += share
@@ -102,12 +116,16 @@ class Memory:
         return cls(round(total / 1e6, 1), round((total - java) / 1e6, 1))
 
     def peak(self, other: Memory) -> Memory:
-        """The larger of each."""
+        """Return the larger value of each attribute."""
         return Memory(max(self.total, other.total), max(self.without_java, other.without_java))
 
 
 class MemoryWatch:
-    """Samples the memory of a process and its children beside other work."""
+    """Measures the memory of a process and its children again and again in a thread.
+
+    Attributes:
+        peak: the largest memory so far.
+    """
 
     def __init__(self, pid: int, seconds: float) -> None:
         self.peak = Memory()
@@ -125,6 +143,6 @@ class MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        # Not at the start: nothing has grown yet, and the sample itself takes time.
+        # The first measurement waits, because memory has not grown yet and measuring takes time.
         while not self._done.wait(self._seconds):
             self.peak = self.peak.peak(Memory.of(self._pid))

@@ -1,4 +1,4 @@
-"""Figures, ratios, tables and files of a run."""
+"""Holds the measurements of a benchmark run, and writes them as tables and files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from .machine import describe
 from .processes import Memory
 
 BASELINE = "FlexServe-like (Flask)"
+"""Name of the server with which this project is compared in a column of its own."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """A closed loop of clients, or with a rate an open one."""
+    """The requests that are sent to a server: a closed loop, or an open loop if there is a rate.
+
+    Attributes:
+        clients: number of clients that each send one request after another; 0 for an open loop.
+        size: images in a request.
+        rate: requests in a second for an open loop; None for a closed loop.
+    """
 
     clients: int
     size: int
@@ -34,16 +41,16 @@ class Load:
 
 
 @dataclass
-class Figures:
-    """One alternative under one load, over all rounds.
+class Measurements:
+    """The measurements of one alternative under one load, over all rounds.
 
     Attributes:
-        alternative: its name.
-        load: what it was under.
-        images_per_second: of each round.
-        latencies_ms: of all requests.
-        cpu_ms: the server's user and system time for an image, of each round.
-        errors: requests without an answer.
+        alternative: name of the alternative.
+        load: the load.
+        images_per_second: images that were answered per second, one number for each round.
+        latencies_ms: latencies of all requests of all rounds.
+        cpu_ms: user and system time of the server per image, one number for each round.
+        errors: reason -> number of requests that failed for it.
     """
 
     alternative: str
@@ -54,7 +61,12 @@ class Figures:
     errors: dict[str, int] = field(default_factory=dict)
 
     def add(self, measured: LoadMeasurement, cpu_seconds: float) -> None:
-        """Take in a round."""
+        """Add the measurement of a round.
+
+        Args:
+            measured: what the load generator measured.
+            cpu_seconds: user and system time that the server used during the round.
+        """
         self.images_per_second.append(round(measured.images_per_second, 2))
         self.latencies_ms += measured.latencies_ms
         if measured.images_all:
@@ -64,20 +76,20 @@ class Figures:
 
     @property
     def rate(self) -> float:
-        """Median of the rounds, images per second."""
+        """Median of the rounds' images per second."""
         return statistics.median(self.images_per_second)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Slowest and fastest round."""
+        """Images per second of the slowest and of the fastest round."""
         return min(self.images_per_second), max(self.images_per_second)
 
     def percentile(self, share: float) -> float | None:
-        """Of the latencies, in ms."""
+        """Compute a percentile of the latencies, in ms; None if no request was answered."""
         return percentile(self.latencies_ms, share)
 
     def summary(self) -> dict[str, object]:
-        """For JSON; the single latencies are left out."""
+        """Summarise the measurements for JSON, without the latencies of single requests."""
         return {
             "alternative": self.alternative,
             **asdict(self.load),
@@ -93,7 +105,17 @@ class Figures:
 
 @dataclass
 class Server:
-    """What an alternative takes as a whole."""
+    """What was measured of an alternative besides its speed.
+
+    Attributes:
+        alternative: name of the alternative.
+        ours: whether it is this project.
+        float32: whether it computes in float32, as the other servers do.
+        startup_seconds: seconds from the launch to the first right answer, for each start.
+        memory: largest memory under any load.
+        equal_labels: share of labels that equal those of a plain loop over the members.
+        problem: why the alternative was not measured; empty if it was.
+    """
 
     alternative: str
     ours: bool
@@ -106,29 +128,39 @@ class Server:
 
 @dataclass
 class Result:
-    """A run."""
+    """Everything that a run of the benchmark measured.
+
+    Attributes:
+        ensemble: name of the ensemble.
+        machine: description of the machine.
+        versions: versions of all installed packages.
+        settings: options of the run.
+        servers: one for each alternative.
+        measurements: one for each alternative and load.
+        in_process: results of `benchmarks.inprocess`; empty if it did not run.
+    """
 
     ensemble: str
     machine: dict[str, object]
     versions: dict[str, str]
     settings: dict[str, object]
     servers: list[Server]
-    figures: list[Figures]
+    measurements: list[Measurements]
     in_process: list[dict[str, object]] = field(default_factory=list)
 
     @property
     def loads(self) -> list[Load]:
-        """In the order of measurement."""
-        return list(dict.fromkeys(each.load for each in self.figures))
+        """All loads, in the order of measurement."""
+        return list(dict.fromkeys(each.load for each in self.measurements))
 
-    def of(self, load: Load) -> list[Figures]:
-        """All alternatives under a load."""
-        return [each for each in self.figures if each.load == load]
+    def of(self, load: Load) -> list[Measurements]:
+        """Select the measurements of all alternatives under a load."""
+        return [each for each in self.measurements if each.load == load]
 
     def ratios(self) -> list[dict[str, object]]:
-        """For each closed loop: ours, and how many times the peers' images per second that is."""
+        """Divide our images per second by those of the other servers, for each closed loop."""
         servers = {server.alternative: server for server in self.servers}
-        found: list[dict[str, object]] = []
+        ratios: list[dict[str, object]] = []
         for load in self.loads:
             if load.rate is not None:
                 continue
@@ -137,7 +169,7 @@ class Result:
             best = max(peers, key=peers.__getitem__, default=None)
             for name, rate in rates.items():
                 if servers[name].ours:
-                    found.append(
+                    ratios.append(
                         {
                             "load": str(load),
                             "ours": name,
@@ -146,7 +178,7 @@ class Result:
                             "to_flexserve": _ratio(rate, rates.get(BASELINE)),
                         }
                     )
-        return found
+        return ratios
 
 
 def _ratio(first: float, second: float | None) -> float | None:
@@ -154,7 +186,11 @@ def _ratio(first: float, second: float | None) -> float | None:
 
 
 def write(result: Result, folder: Path) -> Path:
-    """JSON and Markdown, named by date and ensemble; the path without ending."""
+    """Write a JSON and a Markdown file, named after date and ensemble.
+
+    Returns:
+        The path of both files without its suffix.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{result.machine['date']}-{result.ensemble}"
     content = {
@@ -162,7 +198,8 @@ def write(result: Result, folder: Path) -> Path:
         "machine": result.machine,
         "settings": result.settings,
         "servers": [asdict(server) for server in result.servers],
-        "figures": [each.summary() for each in result.figures],
+        # The key of all earlier results.
+        "figures": [each.summary() for each in result.measurements],
         "ratios": result.ratios(),
         "in_process": result.in_process,
         "versions": result.versions,
@@ -173,7 +210,7 @@ def write(result: Result, folder: Path) -> Path:
 
 
 def markdown(result: Result) -> str:
-    """All tables."""
+    """Write all tables of a run as Markdown."""
     lines = [f"# {result.ensemble}", "", describe(result.machine), ""]
     settings = ", ".join(f"{key}: {value}" for key, value in result.settings.items())
     lines += [settings, ""]
@@ -184,7 +221,7 @@ def markdown(result: Result) -> str:
 
 
 def show(result: Result) -> None:
-    """All tables on the terminal."""
+    """Print all tables of a run on the terminal."""
     console = Console(width=120)
     for title, header, body in tables(result):
         table = Table(title=title)
@@ -199,12 +236,12 @@ Rows = list[list[str]]
 
 
 def tables(result: Result) -> list[tuple[str, list[str], Rows]]:
-    """Title, header and rows of every table."""
-    found: list[tuple[str, list[str], Rows]] = []
+    """Make title, header and rows of every table of a run."""
+    tables: list[tuple[str, list[str], Rows]] = []
     header = ["alternative", "images/s", "slowest-fastest", "p50 ms", "p99 ms", "CPU ms/image"]
     for load in result.loads:
-        body = [_figures_row(each) for each in result.of(load)]
-        found.append((str(load), [*header, "errors"], body))
+        body = [_measurements_row(each) for each in result.of(load)]
+        tables.append((str(load), [*header, "errors"], body))
     ratios = [
         [
             str(each["load"]),
@@ -216,18 +253,18 @@ def tables(result: Result) -> list[tuple[str, list[str], Rows]]:
     ]
     if ratios:
         header = ["load", "ours", "times the best float32 peer", "times FlexServe-like"]
-        found.append(("Images per second, ratios", header, ratios))
+        tables.append(("Images per second, ratios", header, ratios))
     header = ["alternative", "start s", "memory MB", "without Java", "equal labels"]
     body = [_server_row(server) for server in result.servers]
-    found.append(("Servers", header, body))
+    tables.append(("Servers", header, body))
     if result.in_process:
         header = ["in one process", "batch", "ms"]
         body = [[str(r["what"]), str(r["batch"]), _text(r["ms"])] for r in result.in_process]
-        found.append(("Without a server", header, body))
-    return found
+        tables.append(("Without a server", header, body))
+    return tables
 
 
-def _figures_row(each: Figures) -> list[str]:
+def _measurements_row(each: Measurements) -> list[str]:
     low, high = each.spread
     return [
         each.alternative,

@@ -1,7 +1,8 @@
-"""What a sample costs against the number of members, the batch and the image's size; and laziness.
+"""Measures how the time of a batch grows with its members, its samples and the size of its images.
 
 ``python -m benchmarks.scaling`` measures in one process, and writes a table and a plot into
-``benchmarks/results``. The slope is that of a line through the logarithms: 1 is linear.
+``benchmarks/results``. For each curve it computes the slope of a line through the logarithms of
+both axes. A slope of 1 means that the time grows linearly.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from .inprocess import measure
 
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
-_MOST_PIXELS = 10**9
+_MAX_PIXELS = 10**9
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Milliseconds against something that grows.
+    """Milliseconds as a function of a quantity that grows.
 
     Attributes:
-        name: what was run.
-        grows: what grows.
-        points: its value -> milliseconds.
+        name: what was measured.
+        grows: name of the quantity, such as "members".
+        points: value of the quantity -> milliseconds.
     """
 
     name: str
@@ -51,19 +52,19 @@ class Curve:
 
     @property
     def slope(self) -> float:
-        """Of the line through the logarithms (least squares)."""
+        """Slope of the least-squares line through the logarithms of all points."""
         x, y = np.log(list(self.points)), np.log(list(self.points.values()))
         return float(np.polyfit(x, y, 1)[0])
 
     @property
     def last_slope(self) -> float:
-        """Between the two largest values, where constant costs matter least."""
+        """Slope between the two largest points, where constant costs matter least."""
         (first, before), (second, after) = sorted(self.points.items())[-2:]
         return float(np.log(after / before) / np.log(second / first))
 
 
 class Scaling:
-    """The measurements, each with the runtime as a worker has it."""
+    """Measures the curves, with the runtime that a worker has."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
         self._folder = folder
@@ -71,7 +72,7 @@ class Scaling:
         self._pool = ThreadPool(torch.get_num_threads())
 
     def run(self) -> Iterator[Curve]:
-        """All curves."""
+        """Measure all curves, one after another."""
         yield self._members("digits", (1, 2, 4, 8, 16), batch=16)
         yield self._members("mixed", (1, 2, 4, 8), batch=8)
         yield self._batches("three", (1, 2, 4, 8, 16, 32, 64, 128))
@@ -87,7 +88,7 @@ class Scaling:
         return load_spec(folder / f"{ensemble.name}.yaml"), folder
 
     def _members(self, name: str, counts: Sequence[int], batch: int) -> Curve:
-        """The same member over and over: others would differ in cost."""
+        """Measure ensembles of 1, 2 and more copies of one member, which all cost the same."""
         ensemble = ENSEMBLES[name]
         spec, folder = self._spec(ensemble)
         images = _decoded(ensemble.images(batch, 1))
@@ -109,7 +110,7 @@ class Scaling:
         return Curve(f"{len(spec.members)} members of '{name}'", "samples in a batch", points)
 
     def _image_sizes(self, sides: Sequence[int]) -> Curve:
-        """Decoding a JPEG file and resizing it to a member's input."""
+        """Measure the decoding of JPEG files of different sizes and their resizing for a member."""
         ensemble = ENSEMBLES["three"]
         spec, _ = self._spec(ensemble)
         preprocessor = Preprocessor(spec.preprocessing_of(spec.members[0]), CPU)
@@ -128,20 +129,20 @@ class Scaling:
 
 
 def _decoded(files: Sequence[bytes]) -> list[Tensor]:
-    return [decode_image(file, max_pixels=_MOST_PIXELS) for file in files]
+    return [decode_image(file, max_pixels=_MAX_PIXELS) for file in files]
 
 
 def write(curves: Sequence[Curve], folder: Path) -> Path:
-    """JSON, Markdown and a plot; the Markdown file's path."""
-    found = machine.machine()
-    stem = folder / f"{found['date']}-scaling"
+    """Write a JSON file, a Markdown file and a plot, and return the path of the Markdown file."""
+    measured_on = machine.machine()
+    stem = folder / f"{measured_on['date']}-scaling"
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "machine": found,
+        "machine": measured_on,
         "curves": [{**asdict(c), "slope": c.slope, "last_slope": c.last_slope} for c in curves],
     }
     stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    lines = ["# Scaling", "", machine.describe(found), ""]
+    lines = ["# Scaling", "", machine.describe(measured_on), ""]
     lines += ["| what | grows | ms | slope | last slope |", "| --- | --- | --- | --- | --- |"]
     for curve in curves:
         points = ", ".join(f"{x}: {ms:g}" for x, ms in curve.points.items())
@@ -150,7 +151,7 @@ def write(curves: Sequence[Curve], folder: Path) -> Path:
             f"{curve.last_slope:.2f} |"
         )
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    _draw(curves, stem.with_suffix(".svg"), machine.describe(found))
+    _draw(curves, stem.with_suffix(".svg"), machine.describe(measured_on))
     return stem.with_suffix(".md")
 
 
@@ -177,10 +178,10 @@ def _draw(curves: Sequence[Curve], path: Path, caption: str) -> None:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure all curves, and write them to files."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=1, help="of each measurement")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument("--seconds", type=float, default=1, help="length of each measurement")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         curves = []

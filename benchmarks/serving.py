@@ -1,7 +1,8 @@
-"""Images per second, latency, CPU time and memory of servers with the same members, in one run.
+"""Measures the speed, latency, CPU time and memory of servers that serve the same members.
 
-The servers take turns under every load, so that a noisy machine is noisy for all. Before anything
-is timed all must give the same labels. Run it with ``scripts/bench``.
+The servers take turns under every load, so that other programs on the machine disturb all of them
+alike. A server is measured only if its labels equal those of a plain loop over the members. Run it
+with ``scripts/bench``.
 """
 
 from __future__ import annotations
@@ -29,39 +30,54 @@ from .peers import starting, stock, torchserve
 from .peers.members import rows
 from .peers.starting import Alternative, Running, Work
 from .processes import Memory, MemoryWatch, cpu_seconds
-from .report import BASELINE, Figures, Load, Result, Server
+from .report import BASELINE, Load, Measurements, Result, Server
 
 LOADS = (Load(1, 1), Load(8, 1), Load(32, 1), Load(4, 8))
 RESULTS = Path(__file__).parent / "results"
 
-_EQUAL = 0.97
-"""Share of labels that must be those of the plain loop: two correct resizers differ by a level."""
+_MIN_EQUAL_LABELS = 0.97
+"""Share of labels that must equal those of the plain loop. Pixels of two correct resizers differ by
+one of 255 levels, which may change a label now and then."""
 
-_IMAGES = 64
+_NUM_IMAGES = 64
 
 OURS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "float32": ("ours, float32", {"precision": "float32"}),
-    "compiled": ("ours, float32 compiled", {"precision": "float32", "compile": True}),
-    "auto": ("ours, auto compiled", {"precision": "auto", "compile": True}),
+    "default": ("ours, no settings (float32)", {}),
+    "auto": ("ours, precision: auto", {"precision": "auto"}),
+    "int8": ("ours, precision: int8", {"precision": "int8", "tolerance": 0.1}),
+    "torch": ("ours, engine: torch (float32)", {"engine": "torch"}),
 }
-"""Key on the command line -> name in tables, settings of the spec's ``runtime``."""
+"""This project's alternatives: name on the command line -> name in tables, and the spec's settings
+under ``runtime``."""
 
 PEERS: Mapping[str, Alternative] = {
     "flexserve": Alternative(BASELINE, starting.flask),
     "litserve": Alternative("LitServe", starting.litserve),
+    "litserve-f32": Alternative(
+        "LitServe with OpenVINO, float32", partial(starting.litserve, openvino="f32")
+    ),
+    "litserve-bf16": Alternative(
+        "LitServe with OpenVINO, bfloat16",
+        partial(starting.litserve, openvino="bf16"),
+        float32=False,
+    ),
+    "litserve-int8": Alternative(
+        "LitServe with OpenVINO, int8", partial(starting.litserve, openvino="int8"), float32=False
+    ),
     "bentoml": Alternative("BentoML", starting.bentoml),
     "ray": Alternative("Ray Serve", starting.ray),
     "stock": Alternative("TorchServe, an endpoint each", stock.endpoints),
     "workflow": Alternative("TorchServe workflow", stock.workflow),
 }
+"""The other servers, by their names on the command line."""
 
 
 def main() -> None:
-    """Measure, print and write the result."""
+    """Measure all alternatives, print the result and write it to files."""
     options = arguments()
-    # As an interrupt does: every context then ends its server.
+    # The exit unwinds every context, and each context ends its server, as after an interrupt.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # TorchServe's workers refuse it: an inherited path would come before the archive's.
+    # A worker refuses to load if this variable puts other code before the archive's.
     os.environ.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         result = run(options, Path(temporary))
@@ -75,10 +91,10 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--ensemble", choices=ENSEMBLES, default="three")
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5, help="length of each measurement")
     parser.add_argument("--warm-up", type=float, default=1, help="seconds before each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -87,32 +103,47 @@ def arguments() -> argparse.Namespace:
         choices=[*OURS, *PEERS],
         default=[*OURS, *PEERS],
         metavar="NAME",
-        help=f"some of the alternatives: {', '.join([*OURS, *PEERS])}",
+        help=f"alternatives to measure, instead of all: {', '.join([*OURS, *PEERS])}",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="ours, as is the default")
-    # A plain loop gains nothing from more: its activations leave the processor's cache.
-    parser.add_argument("--peer-batch-size", type=int, default=8)
+    parser.add_argument(
+        "--batch-size", type=int, default=32, help="requests in a batch of this project"
+    )
+    # Larger batches do not make a plain loop faster: its activations no longer fit the cache.
+    parser.add_argument(
+        "--peer-batch-size", type=int, default=8, help="requests in a batch of the other servers"
+    )
     parser.add_argument("--delay-ms", type=int, default=5, help="longest wait for a batch to fill")
     parser.add_argument(
         "--one-at-a-time",
         action="store_true",
-        help="start each server for its turn and end it: less memory, and no idle neighbours",
+        help="start each server for its turn only; needs less memory, and no idle server disturbs",
     )
     parser.add_argument(
-        "--open-loop", action="store_true", help="also arrivals at rising rates, up to --p99-ms"
+        "--open-loop",
+        action="store_true",
+        help="also send requests at rising rates, until the 99th percentile exceeds --p99-ms",
     )
     parser.add_argument("--arrivals", choices=("poisson", "fixed"), default="poisson")
-    parser.add_argument("--p99-ms", type=float, default=250)
-    parser.add_argument("--first-rate", type=float, default=4, help="requests in a second")
     parser.add_argument(
-        "--in-process", action="store_true", help="also what the members take without a server"
+        "--p99-ms", type=float, default=250, help="limit of latency for the open loop"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    parser.add_argument(
+        "--first-rate", type=float, default=4, help="requests in a second to begin with"
+    )
+    parser.add_argument(
+        "--in-process", action="store_true", help="also measure the members without a server"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the files")
     return parser.parse_args()
 
 
 def run(options: argparse.Namespace, folder: Path) -> Result:
-    """All measurements; `folder` is for everything that they write."""
+    """Measure all alternatives.
+
+    Args:
+        options: the command line's options.
+        folder: an empty folder for weights, archives, images and logs.
+    """
     ensemble = ENSEMBLES[options.ensemble]
     print("making weights and archives", flush=True)
     ensemble.write_weights(folder)
@@ -140,47 +171,55 @@ def run(options: argparse.Namespace, folder: Path) -> Result:
         versions=machine.versions(),
         settings={name: getattr(options, name) for name in names},
         servers=[turns.servers[each.name] for each in alternatives],
-        figures=list(turns.figures.values()),
+        measurements=list(turns.measurements.values()),
         in_process=in_process,
     )
 
 
 def write_images(ensemble: Ensemble, folder: Path) -> list[bytes]:
-    """The images that are sent, as files for the load generator; and others for the compiler."""
+    """Write images for the load generator, and others as samples for the build.
+
+    Returns:
+        The images that the load generator sends.
+    """
     for name, seed in (("images", 1), ("samples", 2)):
         (folder / name).mkdir()
-        for number, image in enumerate(ensemble.images(_IMAGES, seed)):
+        for number, image in enumerate(ensemble.images(_NUM_IMAGES, seed)):
             (folder / name / f"{number:03}").write_bytes(image)
-    return ensemble.images(_IMAGES, 1)
+    return ensemble.images(_NUM_IMAGES, 1)
 
 
 def loop_labels(ensemble: Ensemble, folder: Path, images: Sequence[bytes]) -> list[dict[str, str]]:
-    """The labels of a plain loop over the members, for each image."""
+    """Compute the labels of all members in a plain loop.
+
+    Returns:
+        For each image the label by member.
+    """
     import torch
 
     labels = ensemble.labels
-    found: dict[str, list[str]] = {}
+    labels_of: dict[str, list[str]] = {}
     with torch.inference_mode():
         batch = ensemble.batch(images)
         for name in ensemble.members:
             positions = ensemble.load(name, folder)(batch).argmax(dim=1).tolist()
-            found[name] = [labels[position] for position in positions]
-    return rows(found)
+            labels_of[name] = [labels[position] for position in positions]
+    return rows(labels_of)
 
 
 def prepare(key: str, work: Work) -> Alternative:
-    """An alternative, ready to be started; ours need an archive first."""
+    """Make an alternative ready to be started; for this project's own, build the archive."""
     if key in PEERS:
         return PEERS[key]
     name, runtime = OURS[key]
     endpoint = f"{work.ensemble}-{key}"
     torchserve.build_ours(work, endpoint, work.folder / "samples", **runtime)
     start = partial(torchserve.ours, name=endpoint)
-    return Alternative(name, start, ours=True, float32=runtime["precision"] == "float32")
+    return Alternative(name, start, ours=True, float32="precision" not in runtime)
 
 
 def inprocess(ensemble: Ensemble, folder: Path, seconds: float) -> list[dict[str, object]]:
-    """What `benchmarks.inprocess` measures, in a process of its own."""
+    """Run `benchmarks.inprocess` in a process of its own, and return what it measured."""
     command = [sys.executable, "-m", "benchmarks.inprocess", ensemble.name, "--folder", str(folder)]
     command += [
         "--seconds",
@@ -189,12 +228,17 @@ def inprocess(ensemble: Ensemble, folder: Path, seconds: float) -> list[dict[str
         *(str(path) for path in sorted((folder / "store").glob("*.mar"))),
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    found: list[dict[str, object]] = json.loads(done.stdout)
-    return found
+    results: list[dict[str, object]] = json.loads(done.stdout)
+    return results
 
 
 class Turns:
-    """The alternatives, one after the other under every load, over and over."""
+    """Measures the alternatives in turn under every load, in several rounds.
+
+    Attributes:
+        servers: name of the alternative -> what was measured besides its speed.
+        measurements: name of the alternative and load -> what was measured under that load.
+    """
 
     def __init__(
         self,
@@ -210,10 +254,10 @@ class Turns:
         self._expected = expected
         self._alternatives = alternatives
         self.servers = {a.name: Server(a.name, a.ours, a.float32) for a in alternatives}
-        self.figures: dict[tuple[str, Load], Figures] = {}
+        self.measurements: dict[tuple[str, Load], Measurements] = {}
 
     def run(self) -> None:
-        """All rounds."""
+        """Measure all rounds."""
         if self._options.one_at_a_time:
             for number in range(self._options.rounds):
                 for alternative in self._in_order(number):
@@ -234,19 +278,25 @@ class Turns:
                 self._open(alternative, started[alternative.name])
 
     def _in_order(self, number: int) -> list[Alternative]:
-        """Another one begins each round."""
+        """Order the alternatives for a round; each round begins with another alternative."""
         first = number % max(1, len(self._alternatives))
         return [*self._alternatives[first:], *self._alternatives[:first]]
 
     def _start(self, stack: ExitStack, alternative: Alternative) -> Running | None:
-        """None if it does not start, or answers otherwise: the others are measured all the same."""
+        """Start an alternative and compare its labels with those of the plain loop.
+
+        A server that does not start, or answers differently, is left out; the others are measured.
+
+        Returns:
+            The running server; None if it is left out.
+        """
         server = self.servers[alternative.name]
         if server.problem:
             return None
         print(f"starting {alternative.name}", flush=True)
         try:
             running = stack.enter_context(alternative.start(self._work))
-            server.equal_labels = self._equal(running)
+            server.equal_labels = self._share_of_equal_labels(running)
         except Exception as error:
             print(f"{alternative.name}: {error}", file=sys.stderr, flush=True)
             server.problem = f"not measured: {type(error).__name__}"
@@ -257,13 +307,16 @@ class Turns:
             f"{server.equal_labels:.1%} of the labels are those of the plain loop",
             flush=True,
         )
-        if server.equal_labels < _EQUAL:
+        if server.equal_labels < _MIN_EQUAL_LABELS:
             server.problem = f"not measured: {server.equal_labels:.1%} equal labels"
             return None
         return running
 
-    def _equal(self, running: Running) -> float:
-        """The share of labels that are those of the plain loop, asked one by one and by eights."""
+    def _share_of_equal_labels(self, running: Running) -> float:
+        """Compute the share of a server's labels that equal those of the plain loop.
+
+        All images are sent twice: one in a request, and eight in a request.
+        """
         target, members = running.target, self._work.members
         equal = []
         with closing(LoadClient(target)) as client:
@@ -271,9 +324,9 @@ class Turns:
                 for start in range(0, len(self._images), size):
                     part = self._images[start : start + size]
                     answers = client.ask(encode(target, part))
-                    found = starting.labels_of(target, members, len(part), answers)
-                    for offset, wanted in enumerate(self._expected[start : start + size]):
-                        equal += [found[name][offset] == wanted[name] for name in members]
+                    labels = starting.labels_of(target, members, len(part), answers)
+                    for offset, expected in enumerate(self._expected[start : start + size]):
+                        equal += [labels[name][offset] == expected[name] for name in members]
         return statistics.mean(equal)
 
     def _closed(self, alternative: Alternative, running: Running | None, load: Load) -> None:
@@ -282,22 +335,30 @@ class Turns:
             self._measure(alternative, running, load, options)
 
     def _open(self, alternative: Alternative, running: Running | None) -> None:
-        """Rising rates, until the slowest answers come too late."""
+        """Measure rising rates, until the slowest answers come too late or requests fail."""
         if running is None or not self._options.open_loop:
             return
         rate = self._options.first_rate
         while True:
             load = Load(0, 1, round(rate, 1))
             options = ["--rate", str(load.rate), "--arrivals", self._options.arrivals]
-            figures = self._measure(alternative, running, load, options)
-            late = figures.percentile(0.99)
-            if late is None or late > self._options.p99_ms or figures.errors:
+            measurements = self._measure(alternative, running, load, options)
+            p99_ms = measurements.percentile(0.99)
+            if p99_ms is None or p99_ms > self._options.p99_ms or measurements.errors:
                 return
             rate *= 1.4
 
     def _measure(
         self, alternative: Alternative, running: Running, load: Load, options: Sequence[str]
-    ) -> Figures:
+    ) -> Measurements:
+        """Send a load to a server in a process of its own, and add what it measured.
+
+        Args:
+            alternative: the alternative.
+            running: its server.
+            load: the load.
+            options: further options of `benchmarks.load`.
+        """
         seconds = self._options.seconds
         command = [sys.executable, "-m", "benchmarks.load", *arguments_of(running.target), *options]
         command += ["--images", str(self._work.folder / "images"), "--size", str(load.size)]
@@ -310,14 +371,14 @@ class Turns:
         server = self.servers[alternative.name]
         server.memory = server.memory.peak(watch.peak).peak(Memory.of(running.pid))
         key = (alternative.name, load)
-        figures = self.figures.setdefault(key, Figures(alternative.name, load))
-        figures.add(measured, spent)
+        measurements = self.measurements.setdefault(key, Measurements(alternative.name, load))
+        measurements.add(measured, spent)
         print(
-            f"{alternative.name}, {load}: {figures.images_per_second[-1]:.1f} images/s"
+            f"{alternative.name}, {load}: {measurements.images_per_second[-1]:.1f} images/s"
             + (f", errors: {asdict(measured)['errors']}" if measured.errors else ""),
             flush=True,
         )
-        return figures
+        return measurements
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What clients notice while a server is changed: lost, wrong and late answers.
+"""Measures what clients notice while a server is changed: lost, wrong and late answers.
 
-Eight clients, each with its next request on its way as soon as it has an answer, compare every
-answer with the one of an idle server, while versions are swapped, workers are added and removed,
-and processes are killed. ``python -m benchmarks.swaps --help`` lists the options; the result is a
-table for docs/operations.md.
+Eight clients each send one request after another, and compare every answer with that of an idle
+server. Meanwhile versions are replaced, workers are added and removed, and processes are killed.
+``python -m benchmarks.swaps --help`` lists the options. The result is the table of
+docs/operations.md.
 """
 
 from __future__ import annotations
@@ -43,22 +43,33 @@ from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 NAME = "presence"
 VERSIONS = ("1.0", "1.1")
 CLIENTS = 8
+
 _SETTLE_SECONDS = 3.0
+"""Clients run this long before the first action. The longest wait without an action is taken from
+the second half of this time."""
+
 _PAUSE_SECONDS = 0.5
+"""Pause after each action."""
 
 Images = list[tuple[str, bytes]]
+"""Name and content of each image file."""
+
 Ask = Callable[[Images], list[Any]]
-"""Sends images, and returns the predictions."""
+"""Sends images to a server, and returns the predictions."""
+
+Question = tuple[Images, list[Any]]
+"""Images, and the predictions of an idle server for them."""
 
 
 @dataclass
 class Requests:
-    """What became of the requests of all clients.
+    """The outcomes of the requests of all clients.
 
     Attributes:
-        waits: when each answered request was sent, and how many seconds it took.
-        lost: why requests have no answer.
-        wrong: answers that differ from those of an idle server.
+        waits: for each answered request the time at which it was sent, and the seconds until its
+            answer.
+        lost: for each request without an answer the reason.
+        wrong: number of answers that differ from those of an idle server.
     """
 
     waits: list[tuple[float, float]] = field(default_factory=list)
@@ -66,22 +77,28 @@ class Requests:
     wrong: int = 0
 
     def longest(self, since: float, until: float) -> float:
-        """The longest wait of requests on their way within a time."""
+        """Find the longest wait, in seconds, among requests that were waiting during a time span.
+
+        Args:
+            since: begin of the time span, as ``time.monotonic`` tells it.
+            until: end of the time span.
+        """
         within = (wait for sent, wait in self.waits if sent <= until and sent + wait >= since)
         return max(within, default=0.0)
 
 
 @contextlib.contextmanager
-def checked_clients(
-    asks: Sequence[Ask], questions: Sequence[tuple[Images, list[Any]]]
-) -> Iterator[Requests]:
-    """Clients in closed loop, one for each of `asks`, until the context ends.
+def checked_clients(clients: Sequence[Ask], questions: Sequence[Question]) -> Iterator[Requests]:
+    """Run clients that each send one request after another, until the context ends.
 
     Args:
-        asks: how each client sends images.
-        questions: images and the predictions that are right.
+        clients: each sends its requests from a thread of its own.
+        questions: what the clients send in turn, and the right answers.
+
+    Yields:
+        The outcomes of the requests; more are added while the context lasts.
     """
-    found = Requests()
+    outcomes = Requests()
     ending = threading.Event()
     lock = threading.Lock()
 
@@ -92,22 +109,22 @@ def checked_clients(
             position += 1
             sent = time.monotonic()
             try:
-                predictions = asks[number](images)
+                predictions = clients[number](images)
             except (OSError, http.client.HTTPException, EnsembleError) as error:
                 with lock:
-                    found.lost.append(f"{type(error).__name__}: {error}"[:200])
-                # A server that is away is not asked again without a pause.
+                    outcomes.lost.append(f"{type(error).__name__}: {error}"[:200])
+                # While the server is away, requests fail at once; the pause keeps the cores free.
                 time.sleep(0.05)
                 continue
             with lock:
-                found.waits.append((sent, time.monotonic() - sent))
-                found.wrong += _labels(predictions) != _labels(right)
+                outcomes.waits.append((sent, time.monotonic() - sent))
+                outcomes.wrong += _labels(predictions) != _labels(right)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(asks))]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(clients))]
     for thread in threads:
         thread.start()
     try:
-        yield found
+        yield outcomes
     finally:
         ending.set()
         for thread in threads:
@@ -115,7 +132,7 @@ def checked_clients(
 
 
 def _labels(predictions: list[Any]) -> list[Any]:
-    """The labels of an answer; scores may differ in their last digits between batches."""
+    """Select the labels of an answer; scores may differ in their last digits between batches."""
     return [
         (each["label"], [member["label"] for member in each["members"].values()])
         for each in predictions
@@ -123,7 +140,7 @@ def _labels(predictions: list[Any]) -> list[Any]:
 
 
 def plain_client(address: str) -> Ask:
-    """A client that sends everything once, and gives up after 30 s."""
+    """Make a client that sends each request once, and gives up after 30 s."""
     target = LoadTarget(address, (f"/predictions/{NAME}",))
     client = LoadClient(target)
 
@@ -136,14 +153,27 @@ def plain_client(address: str) -> Ask:
 
 
 def repeating_client(address: str) -> Ask:
-    """The project's client, told to outlive a restart of the server."""
+    """Make a client of this project whose requests outlast a restart of the server."""
     client = InferenceClient(address, timeout=90, retries=60, attempt_timeout=10)
     return lambda images: client.predict(NAME, images)["predictions"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One row of the table.
+
+    Attributes:
+        what: name of the actions.
+        actions: number of actions.
+        answered: number of requests that were answered.
+        lost: reason -> number of requests that were lost for it.
+        wrong: number of wrong answers.
+        normal: longest wait shortly before the first action, in seconds.
+        longest: longest wait during the actions, in seconds.
+        seconds: mean duration of an action.
+        failed: messages of the actions that failed.
+        phases: name of a call -> longest wait during that call, in seconds.
+    """
 
     what: str
     actions: int
@@ -157,7 +187,7 @@ class Row:
     phases: dict[str, float]
 
     def text(self) -> str:
-        """As markdown."""
+        """Write the row in Markdown."""
         phases = ", ".join(f"{name} {wait:.2f}" for name, wait in self.phases.items())
         return (
             f"| {self.what} | {self.actions} | {self.answered:,} | {sum(self.lost.values())} "
@@ -175,25 +205,25 @@ HEADER = (
 def observe(
     what: str,
     actions: Sequence[Callable[[], object]],
-    asks: Sequence[Ask],
-    questions: Sequence[tuple[Images, list[Any]]],
+    clients: Sequence[Ask],
+    questions: Sequence[Question],
     phases: list[tuple[str, float, float]],
 ) -> Row:
-    """Run actions one after the other under checked clients.
+    """Run actions one after another while clients send requests, and measure the clients' waits.
 
     Args:
         what: name of the row.
-        actions: what is done.
-        asks: the clients.
-        questions: what they ask, and the right answers.
-        phases: to which an action adds the name, begin and end of each of its calls.
+        actions: the actions.
+        clients: the clients.
+        questions: what the clients send, and the right answers.
+        phases: a list to which the actions append name, begin and end of each of their calls.
     """
     phases.clear()
     failed = []
-    with checked_clients(asks, questions) as found:
+    with checked_clients(clients, questions) as outcomes:
         time.sleep(_SETTLE_SECONDS)
         begin = time.monotonic()
-        normal = found.longest(begin - _SETTLE_SECONDS / 2, begin)
+        normal = outcomes.longest(begin - _SETTLE_SECONDS / 2, begin)
         took = 0.0
         for action in actions:
             started = time.monotonic()
@@ -205,21 +235,21 @@ def observe(
             time.sleep(_PAUSE_SECONDS)
         end = time.monotonic()
     reasons: dict[str, int] = {}
-    for reason in found.lost:
+    for reason in outcomes.lost:
         short = re.sub(r"\s+", " ", reason)[:120]
         reasons[short] = reasons.get(short, 0) + 1
     return Row(
-        what,
-        len(actions),
-        len(found.waits),
-        reasons,
-        found.wrong,
-        normal,
-        found.longest(begin, end),
-        took / max(1, len(actions)),
-        tuple(failed),
-        {
-            name: max(found.longest(a, b) for each, a, b in phases if each == name)
+        what=what,
+        actions=len(actions),
+        answered=len(outcomes.waits),
+        lost=reasons,
+        wrong=outcomes.wrong,
+        normal=normal,
+        longest=outcomes.longest(begin, end),
+        seconds=took / max(1, len(actions)),
+        failed=tuple(failed),
+        phases={
+            name: max(outcomes.longest(a, b) for each, a, b in phases if each == name)
             for name in dict.fromkeys(name for name, _, _ in phases)
         },
     )
@@ -234,7 +264,12 @@ def _show(row: Row) -> None:
 
 
 class Running:
-    """A server with the presence ensemble, and what is done to it."""
+    """A server with the presence ensemble, and the actions that change it.
+
+    Attributes:
+        phases: name, begin and end of each call to the server.
+        served: the version that answers by default.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.store = folder / "store"
@@ -250,7 +285,7 @@ class Running:
         self.phases.append((name, begin, time.monotonic()))
 
     def start(self) -> Server:
-        """Start it, always at the same addresses."""
+        """Start the server; every start uses the same addresses."""
         self.served = VERSIONS[0]
         self.server = Server.start(self._settings, self.run_folder)
         self.server.wait_ready()
@@ -264,15 +299,15 @@ class Running:
             raise RuntimeError(f"ts-ensemble {' '.join(arguments)}: {output.getvalue()}")
 
     def swap_by_verbs(self) -> None:
-        """Register the other version, make it the default one, unregister this one."""
-        old, new = self._turn()
+        """Replace the served version by the other one, with the verbs of ``ts-ensemble``."""
+        old, new = self._swap_versions()
         self.verb("register", archive(new))
         self.verb("set-default", NAME, new)
         self.verb("unregister", NAME, old)
 
     def swap_by_raw_calls(self) -> None:
-        """The same in the order and with the waits that docs/operations.md gives."""
-        old, new = self._turn()
+        """Replace the served version by the calls and waits that docs/operations.md describes."""
+        old, new = self._swap_versions()
         models = f"{self.server.management_address}/models"
         query = {"url": archive(new), "initial_workers": "1", "synchronous": "false"}
         with self._phase("register"):
@@ -295,7 +330,8 @@ class Running:
                     break
             _good(requests.delete(described, timeout=60))
 
-    def _turn(self) -> tuple[str, str]:
+    def _swap_versions(self) -> tuple[str, str]:
+        """Record that the other version is served, and return the old and the new version."""
         old = self.served
         self.served = VERSIONS[1 - VERSIONS.index(old)]
         return old, self.served
@@ -305,7 +341,7 @@ class Running:
         self.verb("scale", NAME, str(workers))
 
     def kill_worker(self) -> None:
-        """``kill -9`` a worker, and wait until TorchServe has started it anew."""
+        """Kill a worker with ``kill -9``, and wait until TorchServe has started it anew."""
         with self.server.management() as management:
             (version,) = management.describe(NAME)
             os.kill(version.workers[0].pid, signal.SIGKILL)
@@ -316,21 +352,21 @@ class Running:
                 time.sleep(0.1)
 
     def kill_java(self) -> None:
-        """``kill -9`` Java, stop what is left, and start the server again."""
+        """Kill Java with ``kill -9``, stop what is left, and start the server again."""
         family = psutil.Process(self.server.pid).children(recursive=True)
         next(process for process in family if process.name() == "java").kill()
         self.server.stop(drain_timeout=60, force=False)
         self.start()
 
     def kill_launcher(self) -> None:
-        """``kill -9`` the launcher, stop what is left, and start the server again."""
+        """Kill the launcher with ``kill -9``, stop what is left, and start the server again."""
         os.kill(self.server.pid, signal.SIGKILL)
         self.server.stop(drain_timeout=60, force=False)
         self.start()
 
 
 def archive(version: str) -> str:
-    """The file of a version."""
+    """Name of the archive of a version."""
     return f"{NAME}-{version}.mar"
 
 
@@ -347,14 +383,14 @@ def build(folder: Path) -> None:
         build_archive(spec, folder / "store")
 
 
-def questions_of(size: int, client: InferenceClient) -> list[tuple[Images, list[Any]]]:
-    """Requests of so many images, and how an idle server answers them."""
+def questions_of(size: int, client: InferenceClient) -> list[Question]:
+    """Make eight requests of `size` images, and ask an idle server for the right answers."""
     files = load()[1].files
-    found = []
+    questions: list[Question] = []
     for start in range(0, 8 * 4, 4):
         images = [(f"{i}.png", files[(start + i) % len(files)]) for i in range(size)]
-        found.append((images, client.predict(NAME, images)["predictions"]))
-    return found
+        questions.append((images, client.predict(NAME, images)["predictions"]))
+    return questions
 
 
 def plan_of(
@@ -362,17 +398,27 @@ def plan_of(
     address: str,
     times: int,
     kills: int,
-    small: list[tuple[Images, list[Any]]],
-    large: list[tuple[Images, list[Any]]],
-) -> Iterator[tuple[str, list[Callable[[], object]], list[Ask], list[tuple[Images, list[Any]]]]]:
-    """Every row of the table: its name, what is done, the clients and what they ask."""
+    small: list[Question],
+    large: list[Question],
+) -> Iterator[tuple[str, list[Callable[[], object]], list[Ask], list[Question]]]:
+    """Plan every row of the table: its name, its actions, its clients and their questions.
+
+    Args:
+        running: the server.
+        address: its inference address.
+        times: number of actions for a row that replaces versions or scales.
+        kills: number of processes that are killed in the last four rows together.
+        small: questions of few images.
+        large: questions of many images.
+    """
     plain = [plain_client(address) for _ in range(CLIENTS)]
     repeating = [repeating_client(address) for _ in range(CLIENTS)]
     up_and_down = [partial(running.scale, 2 - number % 2) for number in range(times)]
     for size, questions in (("4 images", small), ("256 images", large)):
-        yield f"swap by verbs, {size} a request", [running.swap_by_verbs] * times, plain, questions
+        verbs = [running.swap_by_verbs] * times
+        yield f"replace a version by verbs, {size} a request", [*verbs], plain, questions
         raw = [running.swap_by_raw_calls] * times
-        yield f"swap by raw calls, {size} a request", [*raw], plain, questions
+        yield f"replace a version by raw calls, {size} a request", [*raw], plain, questions
         yield f"scale 1, 2, 1, {size} a request", [*up_and_down], plain, questions
     few = max(1, kills // 3)
     many = [running.kill_worker] * (kills - 2 * few)
@@ -391,9 +437,13 @@ def _good(answer: requests.Response) -> Any:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.swaps", description=__doc__)
-    parser.add_argument("--times", type=int, default=20, help="swaps and scalings of each kind")
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--only", default="", metavar="PATTERN", help="rows whose name matches")
+    parser.add_argument(
+        "--times", type=int, default=20, help="how often versions are replaced and workers scaled"
+    )
+    parser.add_argument("--kills", type=int, default=10, help="number of processes to kill")
+    parser.add_argument(
+        "--only", default="", metavar="PATTERN", help="measure only rows whose name matches"
+    )
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="swaps-"))
     running: Running | None = None
@@ -405,9 +455,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             small, large = questions_of(4, client), questions_of(256, client)
         plan = plan_of(running, address, options.times, options.kills, small, large)
         print(HEADER, flush=True)
-        for what, actions, asks, questions in plan:
+        for what, actions, clients, questions in plan:
             if re.search(options.only, what):
-                _show(observe(what, actions, asks, questions, running.phases))
+                _show(observe(what, actions, clients, questions, running.phases))
     finally:
         if running is not None:
             running.server.stop()

@@ -1,1 +1,1 @@
-"""Complete ensembles, from training to measured answers."""
+"""Complete ensembles, from the training of their members to the measurement of their answers."""

@@ -1,4 +1,6 @@
-"""The handwritten digits that ship inside scikit-learn, as PNG files, on one fixed split.
+"""Splits the handwritten digits of scikit-learn into two parts, as PNG files.
+
+The split is the same on every machine.
 
 Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
 Repository, 1998 (the test part: 1,797 images of 8 x 8 pixels with 17 gray levels).
@@ -22,17 +24,17 @@ from torchserve_ensemble.handlers.inputs.preprocessing import Preprocessor, reso
 from torchserve_ensemble.handlers.spec import Preprocessing
 
 SEED = 20
-HELD_OUT = 0.25
+HELD_OUT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one part of the split.
+    """The images of one part of the split.
 
     Attributes:
-        indices: positions in scikit-learn's data set.
-        files: each image as the bytes of a PNG file, as a client would send it.
-        digits: what each image shows, 0 to 9.
+        indices: positions of the images in scikit-learn's data set.
+        files: contents of PNG files, as a client would send them.
+        digits: the digit, 0 to 9, that each image shows.
     """
 
     indices: tuple[int, ...]
@@ -40,21 +42,21 @@ class Part:
     digits: tuple[int, ...]
 
     def inputs(self, preprocessing: Preprocessing) -> Tensor:
-        """The images as a member sees them when served: float32 (N, channels, height, width).
+        """Preprocess the images as the server does: (N, channels, height, width) float32.
 
-        Training goes through the server's own decoder and preprocessing, so that a served member
-        meets nothing that it was not trained on.
+        Members are trained with the server's own decoder and preprocessing, so that they get the
+        same inputs when they are served.
         """
         images = [decode_image(file, max_pixels=1_000_000) for file in self.files]
         return Preprocessor(resolve(preprocessing), torch.device("cpu"))(images)
 
 
 def load() -> tuple[Part, Part]:
-    """The training part and the held-out part, stratified by digit; the same on every call."""
+    """Load the training part and the held-out part, which are stratified by digit."""
     digits = load_digits()
     training, held_out = train_test_split(
         np.arange(len(digits.target)),
-        test_size=HELD_OUT,
+        test_size=HELD_OUT_SHARE,
         random_state=SEED,
         stratify=digits.target,
     )
@@ -72,7 +74,7 @@ def _part(digits: object, indices: Sequence[int]) -> Part:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """8-bit gray; the data's 17 levels are spread over 0 to 255."""
+    """Write an image as an 8-bit gray PNG; its 17 gray levels are spread over 0 to 255."""
     pixels = np.rint(image * (255 / 16)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")

@@ -1,6 +1,6 @@
-"""The main job on real input: train, build, serve, ask, measure.
+"""Trains two ensembles, builds and serves them, sends images and measures the answers.
 
-Run it with ``scripts/quickstart``; ``--keep`` leaves the server up.
+Run it with ``scripts/quickstart``; ``--keep`` leaves the server running.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .presence.train import train as train_presence
 
 ROOT = Path(__file__).parent.parent
 IMAGES_PER_REQUEST = 150
-SHOWN = 6
+NUM_SINGLE_IMAGES = 6
 DIGIT_POLICIES = ("mean", "majority", "median", "two-agree")
-SHOWN_POLICIES = ("mean", "majority", "two-agree")
+SINGLE_IMAGE_POLICIES = ("mean", "majority", "two-agree")
 PRESENCE_POLICIES = ("high-sensitivity", "majority", "mean", "high-specificity")
 
 Predictions = list[dict[str, Any]]
@@ -41,9 +41,13 @@ Trainer = Callable[[Path, Part, Callable[[str, int], None]], None]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the quickstart."""
     parser = argparse.ArgumentParser(prog="scripts/quickstart", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave the server up")
-    parser.add_argument("--free-ports", action="store_true", help="instead of 8080 to 8082")
-    parser.add_argument("--run-folder", type=Path, default=DEFAULT_RUN_FOLDER)
+    parser.add_argument("--keep", action="store_true", help="leave the server running")
+    parser.add_argument(
+        "--free-ports", action="store_true", help="use any free ports instead of 8080 to 8082"
+    )
+    parser.add_argument(
+        "--run-folder", type=Path, default=DEFAULT_RUN_FOLDER, help="folder of the server's files"
+    )
     options = parser.parse_args(arguments)
     console = Console()
     training, held_out = load()
@@ -71,12 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         if not options.keep:
             server.stop()
-    console.print(f"all of it took {time.monotonic() - started:.0f} s")
+    console.print(f"the quickstart took {time.monotonic() - started:.0f} s")
     if options.keep:
-        console.print("The server stays up; stop it with: .venv/bin/ts-ensemble stop")
+        console.print("The server keeps running; stop it with: .venv/bin/ts-ensemble stop")
 
 
 def _train(console: Console, name: str, folder: Path, trainer: Trainer, training: Part) -> None:
+    """Train the members of an example that have no weights yet, with a progress bar for each."""
     with Progress(console=console) as progress:
         tasks: dict[str, Any] = {}
 
@@ -87,11 +92,11 @@ def _train(console: Console, name: str, folder: Path, trainer: Trainer, training
 
         trainer(folder, training, on_epoch)
     if not tasks:
-        console.print(f"{name}: trained weights are there already")
+        console.print(f"{name}: the members are already trained")
 
 
-def ask(client: InferenceClient, model: str, part: Part, policy: str) -> Predictions:
-    """Predictions for all images of a part, several in one request, in order."""
+def predict(client: InferenceClient, model: str, part: Part, policy: str) -> Predictions:
+    """Send all images of a part, many in each request, and return the predictions in order."""
     predictions: Predictions = []
     for start in range(0, len(part.files), IMAGES_PER_REQUEST):
         files = part.files[start : start + IMAGES_PER_REQUEST]
@@ -102,16 +107,18 @@ def ask(client: InferenceClient, model: str, part: Part, policy: str) -> Predict
 
 
 def show_digits(console: Console, client: InferenceClient, part: Part) -> None:
-    """One image alone, several in one request, and the accuracy of members and policies."""
+    """Send one image alone and then all images, and print the accuracy of members and policies."""
     alone = client.predict("digits", [("one.png", part.files[0])])["predictions"][0]
     console.print(
         f"one image alone: {alone['label']} ({alone['score']:.3f}); truth {part.digits[0]}"
     )
-    answers = {policy: ask(client, "digits", part, policy) for policy in DIGIT_POLICIES}
+    answers = {policy: predict(client, "digits", part, policy) for policy in DIGIT_POLICIES}
     first = answers[DIGIT_POLICIES[0]]
     members = list(first[0]["members"])
-    split = [i for i, p in enumerate(first) if len({m["label"] for m in p["members"].values()}) > 1]
-    shown = [*split[: SHOWN - 2], *[i for i in range(len(first)) if i not in split][:2]]
+    disputed = [
+        i for i, p in enumerate(first) if len({m["label"] for m in p["members"].values()}) > 1
+    ]
+    undisputed = [i for i in range(len(first)) if i not in disputed]
     # Eight columns fit into 80 characters only without padding on both sides.
     table = Table(
         title="digits: held-out images, first those on which the members disagree",
@@ -119,13 +126,13 @@ def show_digits(console: Console, client: InferenceClient, part: Part) -> None:
         collapse_padding=True,
         pad_edge=False,
     )
-    for column in ("image", *members, *SHOWN_POLICIES, "truth"):
+    for column in ("image", *members, *SINGLE_IMAGE_POLICIES, "truth"):
         table.add_column(column)
-    for index in shown:
+    for index in (*disputed[: NUM_SINGLE_IMAGES - 2], *undisputed[:2]):
         table.add_row(
             str(part.indices[index]),
             *(first[index]["members"][member]["label"] for member in members),
-            *(f"[bold]{answers[p][index]['label'] or 'none'}" for p in SHOWN_POLICIES),
+            *(f"[bold]{answers[p][index]['label'] or 'none'}" for p in SINGLE_IMAGE_POLICIES),
             str(part.digits[index]),
         )
     console.print(table)
@@ -141,9 +148,9 @@ def show_digits(console: Console, client: InferenceClient, part: Part) -> None:
 
 
 def show_presence(console: Console, client: InferenceClient, part: Part) -> None:
-    """What each member and each policy finds and falsely finds."""
+    """Print how well each member and each policy detects an eight."""
     truth = ["eight" if digit == POSITIVE else "other" for digit in part.digits]
-    answers = {policy: ask(client, "presence", part, policy) for policy in PRESENCE_POLICIES}
+    answers = {policy: predict(client, "presence", part, policy) for policy in PRESENCE_POLICIES}
     first = answers[PRESENCE_POLICIES[0]]
     rows = {name: [p["members"][name] for p in first] for name in first[0]["members"]}
     rows |= {f"[bold]{policy}": answers[policy] for policy in PRESENCE_POLICIES}
@@ -156,16 +163,16 @@ def show_presence(console: Console, client: InferenceClient, part: Part) -> None
 
 
 def detection(predictions: Predictions, truth: Sequence[str]) -> tuple[float, float, float, float]:
-    """Sensitivity, specificity, precision and accuracy of presence predictions."""
-    found = [prediction["label"] == "eight" for prediction in predictions]
-    real = [label == "eight" for label in truth]
-    both = sum(f and r for f, r in zip(found, real, strict=True))
-    neither = sum(not f and not r for f, r in zip(found, real, strict=True))
+    """Compute sensitivity, specificity, precision and accuracy of presence predictions."""
+    predicted = [prediction["label"] == "eight" for prediction in predictions]
+    actual = [label == "eight" for label in truth]
+    true_positives = sum(p and a for p, a in zip(predicted, actual, strict=True))
+    true_negatives = sum(not p and not a for p, a in zip(predicted, actual, strict=True))
     return (
-        both / sum(real),
-        neither / (len(real) - sum(real)),
-        both / max(sum(found), 1),
-        (both + neither) / len(real),
+        true_positives / sum(actual),
+        true_negatives / (len(actual) - sum(actual)),
+        true_positives / max(sum(predicted), 1),
+        (true_positives + true_negatives) / len(actual),
     )
 
 

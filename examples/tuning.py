@@ -1,9 +1,10 @@
-"""What tuning gains: tune on images that no member saw, measure on others, over REST.
+"""Measures what tuning gains, on images that were used neither for training nor for tuning.
 
 Run it with ``.venv/bin/python -m examples.tuning`` after ``scripts/quickstart``, whose weights it
-uses. Presence is tuned on the rest of the training part and measured on the held-out part. The
-digits' members saw the whole training part, so that the held-out part is halved: tuned on one half,
-measured on the other.
+uses. The members of the presence example were trained on some images of the training part, so
+presence is tuned on the other images of that part, and measured on the held-out part. The members
+of the digits example were trained on the whole training part, so digits is tuned on one half of the
+held-out part, and measured on the other half. The measurements go over REST.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ def main() -> None:
     """Tune, serve and measure both examples."""
     training, held_out = load()
     order = torch.randperm(len(training.files), generator=torch.Generator().manual_seed(SEED))
-    unseen = order[3 * IMAGES_EACH :].tolist()
-    everything = list(range(len(held_out.files)))
+    not_trained_on = order[3 * IMAGES_EACH :].tolist()
+    all_held_out = list(range(len(held_out.files)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write(folder / "presence-tuning", training, unseen, _presence)
-        _write(folder / "presence-measured", held_out, everything, _presence)
+        _write(folder / "presence-tuning", training, not_trained_on, _presence)
+        _write(folder / "presence-measured", held_out, all_held_out, _presence)
         _compare(folder, "presence", "recall>=0.9", {"plain OR": "any", "plain mean": "mean"})
-        _write(folder / "digits-tuning", held_out, everything[::2], str)
-        _write(folder / "digits-measured", held_out, everything[1::2], str)
+        _write(folder / "digits-tuning", held_out, all_held_out[::2], str)
+        _write(folder / "digits-measured", held_out, all_held_out[1::2], str)
         _compare(folder, "digits", "accuracy>=0.995", {"plain mean": "mean"})
 
 
@@ -57,6 +58,7 @@ def _presence(digit: int) -> str:
 
 
 def _write(folder: Path, part: Part, rows: Sequence[int], label: Callable[[int], str]) -> None:
+    """Write some images of a part into a folder with a subfolder for each label."""
     for row in rows:
         file = folder / label(part.digits[row]) / f"{part.indices[row]}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -64,46 +66,65 @@ def _write(folder: Path, part: Part, rows: Sequence[int], label: Callable[[int],
 
 
 def _compare(folder: Path, name: str, target: str, plain: Mapping[str, str]) -> None:
+    """Tune an example, and print its metrics on other images beside those of plain policies.
+
+    Args:
+        folder: has the images for tuning and for measuring.
+        name: name of the example.
+        target: the target of tuning.
+        plain: name in the table -> text of a policy that is not tuned.
+    """
     example = folder / name
     shutil.copytree(EXAMPLES / name, example)
     spec = load_spec(example / "ensemble.yaml")
     data = read_labelled(folder / f"{name}-tuning", spec)
-    found = tune(spec, data, member_outputs(spec, example, data), parse_target(target, spec.task))
-    single = choose([m for m in found.measured if m.candidate.member], found.target)
-    measured = read_labelled(folder / f"{name}-measured", spec)
+    tuning = tune(spec, data, member_outputs(spec, example, data), parse_target(target, spec.task))
+    best_member = choose([m for m in tuning.measured if m.candidate.member], tuning.target)
+    other_data = read_labelled(folder / f"{name}-measured", spec)
     rows = {}
     for label, text in plain.items():
-        rows[f"{label}: {text}"] = _served(folder, example, spec, measured, [text])[0]
-    _write_back(example, found)
-    texts = [single.text, found.chosen.text]
-    for text, each in zip(texts, _served(folder, example, spec, measured, texts), strict=True):
-        rows[f"{'tuned' if text == found.chosen.text else 'best member, tuned'}: {text}"] = each
+        rows[f"{label}: {text}"] = _measure(folder, example, spec, other_data, [text])[0]
+    _write_into_spec(example, tuning)
+    texts = [best_member.text, tuning.chosen.text]
+    for text, each in zip(texts, _measure(folder, example, spec, other_data, texts), strict=True):
+        rows[f"{'tuned' if text == tuning.chosen.text else 'best member, tuned'}: {text}"] = each
     _print(
-        f"{name}: {found.target}, tuned on {len(data.paths)} images, "
-        f"measured on {len(measured.paths)} others",
+        f"{name}: {tuning.target}, tuned on {len(data.paths)} images, "
+        f"measured on {len(other_data.paths)} others",
         rows,
     )
 
 
-def _write_back(example: Path, found: Tuning) -> None:
+def _write_into_spec(example: Path, tuning: Tuning) -> None:
     write_operating_point(
         example / "ensemble.yaml",
         name="tuned",
-        policy=found.chosen.text,
-        learned=found.learned,
-        metrics=found.chosen.out_of_fold.values,
-        data_name=found.data.name,
-        data_digest=found.data.digest,
+        policy=tuning.chosen.text,
+        learned=tuning.learned,
+        metrics=tuning.chosen.out_of_fold.values,
+        data_name=tuning.data.name,
+        data_digest=tuning.data.digest,
     )
 
 
-def _served(
+def _measure(
     folder: Path, example: Path, spec: EnsembleSpec, data: LabelledData, policies: Sequence[str]
 ) -> list[Metrics]:
-    """Metrics of policies over REST, of the archive as it is now."""
+    """Build an example as its spec is now, serve it, and measure policies over REST.
+
+    Args:
+        folder: folder for the archive and the server's files.
+        example: the example's folder.
+        spec: the example's spec; its labels are needed to read the answers.
+        data: the images to measure with.
+        policies: texts of the policies.
+
+    Returns:
+        The metrics of each policy.
+    """
     archive = build_archive(example / "ensemble.yaml", folder / "store")
     settings = ServerSettings(folder / "store", (archive.name,), overrides=throw_away())
-    found = []
+    metrics = []
     with Server.start(settings, folder / "run") as server, server.client() as client:
         server.wait_ready()
         for policy in policies:
@@ -112,11 +133,12 @@ def _served(
                 read([str(path) for path in data.paths]),
                 options={"policy": policy, "include": "scores"},
             )
-            found.append(metrics_of_predictions(spec, data, list(predictions))["combined"])
-    return found
+            metrics.append(metrics_of_predictions(spec, data, list(predictions))["combined"])
+    return metrics
 
 
 def _print(title: str, rows: Mapping[str, Metrics]) -> None:
+    """Print a table with a row for each policy."""
     table = Table(title=title)
     table.add_column("policy")
     names = [

@@ -1,13 +1,13 @@
-"""The module that TorchServe loads from an archive's root: the only one that knows TorchServe.
+"""TorchServe loads this module from the root of an archive; no other module knows TorchServe.
 
-TorchServe imports it flat, under its file name, and hides an ImportError at module level; so
-everything but the standard library is imported in `EnsembleHandler.initialize`, where a failure is
-reported in full. TorchServe reports only RuntimeError and MemoryError raised while loading; any
-other exception ends the worker without a message (``ts/model_service_worker.py``).
+TorchServe imports this file as a top-level module, and hides an ImportError raised meanwhile.
+Therefore everything outside the standard library is imported in `EnsembleHandler.initialize`, whose
+failures are reported in full. TorchServe reports only RuntimeError and MemoryError raised while
+loading; any other exception ends the worker without a message (``ts/model_service_worker.py``).
 
-Nothing else of the archive runs before the whole of it was checked against its record. The modules
-of `handlers` are compiled from their sources, each checked once more against the record; Python's
-own import would take planted byte code instead.
+No other code of the archive runs before all of its files were checked against its record. The
+modules of `handlers` are compiled from their sources, and each source is checked once more right
+before. Python's own import would also run byte code that somebody put beside the sources.
 """
 
 # ruff: noqa: E402, PTH120
@@ -15,8 +15,8 @@ own import would take planted byte code instead.
 import os
 import sys
 
-# TorchServe puts the archive's root before the standard library, where an unlisted `numpy.py` would
-# take its namesake's place. From here on nothing is imported from there by its name alone.
+# TorchServe puts the archive's root at the front of `sys.path`. A file `numpy.py` there, which the
+# record does not list, would be imported in place of NumPy. Therefore the root leaves `sys.path`.
 _ROOT = os.path.dirname(os.path.realpath(__file__))
 sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != _ROOT]
 
@@ -38,20 +38,22 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 SUPPORTED_TORCHSERVE = "0.12"
+"""Version of TorchServe whose worker has the functions that are replaced; others are refused."""
 
 
 class EnsembleHandler:
-    """Bridges TorchServe's handler protocol to `handlers.service`."""
+    """Answers TorchServe's calls with the ensemble of `handlers.service`."""
 
     def __init__(self) -> None:
         self._service: Any = None
-        self._counted: dict[str, int] = {}
+        self._reported_counts: dict[str, int] = {}
 
     def initialize(self, context: Any) -> None:
-        """Check the archive, load every member, and make repeated form fields arrive.
+        """Check the archive, load every member, and replace three functions of TorchServe's worker.
 
         Raises:
-            RuntimeError: with the reason, which TorchServe logs and answers to the management API.
+            RuntimeError: the ensemble cannot be loaded. TorchServe logs the message and returns it
+                to the caller of the management API.
         """
         folder = Path(context.system_properties["model_dir"])
         try:
@@ -70,64 +72,63 @@ class EnsembleHandler:
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer one batch of requests, each with its own status."""
         arrived = time.monotonic()
-        requests = importlib.import_module("handlers.requests.parsing")
-        responses = importlib.import_module("handlers.answers.encoding")
-        raw = [
-            requests.RawRequest(
-                parts=[requests.Part(*part) for part in request["parts"]],
-                headers=requests.lower_case(request["headers"]),
+        raw_request = importlib.import_module("handlers.requests.raw_request")
+        encoding = importlib.import_module("handlers.answers.encoding")
+        requests = [
+            raw_request.RawRequest(
+                parts=[raw_request.Part(*part) for part in request["parts"]],
+                headers=raw_request.lower_case(request["headers"]),
             )
             for request in data
         ]
-        asked = [
-            index for index, request in enumerate(raw) if request.headers.get("describe") == "True"
-        ]
-        if asked:
-            # TorchServe sends a description alone, so no prediction waits while it is held.
+        is_describe = [request.headers.get("describe") == "True" for request in requests]
+        if any(is_describe):
+            # A describe request is alone in its batch, so no prediction waits while the worker is
+            # held.
             timeout = float((context.model_yaml_config or {}).get("responseTimeout", 60))
-            importlib.import_module("handlers.frontend.holding").hold_if_asked(timeout)
-        predictions = [request for index, request in enumerate(raw) if index not in asked]
-        answers = iter(self._service.answer(predictions, arrived=arrived) if predictions else [])
-        self._count(context)
+            importlib.import_module("handlers.frontend.holding").hold_if_requested(timeout)
+        to_predict = [
+            request for request, describe in zip(requests, is_describe, strict=True) if not describe
+        ]
+        answers = iter(self._service.answer(to_predict, arrived=arrived) if to_predict else [])
+        self._report_cache_counts(context)
         bodies = []
-        for index in range(len(raw)):
-            if index in asked:
-                response = responses.encode(self._service.describe())
-            else:
-                response = next(answers)
+        for index, (request, describe) in enumerate(zip(requests, is_describe, strict=True)):
+            response = encoding.encode(self._service.describe()) if describe else next(answers)
             phrase = http.HTTPStatus(response.status).phrase
             context.set_response_status(code=response.status, phrase=phrase, idx=index)
             context.set_response_content_type(index, response.content_type)
             for name, value in response.headers.items():
                 context.set_response_header(index, name, value)
-            if not raw[index].headers:
-                # gRPC, where requests have no headers; in HTTP even the length is one.
-                # TorchServe ends the worker over a StreamPredictions answer without this, and
-                # never sends an answer over HTTP with it.
+            if not request.headers:
+                # Only gRPC requests have no headers: in HTTP there is at least Content-Length.
+                # TorchServe ends the worker if the answer to StreamPredictions lacks this header,
+                # and it never sends an answer over HTTP that has the header.
                 context.set_response_header(index, "ts_stream_next", "false")
             bodies.append(response.body)
         return bodies
 
-    def _count(self, context: Any) -> None:
-        """The score cache's hits and misses since the last batch, as TorchServe's counters."""
+    def _report_cache_counts(self, context: Any) -> None:
+        """Add the score cache's hits and misses since the last batch to TorchServe's metrics."""
         cache = self._service.cache
         if cache is None:
             return
         for name, count in (("ScoreCacheHits", cache.hits), ("ScoreCacheMisses", cache.misses)):
-            new = count - self._counted.get(name, 0)
-            if new:
-                context.metrics.add_counter(name, new)
-            self._counted[name] = count
+            increase = count - self._reported_counts.get(name, 0)
+            if increase:
+                context.metrics.add_counter(name, increase)
+            self._reported_counts[name] = count
 
 
 def _load(folder: Path, context: Any) -> Any:
+    """Check the extracted archive and load it as an `EnsembleService`."""
     _import_from_sources(folder)
-    archive = importlib.import_module("handlers.archive.record")
+    verification = importlib.import_module("handlers.archive.verification")
     layout = importlib.import_module("handlers.base.archive_layout")
-    record = archive.verify_folder(folder, entry_imported=True)
+    record = verification.verify_folder(folder, entry_imported=True)
     spec = importlib.import_module("handlers.spec").load_spec(folder / layout.SPEC)
     manifest = (folder / layout.MANIFEST).read_bytes()
-    archive.check_spec(spec, record, manifest, source=str(folder))
+    verification.check_spec(spec, record, manifest, source=str(folder))
     deployment = importlib.import_module("handlers.deployment")
     service = importlib.import_module("handlers.service")
     gpu = context.system_properties.get("gpu_id")
@@ -138,15 +139,16 @@ def _load(folder: Path, context: Any) -> Any:
         identity=service.Identity(context.model_name, spec.version, record.digest),
         device=deployment.choose_device(spec, gpu),
         workers=int(settings.get("minWorkers", 1)),
-        compiled=spec.runtime.compile,
+        compiled=spec.runtime.engine != "torch",
     )
 
 
 def _import_from_sources(folder: Path) -> None:
-    """Let `handlers` be imported from the archive's listed sources, and from nowhere else.
+    """Make Python import `handlers` from the sources that the archive's record lists.
 
     Raises:
-        RuntimeError: there is no record, or another package of that name was imported before.
+        RuntimeError: the record is missing or damaged, or another package with the name `handlers`
+            was imported before.
     """
     if "handlers" in sys.modules:
         raise RuntimeError(
@@ -165,30 +167,37 @@ def _import_from_sources(folder: Path) -> None:
         raise RuntimeError(
             f"{folder}: archive.json is damaged ({error!r}); build the archive again"
         ) from None
-    sys.meta_path.insert(0, _sources(folder, digests))
+    sys.meta_path.insert(0, _source_importer(folder, digests))
 
 
-def _sources(folder: Path, digests: Mapping[str, str]) -> importlib.abc.MetaPathFinder:
-    """The import system's finder and loader of `handlers`.
+def _source_importer(folder: Path, digests: Mapping[str, str]) -> importlib.abc.MetaPathFinder:
+    """Make the importer of `handlers`, which runs a source only if its digest is right.
 
     Args:
-        folder: of the archive.
-        digests: SHA-256 of each file.
+        folder: folder of the extracted archive.
+        digests: path of a file in the archive -> its SHA-256.
     """
 
-    # In a function, since TorchServe takes an entry's only class for the handler.
-    class Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    # The class is defined in a function because TorchServe takes the only class of this module for
+    # the handler.
+    class SourceImporter(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         def find_spec(
             self, fullname: str, path: object, target: object = None
         ) -> importlib.machinery.ModuleSpec | None:
             if fullname.partition(".")[0] != "handlers":
                 return None
-            place = fullname.replace(".", "/")
-            # Without search locations: what this finder does not know, no other finds either.
-            for file, places in ((f"{place}/__init__.py", []), (f"{place}.py", None)):
+            path_of_module = fullname.replace(".", "/")
+            # A package has no folders to search, so no other importer finds modules in it.
+            for file, search_folders in (
+                (f"{path_of_module}/__init__.py", []),
+                (f"{path_of_module}.py", None),
+            ):
                 if file in digests:
                     return importlib.util.spec_from_file_location(
-                        fullname, folder / file, loader=self, submodule_search_locations=places
+                        fullname,
+                        folder / file,
+                        loader=self,
+                        submodule_search_locations=search_folders,
                     )
             return None
 
@@ -197,24 +206,25 @@ def _sources(folder: Path, digests: Mapping[str, str]) -> importlib.abc.MetaPath
             name = path.relative_to(folder).as_posix()
             source = path.read_bytes() if path.is_file() else None
             if source is None or hashlib.sha256(source).hexdigest() != digests[name]:
-                what = "is missing" if source is None else "was changed"
+                problem = "is missing" if source is None else "was changed"
                 raise RuntimeError(
-                    f"{folder}: the archive is not as it was built: {name} {what}; build it again"
+                    f"{folder}: the archive is not as it was built: {name} {problem}; build it "
+                    "again"
                 )
             exec(compile(source, path, "exec", dont_inherit=True), vars(module))
 
-    return Sources()
+    return SourceImporter()
 
 
 def _keep_every_part() -> None:
-    """Make the worker hand over every part of a form.
+    """Make TorchServe's worker pass on all parts of a form, also those with equal names.
 
-    TorchServe's worker puts a request's parts into a dict, so that of several parts with one name
-    (``-F file=@a -F file=@b``) the last wins and the others are silently lost. The parts do reach
-    the worker; this replaces the one function that drops them, in this process only.
+    The worker puts the parts of a request into a dict. Of several parts with one name
+    (``-F file=@a -F file=@b``) only the last one is left, and nothing reports the loss. All of them
+    reach the worker; the one function that drops them is replaced, in this process only.
 
     Raises:
-        RuntimeError: this TorchServe is built differently.
+        RuntimeError: the worker of this TorchServe has no such function.
     """
     import ts
     from ts.service import Service
@@ -222,13 +232,13 @@ def _keep_every_part() -> None:
     original = Service.retrieve_data_for_inference
     if getattr(original, "keeps_every_part", False):
         return
-    seam = "ts.service.Service.retrieve_data_for_inference"
+    replaced = "ts.service.Service.retrieve_data_for_inference"
     if not ts.__version__.startswith(SUPPORTED_TORCHSERVE) or (
         "retrieve_data_for_inference" not in Service.predict.__code__.co_names
         or list(inspect.signature(original).parameters) != ["batch"]
     ):
         raise RuntimeError(
-            f"TorchServe {ts.__version__} is not {SUPPORTED_TORCHSERVE}.x or its {seam} has "
+            f"TorchServe {ts.__version__} is not {SUPPORTED_TORCHSERVE}.x or its {replaced} has "
             "changed; form fields with equal names would be lost: install torchserve==0.12.0"
         )
 
@@ -248,16 +258,16 @@ def _keep_every_part() -> None:
 
     retrieve_data_for_inference.keeps_every_part = True  # type: ignore[attr-defined]
     Service.retrieve_data_for_inference = staticmethod(retrieve_data_for_inference)
-    _check_parts(Service)
+    _check_repeated_names(Service)
 
 
 def _bound_messages(max_parts: int) -> None:
-    """Make the worker read requests in large pieces, and keep no more parts than there may be.
+    """Make the worker read requests with `FrontendMessages`, which drops parts beyond a limit.
 
-    Its own reader also decodes JSON of any size; here values stay bytes.
+    TorchServe's own reader also decodes JSON of any size; `FrontendMessages` leaves it as bytes.
 
     Raises:
-        RuntimeError: this TorchServe is built differently.
+        RuntimeError: the worker of this TorchServe does not call the functions to be replaced.
     """
     from ts.protocol import otf_message_handler as protocol
 
@@ -275,8 +285,12 @@ def _bound_messages(max_parts: int) -> None:
     protocol._retrieve_inference_msg = messages.retrieve_inference_msg
 
 
-def _check_parts(service: Any) -> None:
-    """Send two parts of one name through the function that predict calls."""
+def _check_repeated_names(service: Any) -> None:
+    """Check that two parts with equal names pass the replaced function.
+
+    Raises:
+        RuntimeError: a part is lost.
+    """
     parts = [{"name": "file", "contentType": "", "value": value} for value in (b"a", b"b")]
     batch = [{"requestId": b"check", "parameters": parts, "headers": []}]
     _, inputs, _ = service.retrieve_data_for_inference(batch)

@@ -118,7 +118,7 @@ def run_lazily(runtime: Runtime, choice: Choice, inputs: Sequence[Input], end: f
                 lambda member, rows, batch=batch: batch.scores(  # type: ignore[misc]
                     choice.members[member], rows
                 ),
-                samples=len(part),
+                num_samples=len(part),
                 order=order,
             )
         )

@@ -1,9 +1,9 @@
 """The stages of a batch: accept, decode, run and combine, answer.
 
 Every stage takes the requests in order and returns one state for each of them (see `stages`). A
-request that a stage refuses passes the later stages unchanged, so that it never fails its
-neighbours. No type of TorchServe appears here: the same service answers in a worker, in a test and
-in ``ts-ensemble predict --local``.
+request that a stage refuses passes the later stages unchanged, and all other requests of the batch
+are answered. No type of TorchServe appears here: the same service answers in a worker, in a test,
+in ``ts-ensemble predict --local`` and in `torchserve_ensemble.Ensemble`.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from .decoding.batch import DecodedSamples, SamplesToDecode, decode_batch
 from .decoding.decoder import Decoder
 from .engine.runtime import Runtime
 from .engine.score_cache import ScoreCache
-from .inputs.example_inputs import example_images
 from .policies import Catalogue, rows_of
 from .requests.options import ResponseFormat, describe_options
-from .requests.parsing import RawRequest, is_open_inference, max_parts, parse_request
+from .requests.parsing import is_open_inference, parse_request
+from .requests.raw_request import RawRequest, max_parts
 from .running import run_chosen_members, run_lazily
 from .spec import EnsembleSpec
 from .stages import Accepted, Answered, Decoded, Refused
@@ -49,27 +49,34 @@ logger = logging.getLogger(__name__)
 _COMPUTING_SHARE_OF_TIMEOUT = 0.5
 """Share of the response timeout after which a batch begins no further image or micro-batch.
 
-TorchServe ends a worker that is silent for longer than the timeout, and with it every request of
-the batch. Samples that are left at that time are refused, and the client may send them again.
+TorchServe ends a worker that does not answer within the timeout, and its whole batch fails.
+Samples that have not begun by half of the timeout are refused instead; the client may send them
+again.
 """
 
 _MAX_WARM_UP_SAMPLES = 32
 """Largest batch that a worker computes before it reports that it is ready."""
 
-_WARM_SECONDS = 1.0
+_MAX_WARM_UP_SECONDS = 1.0
 """Warm-up stops after this time; the first requests then build the kernels that are missing."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The model that answers: its registered name, its version, and its archive's digest."""
+    """The model that answers, as each answer names it.
+
+    Attributes:
+        name: name under which the model is registered.
+        version: version of the model.
+        archive: digest of its archive; None if it was loaded from a spec.
+    """
 
     name: str
     version: str
     archive: str | None = None
 
     def as_json(self) -> dict[str, str | None]:
-        """The identity as it stands in every answer."""
+        """Return the identity as JSON for answers."""
         return {"name": self.name, "version": self.version, "archive": self.archive}
 
 
@@ -84,6 +91,15 @@ class EnsembleService:
         catalogue: Catalogue,
         pool: ThreadPool = SERIAL,
     ) -> None:
+        """Put the stages of a loaded ensemble together.
+
+        Args:
+            spec: the ensemble's spec.
+            runtime: its loaded members.
+            identity: the model that answers.
+            catalogue: the policies that clients may choose.
+            pool: threads that decode images.
+        """
         self.spec = spec
         self._decoder = Decoder(spec.limits, runtime, pool)
         self.identity = identity
@@ -101,8 +117,8 @@ class EnsembleService:
     def warm_up(self) -> None:
         """Compute a full batch, then each smaller one: every batch size needs its own kernels."""
         full = min(self.spec.serving.batch_size, _MAX_WARM_UP_SAMPLES)
-        images = example_images(full)
-        end = time.monotonic() + _WARM_SECONDS
+        images = self._runtime.example_inputs(full)
+        end = time.monotonic() + _MAX_WARM_UP_SECONDS
         self._runtime.run(images)
         for num_samples in range(1, full):
             if time.monotonic() >= end:
@@ -112,11 +128,12 @@ class EnsembleService:
     def answer(
         self, requests: Sequence[RawRequest], *, arrived: float | None = None
     ) -> list[Response]:
-        """Answer each request, in order; a bad request never fails its neighbours.
+        """Answer each request of a batch, in order; a request that is refused fails no other.
 
         Args:
-            requests: the batch.
-            arrived: when it reached the worker, in ``time.monotonic`` seconds; default now.
+            requests: the requests of the batch.
+            arrived: time at which the batch reached the worker, in ``time.monotonic`` seconds; by
+                default the current time.
         """
         if arrived is None:
             arrived = time.monotonic()
@@ -229,14 +246,15 @@ class EnsembleService:
     def _answer_lazily(
         self, requests: Mapping[int, Decoded], end: float
     ) -> dict[int, Answered | Refused]:
-        """Answer lazy requests; those with equal choices are run and combined together.
-
-        Requests are left out of the returned mapping if a member failed for them: they must be
-        answered with all members, by the deployment's rule for failed members.
+        """Answer lazy requests; requests with equal choices are run and combined together.
 
         Args:
             requests: position in the batch -> request.
             end: the time of ``time.monotonic`` from which on no further micro-batch begins.
+
+        Returns:
+            Position in the batch -> answer. A request for which a member failed is left out: it
+            must be answered with all members, by the deployment's rule for failed members.
         """
         groups: dict[tuple[object, ...], dict[int, Decoded]] = {}
         for position, request in requests.items():
@@ -272,9 +290,9 @@ class EnsembleService:
     def _answer_with_all_members(
         self, requests: Mapping[int, Decoded], arrived: float, end: float
     ) -> dict[int, Answered | Refused]:
-        """Run all chosen members on the samples of all requests, and combine each request alone.
+        """Run all chosen members on the samples of all requests, then combine request by request.
 
-        Requests are not combined together, because the rounding of a sum can depend on how many
+        The requests are not combined together, because the rounding of a sum can depend on how many
         samples are summed at once.
 
         Args:
@@ -365,13 +383,13 @@ def _check_decoded(
 def _write_predictions_together(
     states: Sequence[Answered | Refused],
 ) -> dict[int, list[dict[str, Any]]]:
-    """Write the predictions of requests in JSON together if they have the same fields.
+    """Write the predictions of all JSON answers that have the same fields together.
 
-    This is faster than one request at a time. Requests of a group that fails are left out of the
-    returned mapping: `EnsembleService._write` then writes each of them alone.
+    This is faster than writing one answer at a time.
 
     Returns:
-        Position in the batch -> predictions.
+        Position in the batch -> predictions. If writing several answers together fails, they are
+        left out, and `EnsembleService._write` writes each of them alone.
     """
     groups: dict[tuple[object, ...], dict[int, Result]] = {}
     for position, state in enumerate(states):

@@ -10,8 +10,8 @@ from pathlib import Path
 from ..handlers.base.errors import RequestError
 
 SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".npy", ".png", ".ppm", ".safetensors"}
-    | {".tar", ".tif", ".tiff", ".webp", ".zip"}
+    {".avif", ".bmp", ".dcm", ".gif", ".jp2", ".jpeg", ".jpg", ".npy", ".png", ".ppm"}
+    | {".safetensors", ".tar", ".tif", ".tiff", ".webp", ".zip"}
 )
 """Suffixes of the files that are read from a folder; a file that is named itself may have any."""
 

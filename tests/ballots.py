@@ -1,4 +1,4 @@
-"""Ballots and policies for the tests of policies."""
+"""Helpers for the tests of policies: they make ballots and policies, and draw random ballots."""
 
 from __future__ import annotations
 
@@ -34,18 +34,21 @@ def make_ballot(
     thresholds: Any = None,
     logits: Tensor | None = None,
 ) -> Ballot:
-    """A ballot from nested lists (M, N, C), with weights 1 and thresholds 0.5 unless given."""
+    """Make a ballot of the members m0, m1 ... from nested lists of scores (M, N, C).
+
+    The weights are 1 and the thresholds 0.5 unless they are given.
+    """
     tensor = torch.as_tensor(scores, dtype=torch.float32)
-    members, _, labels = tensor.shape
+    num_members, _, num_labels = tensor.shape
     return Ballot(
         task=task,
         scores=tensor,
-        member_names=tuple(f"m{index}" for index in range(members)),
-        weights=torch.tensor(weights if weights is not None else [1.0] * members),
-        member_thresholds=torch.full((members, labels), 0.5)
+        member_names=tuple(f"m{index}" for index in range(num_members)),
+        weights=torch.tensor(weights if weights is not None else [1.0] * num_members),
+        member_thresholds=torch.full((num_members, num_labels), 0.5)
         if member_thresholds is None
         else torch.as_tensor(member_thresholds),
-        thresholds=torch.full((labels,), 0.5)
+        thresholds=torch.full((num_labels,), 0.5)
         if thresholds is None
         else torch.as_tensor(thresholds),
         logits=logits,
@@ -58,58 +61,61 @@ def bound(
     fitted: Mapping[str, FittedModel] | None = None,
     **parameters: Any,
 ) -> BoundPolicy:
-    """A policy for the members of a ballot."""
-    offer = Catalogue(task=ballot.task, member_names=ballot.member_names, fitted=fitted or {})
-    return parse_policy(text, parameters, offer)
+    """Parse the text of a policy for the members of a ballot."""
+    catalogue = Catalogue(task=ballot.task, member_names=ballot.member_names, fitted=fitted or {})
+    return parse_policy(text, parameters, catalogue)
 
 
 def combine(
     text: str, ballot: Ballot, fitted: Mapping[str, FittedModel] | None = None, **parameters: Any
 ) -> Outcome:
-    """The outcome of a policy on a ballot."""
+    """Parse the text of a policy and apply the policy to a ballot."""
     return bound(text, ballot, fitted, **parameters).combine(ballot)
 
 
 def chosen(outcome: Outcome) -> list[list[int]]:
-    """For each sample the labels chosen."""
+    """Positions of the labels that were chosen for each sample."""
     assert outcome.decisions is not None
     return [row.nonzero().flatten().tolist() for row in outcome.decisions]
 
 
 GRID = 16
+"""Drawn scores are multiples of 1 / 16. Their sums are exact, and ties and scores that equal a
+threshold are frequent."""
 
-
-# Machines that run tests are often busy; how long one example takes says nothing.
+# On a busy machine the time of a single example says nothing.
 without_deadline = settings(deadline=None)
 
-
-deciding = st.sampled_from(sorted(LABEL_TASKS))
+label_tasks = st.sampled_from(sorted(LABEL_TASKS))
+"""Draws a task whose answers are labels."""
 
 
 @st.composite
 def ballots(draw: st.DrawFn, tasks: st.SearchStrategy[Task], max_members: int = 6) -> Ballot:
-    """Any ballot of a deciding task."""
+    """Draw a ballot of one of the tasks, with up to four samples and four labels."""
     task = draw(tasks)
-    members = draw(st.integers(1, max_members))
-    samples = draw(st.integers(0, 4))
-    labels = 1 if task is Task.PRESENCE else draw(st.integers(2, 4))
+    num_members = draw(st.integers(1, max_members))
+    num_samples = draw(st.integers(0, 4))
+    num_labels = 1 if task is Task.PRESENCE else draw(st.integers(2, 4))
 
     def grid(*shape: int) -> torch.Tensor:
         size = int(torch.tensor(shape).prod())
         values = draw(st.lists(st.integers(0, GRID), min_size=size, max_size=size))
         return torch.tensor(values, dtype=torch.float32).reshape(shape) / GRID
 
-    weights = draw(st.lists(st.integers(0, 3), min_size=members, max_size=members).filter(any))
+    weights = draw(
+        st.lists(st.integers(0, 3), min_size=num_members, max_size=num_members).filter(any)
+    )
     return make_ballot(
         task,
-        grid(members, samples, labels),
+        grid(num_members, num_samples, num_labels),
         weights=[float(weight) for weight in weights],
-        member_thresholds=grid(members, labels),
-        thresholds=grid(labels),
+        member_thresholds=grid(num_members, num_labels),
+        thresholds=grid(num_labels),
     )
 
 
-WITH_PARAMETERS = {
+_WITH_PARAMETERS = {
     "at_least": "at_least(k=1)",
     "average_of_maximum": "average_of_maximum(buckets=1)",
     "maximum_of_average": "maximum_of_average(buckets=1)",
@@ -118,16 +124,20 @@ WITH_PARAMETERS = {
 
 
 def texts(task: Task) -> list[str]:
-    """Every policy that fits a task and needs no fitted model."""
+    """Texts of all policies that fit a task and need no fitted model."""
     return [
-        WITH_PARAMETERS.get(known.name, known.name)
-        for known in definitions()
-        if task in known.tasks and known.fitted is None
+        _WITH_PARAMETERS.get(registered.name, registered.name)
+        for registered in definitions()
+        if task in registered.tasks and registered.fitted is None
     ]
 
 
 class Members:
-    """Answers for the members of a ballot, and counts the samples that each was run on."""
+    """Runs the members of a ballot, whose scores it already has, for `combine_lazily`.
+
+    Attributes:
+        samples_run: for each member the number of samples that it was run on.
+    """
 
     def __init__(self, ballot: Ballot) -> None:
         self._ballot = ballot
@@ -139,7 +149,7 @@ class Members:
 
 
 def panel_of(ballot: Ballot) -> Panel:
-    """The ballot without its scores."""
+    """Make the panel of a ballot: everything but the scores."""
     return Panel(
         task=ballot.task,
         member_names=ballot.member_names,
@@ -150,10 +160,12 @@ def panel_of(ballot: Ballot) -> Panel:
 
 
 def lazily(policy: BoundPolicy, ballot: Ballot, order: list[int] | None = None) -> Outcome:
-    """The outcome of running the members in order, with the number of runs checked."""
+    """Apply a policy lazily, and check that the outcome counts the runs of members correctly."""
     members = Members(ballot)
-    samples = ballot.scores.shape[1]
-    outcome = combine_lazily(policy, panel_of(ballot), members, samples=samples, order=order)
+    num_samples = ballot.scores.shape[1]
+    outcome = combine_lazily(
+        policy, panel_of(ballot), members, num_samples=num_samples, order=order
+    )
     assert outcome.members_used is not None
     assert sum(members.samples_run) == int(outcome.members_used.sum())
     return outcome

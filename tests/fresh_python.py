@@ -1,4 +1,4 @@
-"""Code in a process of its own."""
+"""Helper that runs code in a Python process of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import sys
 
 
 def printed_by(code: str, **environment: str) -> list[str]:
-    """The lines that a fresh Python prints, which must not fail."""
+    """Run code in a new Python process, which must not fail, and return the lines that it prints.
+
+    Args:
+        code: Python code.
+        environment: variables in addition to those of this process.
+    """
     return subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | environment,

@@ -1,4 +1,4 @@
-"""Image files of kinds that Pillow does not write, built byte by byte."""
+"""Helpers that make image files, also of kinds that Pillow cannot write, byte by byte."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ GRAY, RGB, PALETTE, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """Let Pillow write an image in a format, such as ``PNG``."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -26,7 +27,16 @@ def png(
     transparency: bytes = b"",
     palette: bytes = b"",
 ) -> bytes:
-    """A PNG of the given rows, packed in its bit depth (PNG specification, third edition)."""
+    """Write a PNG file (PNG specification, third edition).
+
+    Args:
+        width: pixels in a row.
+        depth: bits of a sample.
+        color: colour type, such as `RGB`.
+        rows: the pixels of each row, packed in the bit depth.
+        transparency: content of the tRNS chunk.
+        palette: content of the PLTE chunk.
+    """
     header = struct.pack(">IIBBBBB", width, len(rows), depth, color, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"PLTE", palette), (b"tRNS", transparency)]
     chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
@@ -44,7 +54,15 @@ def crc(data: bytes) -> int:
 def gray_tiff(
     width: int, bits: int, data: bytes, *, white_is_zero: bool = False, sample_format: int = 1
 ) -> bytes:
-    """A TIFF of one row, uncompressed, little endian (TIFF 6.0)."""
+    """Write an uncompressed, little-endian gray TIFF file with a single row (TIFF 6.0).
+
+    Args:
+        width: pixels in the row.
+        bits: bits of a pixel.
+        data: the pixels.
+        white_is_zero: whether 0 means white.
+        sample_format: 1 for unsigned integers, 2 for signed ones, 3 for floats.
+    """
     tags = [
         (256, width),
         (257, 1),

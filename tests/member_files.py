@@ -1,4 +1,4 @@
-"""Small members, and the specs that name them."""
+"""Helpers for the tests of members: a small network, its files, and specs that name them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CODE = """
 
 
 class Net(nn.Module):
-    """The same as in CODE."""
+    """The network whose source is also in `CODE`."""
 
     def __init__(self, outputs: int = 3) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Net(nn.Module):
 
 
 class Planted:
-    """Leaves a file behind when it is unpickled."""
+    """An object that makes a folder when it is unpickled, which shows that its code ran."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -58,25 +58,30 @@ class Planted:
 
 
 def net(outputs: int = 3) -> Net:
+    """Make the network; each call gives the same weights."""
     torch.manual_seed(0)
     return Net(outputs).eval()
 
 
 def write_code(folder: Path, code: str = CODE, name: str = "net.py") -> None:
+    """Write a Python file with the code of an architecture."""
     (folder / name).write_text(textwrap.dedent(code))
 
 
-def batch(samples: int = 3) -> Tensor:
-    return torch.rand((samples, *SHAPE), generator=torch.Generator().manual_seed(1))
+def batch(num_samples: int = 3) -> Tensor:
+    """Make a batch of inputs; each call gives the same numbers."""
+    return torch.rand((num_samples, *SHAPE), generator=torch.Generator().manual_seed(1))
 
 
 def member(weights: str, **settings: Any) -> Member:
+    """Make the member ``first`` of a spec; a state dict gets the network's architecture."""
     if weights.endswith((".safetensors", ".pth")):
         settings.setdefault("architecture", "net.py:Net")
     return Member(name="first", weights=weights, **settings)
 
 
 def spec_of(one: Member, *, task: Task = Task.CLASSIFICATION, labels: int = 3) -> EnsembleSpec:
+    """Make the spec of an ensemble with a single member."""
     return EnsembleSpec(
         name="trees",
         version="1.0",
@@ -90,7 +95,15 @@ def spec_of(one: Member, *, task: Task = Task.CLASSIFICATION, labels: int = 3) -
 def write_ensemble(
     folder: Path, members: Sequence[Mapping[str, object]], **settings: object
 ) -> Path:
-    """The spec of an ensemble whose members take 4 x 4 pixels."""
+    """Write the spec of an ensemble whose members take 4 x 4 pixels.
+
+    They run with torch unless `settings` say otherwise, so that a build is quick.
+
+    Args:
+        folder: folder for ``ensemble.yaml``.
+        members: keys of each member.
+        settings: further keys of the spec, which replace the default ones.
+    """
     content = {
         "name": "trees",
         "version": "1.0",
@@ -98,7 +111,7 @@ def write_ensemble(
         "labels": ["a", "b", "c"],
         "preprocessing": {"small": {"resize": [4, 4]}},
         "members": [dict(each) for each in members],
-        **settings,
+        **({"runtime": {"engine": "torch"}} | settings),
     }
     path = folder / "ensemble.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -106,12 +119,16 @@ def write_ensemble(
 
 
 def load(folder: Path, weights: str, **settings: Any) -> LoadedMember:
+    """Load a member from a weights file."""
     one = member(weights, **settings)
     return load_member(spec_of(one), one, folder, CPU)
 
 
 def load_error(folder: Path, weights: str, **settings: Any) -> str:
-    """The message of the error; every one names the ensemble and the member."""
+    """Load a member, which must fail, and return the message.
+
+    The message must name the ensemble and the member.
+    """
     with pytest.raises(MemberError) as caught:
         load(folder, weights, **settings)
     message = str(caught.value)
@@ -120,6 +137,13 @@ def load_error(folder: Path, weights: str, **settings: Any) -> str:
 
 
 def check(loaded: LoadedMember, *, weights: str = "w.pt", **settings: Any) -> None:
+    """Make the check that a build makes of every member.
+
+    Args:
+        loaded: the member.
+        weights: name of its weights file, which messages quote.
+        settings: the task, the number of labels, and keys of the member.
+    """
     task = settings.pop("task", Task.CLASSIFICATION)
     labels = settings.pop("labels", 3)
     one = member(weights, **settings)

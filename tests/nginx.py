@@ -1,4 +1,4 @@
-"""A real nginx with a given server block, in a folder of its own and without root's files."""
+"""Helper that runs a real nginx with a given configuration, without touching the system's files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
 
 @contextmanager
 def running_nginx(folder: Path, configuration: str, port: int) -> Iterator[None]:
-    """Run nginx until the block ends.
+    """Run nginx while the context lasts.
 
     Args:
-        folder: for its logs and temporary files.
-        configuration: what stands in /etc/nginx/conf.d/.
-        port: where it listens then.
+        folder: folder for its logs and temporary files.
+        configuration: content of a file as in /etc/nginx/conf.d/.
+        port: port on which the configuration lets nginx listen.
     """
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)

@@ -1,4 +1,7 @@
-"""An ensemble whose members tell how bright an image is, so that every answer can be foreseen."""
+"""Helpers for tests of the service: an ensemble whose answers can be foreseen, and requests to it.
+
+Its members, called probes, measure the brightness of an image.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from safetensors.torch import save_file
 
 from torchserve_ensemble.handlers.answers.encoding import Response
 from torchserve_ensemble.handlers.deployment import load_service
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import parse_spec
 
@@ -57,13 +60,15 @@ def probes(
     arguments: dict[str, dict[str, Any]] | None = None,
     **settings: Any,
 ) -> EnsembleService:
-    """A loaded ensemble of the members a, b, c ..., each finding an image bright from a bound on.
+    """Write and load an ensemble of the members a, b, c ...
+
+    Each member answers "bright" for images that are at least as bright as its bound.
 
     Args:
-        folder: for the files.
-        task: of the spec.
-        bounds: brightness, from 0 to 1, at which each member begins to say bright.
-        arguments: further arguments of members' probes, by name.
+        folder: folder for the files.
+        task: the task of the spec.
+        bounds: brightness, from 0 to 1, from which on each member answers "bright".
+        arguments: name of a member -> further arguments of its probe.
         settings: further keys of the spec.
     """
     (folder / "probe.py").write_text(CODE)
@@ -86,6 +91,8 @@ def probes(
         "preprocessing": {"small": {"resize": [2, 2]}},
         "members": members,
         **settings,
+        # A probe branches on values, which no other engine can.
+        "runtime": {"engine": "torch"} | settings.get("runtime", {}),
     }
     text = json.dumps(spec)
     (folder / "ensemble.yaml").write_text(text)
@@ -93,21 +100,21 @@ def probes(
 
 
 def image(brightness: float) -> bytes:
-    """A gray PNG."""
+    """Make a gray PNG file of a brightness from 0 to 1."""
     file = io.BytesIO()
     Image.new("RGB", (4, 4), (round(255 * brightness),) * 3).save(file, "PNG")
     return file.getvalue()
 
 
 def form(*images: bytes, headers: dict[str, str] | None = None, **options: str) -> RawRequest:
-    """A form with images and options."""
+    """Make a request that is a form with images and options."""
     parts = [Part("file", "image/png", each) for each in images]
     parts += [Part(name, "", value.encode()) for name, value in options.items()]
     return RawRequest(parts, headers or {})
 
 
 def ask(service: EnsembleService, *images: bytes, **options: str) -> dict[str, Any]:
-    """The answer to one form, which must be a good one."""
+    """Send a form to a service, and return the answer, whose status must be 200."""
     (response,) = service.answer([form(*images, **options)])
     assert response.status == 200, response.body
     content: dict[str, Any] = json.loads(response.body)
@@ -115,14 +122,14 @@ def ask(service: EnsembleService, *images: bytes, **options: str) -> dict[str, A
 
 
 def refusal(service: EnsembleService, *images: bytes, **options: str) -> dict[str, Any]:
-    """The refusal of one form."""
+    """Send a form that the service must refuse, and return the refusal."""
     (response,) = service.answer([form(*images, **options)])
     assert response.status >= 400, response.body
     return read(response)
 
 
 def read(response: Response) -> dict[str, Any]:
-    """The JSON of a response; NaN in it is an error."""
+    """Parse the JSON of a response; NaN and infinity in it are errors."""
 
     def no_constant(name: str) -> None:
         raise AssertionError(f"{name} in JSON")

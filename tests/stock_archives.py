@@ -1,4 +1,4 @@
-"""Archives of single models as stock TorchServe serves them, made by torch-model-archiver."""
+"""Helpers that make archives of single models for stock TorchServe, with torch-model-archiver."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ class Classifier({network}):
 
 
 _LOGIT_SPREAD = 3.0
-"""Standard deviation of a class's logits over images, about that of a trained network."""
+"""Standard deviation of each label's logits over the images, about that of a trained network."""
 
 
 def network(name: str, seed: int, images: Tensor) -> nn.Module:
-    """A torchvision network of random weights, whose scores depend strongly on the image.
+    """Make a torchvision network of random weights whose scores depend strongly on the image.
 
-    Fresh networks answer all images nearly alike, so that any two would seem to agree. Here the
-    statistics of batch norm are those of the images, and the last layer spreads the logits.
+    A new network gives all images nearly the same scores, so any two would seem to agree. Here the
+    statistics of batch norm are computed from the images, and the last layer spreads the logits.
 
     Args:
-        name: of torchvision's builder.
-        seed: of the weights.
-        images: preprocessed, float32 (N, 3, height, width).
+        name: name of torchvision's builder.
+        seed: seed of the weights.
+        images: preprocessed images (N, 3, height, width) float32.
     """
     torch.manual_seed(seed)
     module: nn.Module = torchvision.models.get_model(name, num_classes=len(LABELS))
     norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = None  # The mean over all batches, not a moving one.
+        norm.momentum = None  # Then the statistics are means over all batches, not moving means.
     head = [each for each in module.modules() if isinstance(each, nn.Linear)][-1]
     with torch.no_grad():
         module.train()(images)
@@ -57,6 +57,7 @@ def network(name: str, seed: int, images: Tensor) -> nn.Module:
 
 
 def write_labels(folder: Path, labels: Mapping[str, object] | None = None) -> Path:
+    """Write ``index_to_name.json``, with `LABELS` unless others are given."""
     path = folder / "index_to_name.json"
     path.write_text(json.dumps(labels or dict(zip("012345", LABELS, strict=True))))
     return path
@@ -72,7 +73,7 @@ def archive(
     config: Mapping[str, object] | None = None,
     handler: str = "image_classifier",
 ) -> Path:
-    """NAME.mar, by the command line of torch-model-archiver."""
+    """Make the archive ``NAME.mar`` with torch-model-archiver's command line."""
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name]
     command += ["--version", "1.0", "--handler", handler, "--serialized-file", str(weights)]
     command += ["--export-path", str(store), "--force"]
@@ -89,7 +90,7 @@ def archive(
 
 
 def rewritten(path: Path, target: Path, **changes: object) -> Path:
-    """A copy of an archive whose manifest's model has other values; None removes a key."""
+    """Copy an archive with changes in the manifest's entry ``model``; None removes a key."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as copy:
         for entry in source.infolist():
             content = source.read(entry)
@@ -103,7 +104,7 @@ def rewritten(path: Path, target: Path, **changes: object) -> Path:
 
 
 def with_entries(path: Path, target: Path, *entries: tuple[zipfile.ZipInfo, bytes]) -> Path:
-    """A copy of an archive with further entries."""
+    """Copy an archive and add entries."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as copy:
         for entry in source.infolist():
             copy.writestr(entry.filename, source.read(entry))

@@ -1,4 +1,4 @@
-"""The benchmarks' own parts, without a server of models and without a time."""
+"""Tests of the benchmarks' own code, without a TorchServe and without asserting a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from benchmarks import load, report
 from benchmarks.ensembles import ENSEMBLES, parity
 from benchmarks.peers.starting import labels_of
-from benchmarks.report import BASELINE, Figures, Load, Result, Server
+from benchmarks.report import BASELINE, Load, Measurements, Result, Server
 from torchserve_ensemble.serving.load import (
     LoadClient,
     LoadMeasurement,
@@ -30,7 +30,7 @@ from torchserve_ensemble.serving.load import (
 
 
 class _Echo(BaseHTTPRequestHandler):
-    """Answers with what it got."""
+    """Answers each request with a description of what it received."""
 
     protocol_version = "HTTP/1.1"
 
@@ -70,9 +70,9 @@ def address() -> Iterator[str]:
 def test_form_has_fields_and_every_image(address: str) -> None:
     target = LoadTarget(address, ("/predict",), fields={"response": "flexserve"})
     (answer,) = LoadClient(target).ask(encode(target, [b"one", b"two"]))
-    found = json.loads(answer)
-    assert found["type"] == "multipart/form-data"
-    assert found["parts"] == [["response", "flexserve"], ["file", "one"], ["file", "two"]]
+    received = json.loads(answer)
+    assert received["type"] == "multipart/form-data"
+    assert received["parts"] == [["response", "flexserve"], ["file", "one"], ["file", "two"]]
 
 
 def test_raw_bodies_go_to_every_path_for_every_image(address: str) -> None:
@@ -89,26 +89,26 @@ def test_raw_bodies_go_to_every_path_for_every_image(address: str) -> None:
 
 def test_closed_loop_counts_images_and_leaves_the_warm_up_out(address: str) -> None:
     target = LoadTarget(address, ("/predict",))
-    found = closed_loop(target, [b"x"] * 4, clients=2, size=2, seconds=0.2, warm_up=0.2)
-    assert found.errors == {}
-    assert found.images > 0
-    assert found.latencies_ms
-    assert found.images_all > found.images
+    measured = closed_loop(target, [b"x"] * 4, clients=2, size=2, seconds=0.2, warm_up=0.2)
+    assert measured.errors == {}
+    assert measured.images > 0
+    assert measured.latencies_ms
+    assert measured.images_all > measured.images
 
 
 def test_open_loop_sends_what_is_scheduled(address: str) -> None:
     target = LoadTarget(address, ("/predict",))
-    found = open_loop(target, [b"x"], rate=50, arrivals="fixed", size=1, seconds=0.2)
-    assert found.images == len(found.latencies_ms) == 10
-    assert found.seconds >= 0.2
+    measured = open_loop(target, [b"x"], rate=50, arrivals="fixed", size=1, seconds=0.2)
+    assert measured.images == len(measured.latencies_ms) == 10
+    assert measured.seconds >= 0.2
 
 
 @pytest.mark.parametrize("path", ["/broken", "unreachable"])
 def test_errors_are_counted_by_reason(address: str, path: str) -> None:
     target = LoadTarget(address if path == "/broken" else "http://127.0.0.1:9", ("/broken",))
-    found = open_loop(target, [b"x"], rate=100, arrivals="fixed", size=1, seconds=0.05)
-    assert found.images == 0
-    assert sum(found.errors.values()) == 5
+    measured = open_loop(target, [b"x"], rate=100, arrivals="fixed", size=1, seconds=0.05)
+    assert measured.images == 0
+    assert sum(measured.errors.values()) == 5
 
 
 def test_arrivals_are_the_same_each_time_and_as_many_as_the_rate_says() -> None:
@@ -125,12 +125,12 @@ def test_command_line_of_the_load_generator(
     target = LoadTarget(address, ("/predict",), fields={"response": "flexserve"})
     options = ["--images", str(tmp_path), "--seconds", "0.1", "--warm-up", "0"]
     load.main([*load.arguments_of(target), *options])
-    found = LoadMeasurement(**json.loads(capsys.readouterr().out))
-    assert found.images > 0
-    assert found.errors == {}
+    measured = LoadMeasurement(**json.loads(capsys.readouterr().out))
+    assert measured.images > 0
+    assert measured.errors == {}
 
 
-def test_answers_of_all_forms_give_the_same_labels() -> None:
+def test_answers_in_all_formats_give_the_same_labels() -> None:
     members = ("a", "b")
     form = LoadTarget("", ("/predict",))
     by_member = {"a": ["1", "2"], "b": ["3", "4"]}
@@ -147,21 +147,21 @@ def test_answers_of_all_forms_give_the_same_labels() -> None:
         labels_of(form, members, 1, [b'{"a": ["1"]}'])
 
 
-def test_members_of_digits_answer_firmly_and_are_the_same_each_time(tmp_path: Path) -> None:
+def test_members_of_digits_are_right_and_have_the_same_weights_each_time(tmp_path: Path) -> None:
     ensemble = ENSEMBLES["digits"]
-    few = type(ensemble)(ensemble.name, ensemble.members[:2], ensemble.image_type)
+    two_members = type(ensemble)(ensemble.name, ensemble.members[:2], ensemble.image_type)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        few.write_weights(tmp_path / name)
-    for member in few.members:
+        two_members.write_weights(tmp_path / name)
+    for member in two_members.members:
         first, second = (
             load_file(tmp_path / name / f"{member}.safetensors") for name in ("first", "second")
         )
         assert all(torch.equal(first[key], second[key]) for key in first)
-    for figures in parity(few, tmp_path / "first").values():
-        assert figures["right"] >= 0.95
-        assert figures["bfloat16 equal"] >= 0.98
-        assert figures["resize equal"] >= 0.98
+    for values in parity(two_members, tmp_path / "first").values():
+        assert values["right"] >= 0.95
+        assert values["bfloat16 equal"] >= 0.98
+        assert values["resize equal"] >= 0.98
 
 
 def _result() -> Result:
@@ -172,12 +172,12 @@ def _result() -> Result:
         ("ours, float32", one): [30.0, 40.0, 50.0],
         ("ours, float32", eight): [60.0],
     }
-    figures = []
+    measurements = []
     for (name, each), values in rates.items():
-        figures.append(Figures(name, each))
+        measurements.append(Measurements(name, each))
         for value in values:
             measured = LoadMeasurement(int(value), 1, [1.0, 2.0, 3.0], {}, int(value))
-            figures[-1].add(measured, cpu_seconds=value / 100)
+            measurements[-1].add(measured, cpu_seconds=value / 100)
     return Result(
         ensemble="digits",
         machine={"cpu": "a|b", "cores": 2, "flags": ["avx2"], "memory_gb": 8, "date": "2000-01-02"},
@@ -189,13 +189,13 @@ def _result() -> Result:
             Server("ours, float32", True, True),
             Server("Ray Serve", False, True, problem="not measured: RuntimeError"),
         ],
-        figures=figures,
+        measurements=measurements,
     )
 
 
-def test_figures_and_ratios() -> None:
+def test_medians_spreads_and_ratios() -> None:
     result = _result()
-    first = result.figures[0]
+    first = result.measurements[0]
     assert (first.rate, first.spread) == (11.0, (10.0, 12.0))
     assert (first.percentile(0.5), first.percentile(0.99)) == (2.0, 3.0)
     assert first.cpu_ms == [10.0, 10.0, 10.0]

@@ -1,4 +1,4 @@
-"""Every path, test, link and heading that the documents name exists in the repository."""
+"""Tests that every path, test, link and heading that a document names exists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROOMS = (
     "torchserve_ensemble",
     "tuning",
 )
-# Not in the middle of an address, of another path (`../docs/`) or of a word.
+# A path must not begin in the middle of an address, of another path (`../docs/`) or of a word.
 _PATH = re.compile(rf"(?<![\w./:-])(?:{'|'.join(_ROOMS)})/[\w./-]*")
 _TEST = re.compile(r"`(test_\w+)`")
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
@@ -42,7 +42,7 @@ def text_of(document: str) -> str:
 
 
 def without_fenced_blocks(text: str, *languages: str) -> str:
-    """The text without its fenced blocks, or without those of some languages alone."""
+    """Remove the fenced blocks from a text, all of them or only those of some languages."""
     return _FENCED.sub(lambda m: "" if not languages or m[1] in languages else m[0], text)
 
 
@@ -61,15 +61,15 @@ def anchors(document: str) -> frozenset[str]:
 
 @cache
 def names_of_tests() -> frozenset[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     for path in (ROOT / "tests").rglob("*.py"):
-        found.update(re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8")))
-        found.add(path.stem)
-    return frozenset(found)
+        names.update(re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8")))
+        names.add(path.stem)
+    return frozenset(names)
 
 
 def missing_paths(document: str) -> list[str]:
-    # Blocks of `sh` may name files that they write; test_documentation.py runs them.
+    # Blocks of `sh` may name files that they create. test_documentation.py runs these blocks.
     text = without_fenced_blocks(text_of(document), "sh")
     named = {match.rstrip(".") for match in _PATH.findall(text)}
     return sorted(path for path in named if not (ROOT / path).exists())

@@ -1,4 +1,4 @@
-"""`Ensemble`: predictions in this process."""
+"""Tests of `Ensemble`, which predicts in the caller's own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples' data: fixed, and nothing of the held-out part is ever trained on."""
+"""Tests that the examples' split of the data never changes, and that its parts do not overlap."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def test_every_digit_is_in_both_parts() -> None:
         assert set(part.digits) == set(range(10))
 
 
-def test_the_presence_members_see_less_than_there_is() -> None:
+def test_some_training_images_are_left_for_tuning_presence() -> None:
     assert len(data.load()[0].files) > 3 * train.IMAGES_EACH
 
 
-def test_the_cascade_puts_a_large_member_behind_the_examples_own() -> None:
+def test_the_cascade_has_the_members_of_the_example_and_then_a_large_one() -> None:
     folder = Path(train.__file__).parent
     plain, cascade = (
         load_spec(folder / name, check_files=False) for name in ("ensemble.yaml", "cascade.yaml")

@@ -1,4 +1,4 @@
-"""The wheel gives the command when it is installed elsewhere, and has one top-level name only."""
+"""Tests that the wheel works where it is installed, and has a single top-level name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def installed_major_version(package: str) -> int:
-    """The major version of an installed package; 0 if it is not installed."""
+    """Return the major version of an installed package, or 0 if it is not installed."""
     try:
         return int(metadata.version(package).partition(".")[0])
     except metadata.PackageNotFoundError:
@@ -65,7 +65,7 @@ def test_the_source_distribution_gives_the_same_wheel(
         assert all(first.read(name) == second.read(name) for name in modules)
 
 
-def test_the_version_is_told_in_one_voice() -> None:
+def test_changelog_and_citation_name_the_installed_version() -> None:
     version = metadata.version("torchserve-ensemble")
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def test_one_top_level_name(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"torchserve_ensemble"}
 
 
-def test_every_source_is_in_it(wheel: Path) -> None:
+def test_the_wheel_has_every_source_file(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for package in ("handlers", "archiver", "serving", "tuning"):

@@ -1,4 +1,4 @@
-"""What `torchserve_ensemble` exports; a change here is a change for everybody who uses it."""
+"""Tests what `torchserve_ensemble` exports. A change of the list affects everybody who uses it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ PUBLIC = [
 ]
 
 
-def test_the_list_is_what_was_promised() -> None:
+def test_all_is_the_promised_list() -> None:
     assert torchserve_ensemble.__all__ == PUBLIC
     assert set(PUBLIC) <= set(dir(torchserve_ensemble))
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_name_is_there_and_documented(name: str) -> None:
+def test_every_name_is_exported_and_documented(name: str) -> None:
     exported = getattr(torchserve_ensemble, name)
     assert exported.__name__ == name
     assert exported.__doc__
 
 
-def test_another_name_is_not() -> None:
+def test_another_name_is_not_exported() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = torchserve_ensemble.nonsense
 
@@ -48,7 +48,7 @@ def test_neither_the_import_nor_help_waits_for_torch() -> None:
         "import sys, torchserve_ensemble, torchserve_ensemble.cli as cli; cli.parser(); "
         "print([name for name in ('torch', 'rich', 'sklearn', 'grpc') if name in sys.modules])"
     )
-    found = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert found.stdout.strip() == "[]"
+    ).stdout
+    assert printed.strip() == "[]"

@@ -24,9 +24,10 @@ from .handlers.base.archive_layout import ENSEMBLE, SPEC
 from .handlers.base.errors import RequestError, ServerError
 from .handlers.base.tasks import Task
 from .handlers.deployment import choose_device, load_service
-from .handlers.requests.parsing import Part, RawRequest
+from .handlers.inputs.deep_gray import DEEP_GRAY_MODES
+from .handlers.requests.raw_request import Part, RawRequest
 from .handlers.service import EnsembleService, Identity
-from .handlers.spec import load_spec, located_errors
+from .handlers.spec import Engine, load_spec, located_errors
 from .serving.client import Prediction
 from .serving.sample_names import FIELD, SEQUENCE_OPTIONS, in_batches, with_names
 
@@ -93,7 +94,7 @@ class Ensemble:
             folder / ENSEMBLE,
             identity=Identity(spec.name, spec.version, record.digest),
             device=torch_device or choose_device(spec, gpu=None),
-            compiled=spec.runtime.compile,
+            compiled=spec.runtime.engine is not Engine.TORCH,
         )
         return cls(service, extracted)
 
@@ -201,6 +202,10 @@ def _encode(image: ImageLike, position: int) -> tuple[str, bytes]:
     if isinstance(image, Image.Image):
         # A server turns the image of a file upright before members see it, so this does too.
         upright = ImageOps.exif_transpose(image)
+        if upright.mode in DEEP_GRAY_MODES:
+            tiff = io.BytesIO()
+            upright.save(tiff, "TIFF")
+            return name, tiff.getvalue()
         image = np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
     if not isinstance(image, np.ndarray):
         raise RequestError(

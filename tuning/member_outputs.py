@@ -6,14 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..handlers.base.errors import MemberError, RequestError, SpecError
+from ..handlers.base.errors import MemberError, PreprocessingError, RequestError, SpecError
 from ..handlers.decisions.choosing import Chooser
 from ..handlers.deployment import catalogue, choose_device
 from ..handlers.engine.member_scores import State
 from ..handlers.engine.runtime import Runtime
-from ..handlers.inputs.images import decode_image
 from ..handlers.spec import EnsembleSpec
 from .fitting import Outputs
 from .labelled_data import LabelledData
@@ -46,8 +44,8 @@ def member_outputs(
         images = []
         for path in data.paths[start : start + step]:
             try:
-                images.append(_decode(path, spec))
-            except (RequestError, OSError) as error:
+                images.append(runtime.prepare_file(path.read_bytes(), str(path)))
+            except (RequestError, PreprocessingError, OSError) as error:
                 unreadable.append(f"{path}: {error}")
             on_image(len(data.paths))
         if unreadable:
@@ -67,8 +65,3 @@ def member_outputs(
         raise SpecError("\n".join([*unreadable, "remove or replace these images in the data"]))
     panel = Chooser(spec, catalogue(spec, folder), {}).panel
     return Outputs(panel, torch.cat(scores, dim=1), torch.cat(logits, dim=1), data.targets)
-
-
-def _decode(path: Path, spec: EnsembleSpec) -> Tensor:
-    limit = spec.limits.max_pixels
-    return decode_image(path.read_bytes(), max_pixels=limit, name=str(path))

@@ -1,1 +1,1 @@
-"""Other ways to serve the same members, one module each; `starting` starts them."""
+"""Other ways to serve the same members, each in a module of its own; `starting` starts them."""

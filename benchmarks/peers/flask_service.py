@@ -1,7 +1,8 @@
 """A service as FlexServe's paper describes it (Verenich et al. 2020).
 
-One Flask application under gunicorn, all models in one process, one transformation for all of them,
-any number of images in a request under the name ``file``; the answer is ``{model: [label, ...]}``.
+It is one Flask application under gunicorn. All models run in one process and share one
+transformation. A request has any number of images under the name ``file``, and the answer is
+``{model: [label, ...]}``.
 """
 
 from __future__ import annotations
@@ -17,5 +18,5 @@ members = Members()
 
 @application.post("/predict")
 def predict() -> Response:
-    """Labels of every model for every image."""
+    """Answer with the labels of every model for every image."""
     return jsonify(members.answer([file.read() for file in request.files.getlist("file")]))

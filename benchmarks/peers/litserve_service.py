@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.peers.members import BATCH_SIZE, DELAY_MS, PORT, Members, columns, rows
 
-# A form itself cannot be sent to LitServe's worker; bytes can.
+# LitServe cannot send a form to its worker, but it can send bytes.
 Files = Annotated[list[bytes], File(alias="file")]
 
 
@@ -24,34 +24,34 @@ class Api(litserve.LitAPI):  # type: ignore[misc]
     """All members in one worker; a batch holds the images of several requests."""
 
     def setup(self, device: str) -> None:
-        """In the worker."""
+        """Load the members; LitServe calls this in the worker."""
         self.members = Members()
 
     def decode_request(self, request: Files) -> Tensor:
-        """One request's images."""
+        """Transform the images of one request."""
         return torch.stack([self.members.transform(image) for image in request])
 
     def batch(self, inputs: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """One batch, and how many images each request has."""
+        """Join the images of several requests, and return them with their number per request."""
         return torch.cat(list(inputs)), [len(each) for each in inputs]
 
     def predict(self, inputs: tuple[Tensor, list[int]]) -> list[list[dict[str, str]]]:
-        """Labels by request and image."""
+        """Compute the labels of a batch, as a list of images for each request."""
         batch, counts = inputs
-        found = iter(rows(self.members.labels(batch)))
-        return [[next(found) for _ in range(count)] for count in counts]
+        labels = iter(rows(self.members.labels(batch)))
+        return [[next(labels) for _ in range(count)] for count in counts]
 
     def unbatch(self, output: list[list[dict[str, str]]]) -> list[list[dict[str, str]]]:
-        """`predict` gives one entry for each request."""
+        """Return the output of `predict`, which already has one entry for each request."""
         return output
 
     def encode_response(self, output: list[dict[str, str]]) -> dict[str, list[str]]:
-        """One request's answer."""
+        """Make the answer to one request."""
         return columns(output)
 
 
 def main() -> None:
-    """Serve until ended."""
+    """Serve until the process is ended."""
     api = Api(
         max_batch_size=int(os.environ[BATCH_SIZE]),
         batch_timeout=float(os.environ[DELAY_MS]) / 1000,

@@ -1,10 +1,15 @@
-"""What the services in Python share: eager float32 members behind one transformation by Pillow."""
+"""The members as the services in Python run them, after Pillow's transformation.
+
+With torch they run eager in float32, with OpenVINO in the precision that the service was given.
+
+The services learn from environment variables what to serve; `starting` sets them.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,16 +17,19 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.ensembles import ENSEMBLES
+from torchserve_ensemble.handlers.members.openvino_model import import_openvino
 
 FOLDER = "BENCHMARK_FOLDER"
 ENSEMBLE = "BENCHMARK_ENSEMBLE"
 BATCH_SIZE = "BENCHMARK_BATCH_SIZE"
 DELAY_MS = "BENCHMARK_DELAY_MS"
 PORT = "BENCHMARK_PORT"
+OPENVINO = "BENCHMARK_OPENVINO"
+"""The precision for OpenVINO: f32, bf16 or int8; without it the members run with torch."""
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -32,16 +40,24 @@ class Members:
         torch.set_num_threads(cores())
         self._ensemble = ENSEMBLES[os.environ[ENSEMBLE]]
         folder = Path(os.environ[FOLDER])
-        self._modules = {n: self._ensemble.load(n, folder) for n in self._ensemble.members}
+        modules = {n: self._ensemble.load(n, folder) for n in self._ensemble.members}
+        precision = os.environ.get(OPENVINO)
+        self._modules: dict[str, Callable[[Tensor], Tensor]] = dict(modules)
+        if precision is not None:
+            files = sorted((folder / "samples").iterdir())
+            samples = torch.stack([self.transform(file.read_bytes()) for file in files])
+            self._modules = {
+                name: with_openvino(module, samples, precision) for name, module in modules.items()
+            }
 
     def transform(self, image: bytes | Image.Image) -> Tensor:
-        """A member's input."""
+        """Turn an image or an image file into a member's input."""
         opened = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
         return self._ensemble.transform(opened)
 
     @torch.inference_mode()
     def labels(self, batch: Tensor) -> dict[str, list[str]]:
-        """Every member's label for every image of (N, channels, height, width)."""
+        """Compute every member's label for every image of a batch (N, channels, height, width)."""
         labels = self._ensemble.labels
         return {
             name: [labels[index] for index in module(batch).argmax(dim=1).tolist()]
@@ -49,16 +65,47 @@ class Members:
         }
 
     def answer(self, images: Sequence[bytes]) -> dict[str, list[str]]:
-        """Every member's label for every image file."""
+        """Compute every member's label for every image file."""
         return self.labels(torch.stack([self.transform(image) for image in images]))
 
 
+def with_openvino(
+    module: torch.nn.Module, samples: Tensor, precision: str
+) -> Callable[[Tensor], Tensor]:
+    """Convert a member as OpenVINO's documentation does it, to run on all cores.
+
+    Args:
+        module: the member.
+        samples: inputs to export it with and to calibrate int8 on.
+        precision: f32, bf16 or int8; the layers of int8 that are not quantized run in bf16.
+    """
+    openvino = import_openvino()
+    model = openvino.convert_model(module, example_input=samples[:2])
+    model.reshape([-1, *samples.shape[1:]])
+    if precision == "int8":
+        os.environ["NNCF_CI"] = "1"  # no telemetry
+        import nncf
+
+        dataset = nncf.Dataset([sample.unsqueeze(0).numpy() for sample in samples])
+        model = nncf.quantize(model, dataset, subset_size=len(samples))
+    compiled = openvino.compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": cores(),
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "int8" else precision,
+        },
+    )
+    return lambda batch: torch.from_numpy(compiled(batch.numpy())[0])
+
+
 def rows(labels: dict[str, list[str]]) -> list[dict[str, str]]:
-    """The labels of each image."""
+    """Turn lists of labels by member into one mapping from member to label for each image."""
     count = len(next(iter(labels.values())))
     return [{name: each[row] for name, each in labels.items()} for row in range(count)]
 
 
 def columns(labels: Sequence[dict[str, str]]) -> dict[str, list[str]]:
-    """The opposite of `rows`."""
+    """Turn mappings from member to label, one for each image, into lists of labels by member."""
     return {name: [row[name] for row in labels] for name in labels[0]}

@@ -31,18 +31,18 @@ class Service:
         batch_wait_timeout_s=float(os.environ.get(DELAY_MS, "5")) / 1000,
     )
     async def labels(self, images: list[bytes]) -> list[dict[str, str]]:
-        """The labels of each image."""
+        """Compute the labels of a batch of images."""
         return rows(self.members.answer(images))
 
     async def __call__(self, request: Request) -> dict[str, list[str]]:
-        """One request's answer."""
+        """Answer one request."""
         async with request.form() as form:
             files = [await file.read() for file in form.getlist("file")]  # type: ignore[union-attr]
         return columns(await asyncio.gather(*(self.labels(file) for file in files)))
 
 
 def main() -> None:
-    """Serve until ended."""
+    """Serve until the process is ended."""
     ray.init(
         num_cpus=cores(),
         include_dashboard=False,

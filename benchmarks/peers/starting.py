@@ -1,4 +1,4 @@
-"""Every alternative as a context: started, checked by its first right answer, and ended."""
+"""Starts the other servers. Each is a context that waits for a right answer and ends the server."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Labels = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Work:
-    """What every alternative serves.
+    """What every alternative has to serve.
 
     Attributes:
-        ensemble: its name.
-        members: their names.
+        ensemble: name of the ensemble.
+        members: names of its members.
         image_type: media type of the images.
-        folder: with the weights.
-        batch_size: most requests, or images, that a server may compute at once.
+        folder: folder with the weights, into which logs are written.
+        batch_size: largest number of requests, or images, that a server may compute at once.
         delay_ms: longest wait for a batch to fill.
-        image: one image file.
-        answer: the right labels for it.
+        image: an image file with which a server is tried.
+        answer: the right label of that image by member.
     """
 
     ensemble: str
@@ -45,7 +45,7 @@ class Work:
     answer: Mapping[str, str]
 
     def environment(self, port: int) -> dict[str, str]:
-        """For the services in Python: see `benchmarks.peers.members`."""
+        """Make the environment variables from which `benchmarks.peers.members` reads its work."""
         return {
             "BENCHMARK_ENSEMBLE": self.ensemble,
             "BENCHMARK_FOLDER": str(self.folder),
@@ -57,12 +57,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers.
+    """A server that is ready and has given a right answer.
 
     Attributes:
-        target: how to ask it.
-        pid: its first process; all others are children of it.
-        startup_seconds: from the launch to the first right answer.
+        target: where and how requests are sent.
+        pid: first process of the server; all its other processes are children of it.
+        startup_seconds: seconds from the launch to the first right answer.
     """
 
     target: LoadTarget
@@ -75,10 +75,11 @@ class Alternative:
     """A way to serve the members.
 
     Attributes:
-        name: for tables.
-        start: starts it.
-        ours: this project, and not a peer.
-        float32: computes as the peers do, and not in reduced precision.
+        name: name in tables.
+        start: starts the server.
+        ours: whether it is this project.
+        float32: whether it computes in float32, as the other servers do, and not in reduced
+            precision.
     """
 
     name: str
@@ -94,13 +95,13 @@ def service(
     command: Callable[[int], Sequence[str]],
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """A server in Python under ``/predict``.
+    """Start a server in Python that answers under ``/predict``.
 
     Args:
         work: what it serves.
-        name: of its log file.
-        command: its command line for a port.
-        environment: further variables.
+        name: name of its log file.
+        command: makes Python's arguments for a port.
+        environment: further environment variables.
     """
     (port,) = free_ports(1)
     target = LoadTarget(f"http://127.0.0.1:{port}", ("/predict",), image_type=work.image_type)
@@ -113,23 +114,33 @@ def service(
 
 
 def flask(work: Work) -> AbstractContextManager[Running]:
-    """As FlexServe's paper implies: one process, one request at a time."""
+    """Start the Flask service with one process that computes one request at a time.
+
+    FlexServe's paper (Verenich et al. 2020) implies this.
+    """
 
     def command(port: int) -> list[str]:
-        found = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
-        found += ["--threads", "1", "--timeout", "120"]
-        return [*found, "benchmarks.peers.flask_service:application"]
+        arguments = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
+        arguments += ["--threads", "1", "--timeout", "120"]
+        return [*arguments, "benchmarks.peers.flask_service:application"]
 
     return service(work, "flask", command)
 
 
-def litserve(work: Work) -> AbstractContextManager[Running]:
-    """One worker, batches of requests."""
-    return service(work, "litserve", lambda _: ["-m", "benchmarks.peers.litserve_service"])
+def litserve(work: Work, openvino: str | None = None) -> AbstractContextManager[Running]:
+    """Start LitServe with one worker, which computes batches of requests.
+
+    Args:
+        work: what it serves.
+        openvino: the precision for OpenVINO, f32, bf16 or int8; None: torch, eager in float32.
+    """
+    variables = {} if openvino is None else {"BENCHMARK_OPENVINO": openvino}
+    command = ["-m", "benchmarks.peers.litserve_service"]
+    return service(work, f"litserve-{openvino or 'torch'}", lambda _: command, variables)
 
 
 def bentoml(work: Work) -> AbstractContextManager[Running]:
-    """One service with adaptive batching."""
+    """Start BentoML with one service, which batches adaptively."""
     variables = {
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_HOME": str(work.folder / "bentoml"),
@@ -153,18 +164,24 @@ def bentoml(work: Work) -> AbstractContextManager[Running]:
 
 
 def ray(work: Work) -> AbstractContextManager[Running]:
-    """One replica with batching."""
+    """Start Ray Serve with one replica, which batches images."""
     variables = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(work.folder / "ray"),
-        # Ray would set OMP_NUM_THREADS to the replica's num_cpus.
+        # Without this Ray would set the number of threads to the replica's num_cpus.
         "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
     }
     return service(work, "ray", lambda _: ["-m", "benchmarks.peers.ray_service"], variables)
 
 
 def wait_for_answer(work: Work, target: LoadTarget, alive: Callable[[], bool], log: Path) -> None:
-    """Ask until the first image's labels are right.
+    """Send an image again and again until the server answers it, and check its labels.
+
+    Args:
+        work: has the image and its right labels.
+        target: where and how the image is sent.
+        alive: tells whether the server's process still runs.
+        log: the server's log, whose end is quoted if no answer comes.
 
     Raises:
         RuntimeError: the process ended, the time ran out, or the labels are wrong.
@@ -175,37 +192,38 @@ def wait_for_answer(work: Work, target: LoadTarget, alive: Callable[[], bool], l
     with closing(LoadClient(target)) as client:
         while alive() and time.monotonic() < deadline:
             try:
-                found = labels_of(target, work.members, 1, client.ask(request))
+                labels = labels_of(target, work.members, 1, client.ask(request))
             except (ServerError, ValueError) as error:
                 reason = repr(error)
                 time.sleep(0.1)
                 continue
-            wrong = [name for name in work.members if found[name] != [work.answer[name]]]
-            # A member that hesitates between two labels must not stop the comparison.
+            wrong = [name for name in work.members if labels[name] != [work.answer[name]]]
+            # One member in three may be wrong: its two best scores may be nearly equal.
             if len(wrong) > len(work.members) // 3:
-                raise RuntimeError(f"wrong labels: {found} instead of {work.answer}")
+                raise RuntimeError(f"wrong labels: {labels} instead of {work.answer}")
             return
-    said = log.read_text(errors="replace")[-3000:] if log.exists() else ""
-    raise RuntimeError(f"no answer ({reason}); its log ends with:\n{said}")
+    end_of_log = log.read_text(errors="replace")[-3000:] if log.exists() else ""
+    raise RuntimeError(f"no answer ({reason}); its log ends with:\n{end_of_log}")
 
 
 def labels_of(
     target: LoadTarget, members: Sequence[str], count: int, answers: Sequence[bytes]
 ) -> Labels:
-    """Each member's labels for each image.
+    """Read each member's label for each image from a server's answers.
 
     Args:
-        target: what was asked.
-        members: their names; with several paths, in that order.
-        count: of images.
-        answers: of `Client.ask`.
+        target: where and how the images were sent.
+        members: names of the members, in the order of the paths if there is a path for each.
+        count: number of images.
+        answers: bodies of the answers, from `LoadClient.ask`.
 
     Raises:
-        ValueError: another form.
+        ValueError: the answer has none of the formats of the servers in this package.
     """
     content = [json.loads(answer) for answer in answers]
     if target.form == "raw" and len(target.paths) == len(members) > 1:
-        # Scores of one image by label, in the order of `encode`.
+        # Each answer has the scores of one image by label. The answers are in the order of the
+        # requests, which `encode` made path by path.
         return {
             name: [max(each, key=each.get) for each in content[i * count : (i + 1) * count]]
             for i, name in enumerate(members)

@@ -1,4 +1,4 @@
-"""Stock TorchServe with its image_classifier: an endpoint for each member, or one workflow."""
+"""Starts stock TorchServe with its image_classifier: an endpoint for each member, or a workflow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 _RESPONSE_SECONDS = 120
 
-# Stock: Java as TorchServe starts it, without the settings that come with this project.
+# Java as TorchServe itself starts it, without this project's settings.
 _JAVA = {"vmargs": ""}
 
 _TORCHVISION = """
@@ -47,7 +47,7 @@ class Member(nn.Module):
 
 @contextmanager
 def endpoints(work: Work) -> Iterator[Running]:
-    """An endpoint for each member; the client asks all of them at the same time."""
+    """Serve each member at an endpoint of its own; clients send to all of them at the same time."""
     store = _archives(work, work.folder / "stock", with_settings=True)
     launched = time.perf_counter()
     settings = ServerSettings(
@@ -64,10 +64,11 @@ def endpoints(work: Work) -> Iterator[Running]:
 
 @contextmanager
 def workflow(work: Work) -> Iterator[Running]:
-    """A TorchServe workflow: a graph from a start over all members to their answers' collection.
+    """Serve all members as a TorchServe workflow.
 
-    Its models and functions each have a worker process. TorchServe computes four nodes of one
-    request at the same time at most.
+    The workflow is a graph from one start node over all members to a node that collects their
+    answers. Each node has a worker process of its own. TorchServe computes at most four nodes of a
+    request at the same time.
     """
     store = _archives(work, work.folder / "workflow", with_settings=False)
     _workflow_archive(work, store / f"{work.ensemble}.war")
@@ -93,7 +94,14 @@ def workflow(work: Work) -> Iterator[Running]:
 
 
 def _archives(work: Work, store: Path, *, with_settings: bool) -> Path:
-    """An archive for each member, once: by the model archiver's command line, in eager mode."""
+    """Build an archive of each member in eager mode with torch-model-archiver, if there is none.
+
+    Args:
+        work: has the members.
+        store: folder for the archives.
+        with_settings: whether the archives contain batch size and timeouts; in a workflow the graph
+            has them.
+    """
     if store.exists():
         return store
     store.mkdir()
@@ -116,7 +124,7 @@ def _archives(work: Work, store: Path, *, with_settings: bool) -> Path:
         code = store / "member.py"
         if digits:
             source = (work.folder / "digit_member.py").read_text()
-            # A model file may have one class alone.
+            # TorchServe accepts a model file with exactly one class.
             code.write_text(source.replace("SmallConvolutional", "Member"))
         else:
             code.write_text(_TORCHVISION.format(name=name, labels=len(ensemble.labels)))
@@ -136,8 +144,9 @@ def _archives(work: Work, store: Path, *, with_settings: bool) -> Path:
 
 
 def _workflow_archive(work: Work, path: Path) -> None:
-    """What torch-workflow-archiver writes: a zip with the graph, its functions and a manifest."""
-    # A node's name becomes a key of the last function's input and part of a model's name.
+    """Write the zip that torch-workflow-archiver would: the graph, its functions and a manifest."""
+    # The name of a node becomes a key in the input of the last function, and a part of the name of
+    # a model.
     models: dict[str, object] = {
         "min-workers": 1,
         "max-workers": 1,
@@ -168,7 +177,7 @@ def _workflow_archive(work: Work, path: Path) -> None:
 
 @contextmanager
 def _threads_of_a_worker(work: Work) -> Iterator[None]:
-    """The cores divided among the workers, as TorchServe's documentation advises for CPUs."""
+    """Give each worker its share of the cores, as TorchServe's documentation advises for CPUs."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // len(work.members)))
     try:

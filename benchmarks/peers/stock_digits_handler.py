@@ -5,7 +5,7 @@ from ts.torch_handler.image_classifier import ImageClassifier
 
 
 class DigitClassifier(ImageClassifier):  # type: ignore[misc]
-    """Another transformation; all else is TorchServe's."""
+    """TorchServe's handler with another transformation."""
 
     image_processing = transforms.Compose(
         [transforms.Grayscale(), transforms.Resize((8, 8)), transforms.ToTensor()]

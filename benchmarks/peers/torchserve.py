@@ -1,4 +1,4 @@
-"""TorchServe: with this project's archives."""
+"""Starts TorchServe with an archive of this project."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 
 def build_ours(work: Work, name: str, samples: Path, **runtime: object) -> str:
-    """Write the spec and build the archive; the archive's file name."""
+    """Write a spec, build its archive, and return the archive's file name.
+
+    Args:
+        work: has the ensemble, the batch size and the delay.
+        name: name of the endpoint.
+        samples: folder of images with which the build tries the members.
+        runtime: the spec's settings under ``runtime``.
+    """
     serving = {"batch_size": work.batch_size, "max_batch_delay_ms": work.delay_ms}
     spec = ENSEMBLES[work.ensemble].write(work.folder, name, serving=serving, **runtime)
     return build_archive(spec, work.folder / "store", samples=samples, report=print).name
@@ -24,7 +31,7 @@ def build_ours(work: Work, name: str, samples: Path, **runtime: object) -> str:
 
 @contextmanager
 def ours(work: Work, name: str) -> Iterator[Running]:
-    """An archive of `build_ours`, in a server of its own."""
+    """Serve an archive that `build_ours` has built, in a server of its own."""
     launched = time.perf_counter()
     settings = ServerSettings(work.folder / "store", (f"{name}-1.0.mar",), overrides=throw_away())
     run = work.folder / f"run-{name}"

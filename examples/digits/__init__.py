@@ -1,1 +1,1 @@
-"""Three members of different architecture on handwritten digits."""
+"""An example: three members of different architectures read handwritten digits."""

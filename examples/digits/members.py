@@ -6,7 +6,7 @@ from torch import nn
 
 
 class SmallConvolutional(nn.Sequential):
-    """Two convolutions: local strokes, wherever they are. Input (N, 1, 8, 8)."""
+    """Two convolutions, which find strokes wherever they are. Takes (N, 1, 8, 8)."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__(
@@ -22,7 +22,7 @@ class SmallConvolutional(nn.Sequential):
 
 
 class Perceptron(nn.Sequential):
-    """Fully connected: all pixels at once, with no idea of neighbourhood. Input (N, 1, 8, 8)."""
+    """Fully connected layers, which know nothing of neighbouring pixels. Takes (N, 1, 8, 8)."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Train the members of the digits ensemble: a few seconds each on two cores."""
+"""Trains the members of the digits example, which takes a few seconds each on two cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from ..data import Part
 from ..training import train_member
 
 EPOCHS = {"convolutional": 40, "perceptron": 60, "resnet18": 8}
-SHIFT = {"convolutional": 1, "perceptron": 0, "resnet18": 4}
+
+MAX_SHIFT_PIXELS = {"convolutional": 1, "perceptron": 0, "resnet18": 4}
+"""How far augmentation moves the images of each member."""
 
 
 def train(
@@ -22,9 +24,9 @@ def train(
     """Train every member whose weights file is missing.
 
     Args:
-        folder: the folder of ensemble.yaml; weights go below it.
+        folder: the folder of ensemble.yaml, below which the weights are written.
         training: the training part of the data.
-        on_epoch: called with the member's name and its number of epochs, after each.
+        on_epoch: called after every epoch with the member's name and its number of epochs.
     """
     spec = load_spec(folder / "ensemble.yaml", check_files=False)
     for member in spec.members:
@@ -38,6 +40,6 @@ def train(
             training.inputs(spec.preprocessing_of(member)),
             torch.tensor(training.digits),
             epochs=epochs,
-            shift=SHIFT[member.name],
+            shift=MAX_SHIFT_PIXELS[member.name],
             on_epoch=lambda name=member.name, total=epochs: on_epoch(name, total),
         )

@@ -1,1 +1,1 @@
-"""Presence of one class: is there an eight, or not."""
+"""An example: three small members detect whether an image shows an eight."""

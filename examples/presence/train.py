@@ -1,7 +1,7 @@
-"""Train the members of the presence ensembles, the small ones each on its own few images.
+"""Trains the members of the presence example, each small member on 200 images of its own.
 
-``python -m examples.presence.train`` trains those of ``cascade.yaml``, which are those of
-``ensemble.yaml`` and a large one.
+``python -m examples.presence.train`` trains the members of ``cascade.yaml``: the small members of
+``ensemble.yaml``, and a large one.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def train(
     """Train every member whose weights file is missing.
 
     Args:
-        folder: the folder of the spec; weights go below it.
+        folder: the folder of the spec, below which the weights are written.
         training: the training part of the data.
-        on_epoch: called with the member's name and its number of epochs, after each.
-        file: the spec.
+        on_epoch: called after every epoch with the member's name and its number of epochs.
+        file: file name of the spec.
     """
     spec = load_spec(folder / file, check_files=False)
     order = torch.randperm(len(training.files), generator=torch.Generator().manual_seed(SEED))
@@ -46,14 +46,14 @@ def train(
         if (folder / member.weights).is_file():
             continue
         large = member.name == LARGE
-        own = order if large else order[position * IMAGES_EACH : (position + 1) * IMAGES_EACH]
+        rows = order if large else order[position * IMAGES_EACH : (position + 1) * IMAGES_EACH]
         epochs = LARGE_EPOCHS if large else EPOCHS
         train_member(
             spec,
             member,
             folder,
-            training.inputs(spec.preprocessing_of(member))[own],
-            targets[own],
+            training.inputs(spec.preprocessing_of(member))[rows],
+            targets[rows],
             epochs=epochs,
             shift=0,
             learning_rate=2e-3 if large else 2e-2,
@@ -66,6 +66,6 @@ if __name__ == "__main__":
     train(
         Path(__file__).parent,
         load()[0],
-        lambda name, total: print(f"{name}: an epoch of {total}"),
+        lambda name, total: print(f"{name}: one of {total} epochs is done"),
         file="cascade.yaml",
     )

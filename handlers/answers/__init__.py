@@ -1,6 +1,6 @@
-"""Results become response bodies.
+"""Writes the result of a request as the body of its response.
 
-Enters: the result of one request (`decisions`) and the format that its client asked for.
+Enters: the result of one request (`decisions`) and the response format that its client wants.
 Leaves: a body with its status and headers.
 Must not import: `stages`, `running`, `service`, `deployment`, `entry`, `engine`, `members`. An
 answer is written from a result alone; no scores are computed here.

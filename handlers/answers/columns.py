@@ -1,4 +1,4 @@
-"""The numbers of a result as tensors, for the response formats that hold tensors."""
+"""Puts the numbers of a result into tensors, for the response formats that consist of tensors."""
 
 from __future__ import annotations
 

@@ -24,7 +24,15 @@ _MAX_SAMPLES_LISTED = 8
 
 @dataclass(frozen=True)
 class Response:
-    """The answer to one request; header values must be text, else TorchServe's worker ends."""
+    """The answer to one request.
+
+    Attributes:
+        body: the encoded body.
+        status: HTTP status.
+        content_type: media type of the body.
+        headers: value of each further header by its name. A value that is not text would end
+            TorchServe's worker.
+    """
 
     body: bytes
     status: int = 200
@@ -49,8 +57,8 @@ def to_json_numbers(values: Tensor) -> Any:
 def compact(content: object) -> bytes:
     """Encode JSON in UTF-8 without spaces; NaN raises ValueError.
 
-    JSON can spell half a character (``\\ud800``), which UTF-8 cannot encode. It is
-    written as JSON spells it, so that an error message that quotes a client can always be sent.
+    A client's JSON can contain half a character (``\\ud800``), which UTF-8 cannot encode. It is
+    written in the same way, so that an error message that quotes a client can always be sent.
     """
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", errors="backslashreplace")
@@ -62,7 +70,7 @@ def encode(content: object, status: int = 200) -> Response:
 
 
 def error_content(error: EnsembleError) -> dict[str, Any]:
-    """Describe an error by code, type and message, and for a sample by its name and position."""
+    """Make the JSON of an error: code, type and message, and the sample that it concerns."""
     message = error.message
     if len(message) > _MAX_MESSAGE_CHARACTERS:
         message = f"{message[:_MAX_MESSAGE_CHARACTERS]}..."
@@ -82,9 +90,9 @@ def encode_error(
     """Make the response that refuses one request.
 
     Args:
-        error: the reason; gives the status.
+        error: why the request is refused; it determines the status.
         samples: errors of all samples that failed; the first few are listed.
-        open_inference: add the key ``error``, where clients of that protocol expect the message.
+        open_inference: add the key ``error``, in which clients of that protocol read the message.
     """
     content = error_content(error)
     if samples:

@@ -23,13 +23,13 @@ def write(result: Result) -> Response:
 
 
 def write_first(result: Result) -> Response:
-    """Write ``{member: label}`` of the first sample; FlexServe reads no further one."""
+    """Write ``{member: label}`` of the first sample; FlexServe ignores all further ones."""
     return encode({name: labels[0] for name, labels in _labels_by_member(result).items()})
 
 
 def _labels_by_member(result: Result) -> dict[str, list[Any]]:
     """Collect each member's label, or None, for each sample."""
-    written: dict[str, list[Any]] = {
+    labels: dict[str, list[Any]] = {
         name: [None] * len(result.samples) for name in result.member_names
     }
     fields = frozenset({AnswerField.LABEL, AnswerField.LABELS, AnswerField.VALUES})
@@ -47,5 +47,5 @@ def _labels_by_member(result: Result) -> dict[str, list[Any]]:
                 None,
             )
             for index, row in zip(group.indices, rows, strict=True):
-                written[name][index] = row.get("label") or row.get("labels") or row.get("values")
-    return written
+                labels[name][index] = row.get("label") or row.get("labels") or row.get("values")
+    return labels

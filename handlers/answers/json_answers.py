@@ -1,4 +1,4 @@
-"""JSON answers: the content of a response, and the prediction of each sample."""
+"""Makes JSON answers: the content of a response, and the prediction of each sample."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def content(result: Result, rows: list[dict[str, Any]] | None = None) -> dict[st
 
 
 def _sequence_fields(result: Result) -> dict[str, Any]:
-    """Make the fields ``stream``, as it was sent, and ``sequence``, the decision at its end."""
+    """Make ``stream``, as the client sent it, and ``sequence``, the last smoothed decision."""
     fields: dict[str, Any] = {}
     if result.options.stream is not None:
         fields["stream"] = result.options.stream
@@ -81,7 +81,8 @@ def _predictions(result: Result, rows: Iterator[dict[str, Any]]) -> list[dict[st
 
     Args:
         result: the result of one request.
-        rows: dicts of labels and scores; the next ones belong to its `_score_blocks`.
+        rows: dicts of labels and scores of several results, in the order of their `_score_blocks`.
+            The next ones are those of this result.
     """
     answers: dict[int, dict[str, Any]] = {}
     uncertainties = result.uncertainties or (None,) * len(result.groups)
@@ -101,7 +102,11 @@ def _group_answers(
     uncertainty: Uncertainty | None,
     rows: Iterator[dict[str, Any]],
 ) -> dict[int, dict[str, Any]]:
-    """Make the predictions of one group: position in the request -> prediction."""
+    """Make the predictions of one group; `rows` is the argument of `_predictions`.
+
+    Returns:
+        Position in the request -> prediction.
+    """
     outcome, num_samples = group.outcome, len(group.indices)
     combined = list(islice(rows, num_samples))
     columns: dict[str, list[Any]] = {}
@@ -109,7 +114,8 @@ def _group_answers(
         columns["abstained"] = outcome.abstained.tolist()
         for answer, abstained in zip(combined, columns["abstained"], strict=True):
             if abstained:
-                # Presence has no label for "neither"; beside a label the flag could be overlooked.
+                # Presence has no label for an undecided sample, and a client that reads a label
+                # may overlook the flag beside it.
                 answer |= {k: v for k, v in (("label", None), ("labels", [])) if k in answer}
     for name, values in outcome.spread.items():
         columns[name] = by_label(result, to_json_numbers(values))

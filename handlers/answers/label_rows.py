@@ -1,4 +1,4 @@
-"""Labels and scores of samples as the dicts that JSON answers consist of."""
+"""Puts labels and scores of samples into the dicts of which JSON answers consist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def label_rows(
     """Make one dict of labels and scores for each sample.
 
     Args:
-        result: gives the task, its labels, and the fields that the client chose.
+        result: result with the task, the labels, and the fields that the client chose.
         scores: (N, C) float32.
         decisions: (N, C) bool; None for regression.
         fields: which of label, labels, score, scores and values to include.

@@ -1,4 +1,4 @@
-"""Answers in the Open Inference Protocol v2."""
+"""Writes answers in the Open Inference Protocol v2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..decisions.result import Result
 from ..policies.uncertainty import Uncertainty
 from ..requests.open_inference import InferRequest, OutputTensor, encode_infer_response
 from ..requests.options import AnswerField
-from ..requests.parsing import HEADER_LENGTH
+from ..requests.raw_request import HEADER_LENGTH
 from .columns import result_columns
 from .encoding import Response, error_content
 from .label_rows import label_rows
@@ -60,7 +60,7 @@ def write(result: Result, infer: InferRequest) -> Response:
 
 
 def _archive_parameter(result: Result) -> dict[str, str]:
-    """The digest of the archive as a parameter of the answer, if there is an archive."""
+    """Make the parameter with the digest of the archive; there is none without an archive."""
     archive = result.model.get("archive")
     return {"archive": archive} if archive else {}
 

@@ -1,12 +1,13 @@
-"""A model archive as the one file that it is: checked before TorchServe extracts it.
+"""Checks a model archive as one file, before TorchServe extracts it.
 
-What TorchServe extracts comes first on the path of the worker's Python, whose start alone runs a
-`sitecustomize.py` from there. So an altered archive must not reach TorchServe at all.
+TorchServe puts the extracted folder first on the path of the worker's Python. The start of that
+Python alone runs a `sitecustomize.py` from there. So an altered archive must not reach TorchServe
+at all.
 
-TorchServe reads the file from its beginning, entry by entry, and never looks at the directory at
-its end, which Python reads. The check therefore writes the archive anew from what the directory
-lists, as a build does, and takes nothing but the very same bytes: so nothing can hide between the
-entries, before or behind them, or in their headers.
+TorchServe reads the zip file from its beginning, entry by entry, and never looks at the directory
+at its end. Python reads that directory instead. The check therefore builds the archive once more
+from the files that the directory lists, and accepts only a file of the very same bytes. So nothing
+can hide between the entries, before them, behind them or in their headers.
 """
 
 from __future__ import annotations
@@ -23,104 +24,108 @@ from typing import Any, BinaryIO
 
 from ..base.archive_layout import MANIFEST, SPEC, name_problem, names_that_collide
 from ..base.errors import ArchiveError
+from ..base.quoting import printable
 from ..spec import parse_spec
-from .record import (
+from .record import ArchiveRecord
+from .verification import (
     MAX_FILES,
     MAX_TEXT_BYTES,
-    ArchiveRecord,
     check_contents,
     check_spec,
     raise_problems,
     read_text,
-    shown,
     verify_folder,
 )
 
-# The first moment that a zip can hold.
+# The earliest time that a zip file can hold.
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
-_MODE = 0o644
+_FILE_MODE = 0o644
 _BLOCK_BYTES = 1024**2
-# The record at the end: mark, disks, number of entries, size and place of the directory, comment.
-_END = struct.Struct("<4s4H2LH")
-_END_MARK = b"PK\x05\x06"
-_DIRECTORY_ENTRY_BYTES = 2000
+# The record at the end of a zip file: signature, two disk numbers, two numbers of entries, size and
+# offset of the directory, length of the comment.
+_END_RECORD = struct.Struct("<4s4H2LH")
+_END_SIGNATURE = b"PK\x05\x06"
+# Twice the longest name that a file of an archive may have (`name_problem`).
+_MAX_DIRECTORY_BYTES_PER_FILE = 2000
+# This value says that the real size stands in a ZIP64 record.
 _SIZE_IN_ZIP64 = 0xFFFFFFFF
 
 
-def entry_of(name: str) -> zipfile.ZipInfo:
-    """How a file stands in an archive: not compressed, and with nothing of the machine it is from.
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """Return the zip entry under which a build writes a file: fixed time and mode, not compressed.
 
-    Weights hardly compress, and compressed bytes differ between zlib's versions.
+    Weights hardly compress, and the bytes that compression gives differ between versions of zlib.
     """
     entry = zipfile.ZipInfo(name, _FIXED_TIME)
-    entry.external_attr = _MODE << 16
+    entry.external_attr = _FILE_MODE << 16
     return entry
 
 
 def verify_archive(path: Path) -> ArchiveRecord:
-    """Check an archive against its own record, and that it is as a build writes it.
+    """Check an archive against its own record, and that its bytes are those that a build writes.
 
     Args:
-        path: a .mar, or the folder of an extracted one.
+        path: a ``.mar`` file, or the folder that one was extracted to.
 
     Raises:
-        ArchiveError: names what is wrong.
-        SpecError: a mistake in the archive's spec.
+        ArchiveError: the archive was altered, is damaged or was not built by this project.
+        SpecError: the archive's spec has a mistake.
     """
     try:
         if not path.exists():
             raise ArchiveError(f"{path}: no such archive; build it with `ts-ensemble build`")
         if path.is_dir():
             record = verify_folder(path)
-            texts = (read_text(path / SPEC), read_text(path / MANIFEST))
+            spec_text, manifest = read_text(path / SPEC), read_text(path / MANIFEST)
         elif not path.is_file():
             raise ArchiveError(f"{path}: neither a file nor a folder")
         else:
             with path.open("rb") as file:
-                check_end(file, str(path))
+                check_zip_end(file, str(path))
                 with zipfile.ZipFile(file) as archive:
-                    record = _verify(archive, file, str(path))
-                    texts = (archive.read(SPEC), archive.read(MANIFEST))
+                    record = _verify_file(archive, file, str(path))
+                    spec_text, manifest = archive.read(SPEC), archive.read(MANIFEST)
     except (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         raise ArchiveError(
             f"{path}: it cannot be read as a model archive ({error}); copy or build it again"
         ) from error
-    spec = parse_spec(texts[0].decode("utf-8", errors="replace"), source=f"{path}, {SPEC}")
-    check_spec(spec, record, texts[1], source=str(path))
+    spec = parse_spec(spec_text.decode("utf-8", errors="replace"), source=f"{path}, {SPEC}")
+    check_spec(spec, record, manifest, source=str(path))
     return record
 
 
-def check_end(file: BinaryIO, source: str) -> None:
-    """Check that a file ends with a zip's directory of reasonable size.
+def check_zip_end(file: BinaryIO, source: str) -> None:
+    """Check that a file ends with the end record of a zip file that lists a reasonable directory.
 
-    The last bytes say where the directory is; zipfile itself would search for them.
+    zipfile itself would search for the end record, and so accept bytes behind it.
 
     Args:
-        file: opened for reading.
+        file: the file, opened for reading.
         source: the file's name, for messages.
 
     Raises:
-        ArchiveError: it does not end so, or lists more files than an archive has.
+        ArchiveError: the end record is missing, or lists more files than an archive may have.
     """
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - _END.size))
+    file.seek(max(0, size - _END_RECORD.size))
     end = file.read()
-    if len(end) < _END.size or not end.startswith(_END_MARK):
+    if len(end) < _END_RECORD.size or not end.startswith(_END_SIGNATURE):
         raise ArchiveError(
-            f"{source}: it does not end as a model archive does: it is truncated, has bytes behind "
-            "its end, or is none; copy or build it again"
+            f"{source}: it does not end as a model archive does: it is truncated, has further "
+            "bytes at its end, or is no archive; copy or build it again"
         )
-    _, _, _, _, entries, directory_size, _, _ = _END.unpack(end)
-    # zipfile reads the directory as a whole.
-    if entries > MAX_FILES or _DIRECTORY_ENTRY_BYTES * MAX_FILES < directory_size < _SIZE_IN_ZIP64:
+    _, _, _, _, num_entries, directory_bytes, _, _ = _END_RECORD.unpack(end)
+    # zipfile reads the whole directory into memory.
+    max_directory_bytes = _MAX_DIRECTORY_BYTES_PER_FILE * MAX_FILES
+    if num_entries > MAX_FILES or max_directory_bytes < directory_bytes < _SIZE_IN_ZIP64:
         raise ArchiveError(f"{source}: it lists more than {MAX_FILES} files; no archive does")
 
 
-def _verify(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> ArchiveRecord:
+def _verify_file(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> ArchiveRecord:
     entries = archive.infolist()
     size = file.seek(0, io.SEEK_END)
     raise_problems(source, _problems_of_entries(entries, size))
-    digests = _written_anew(archive, file, source)
+    digests = _compare_with_rebuilt(archive, file, source)
 
     def read(name: str) -> bytes:
         if archive.getinfo(name).file_size > MAX_TEXT_BYTES:
@@ -131,11 +136,11 @@ def _verify(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> ArchiveRec
 
 
 def _problems_of_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> Iterator[str]:
-    """What no build writes into an archive's directory.
+    """Find what a build never writes into the directory of an archive.
 
     Args:
-        entries: of the directory.
-        size: of the archive, in bytes.
+        entries: the entries of the archive's directory.
+        size: size of the archive in bytes.
     """
     names = Counter(entry.filename for entry in entries)
     for name, count in names.items():
@@ -144,40 +149,40 @@ def _problems_of_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> Itera
     for first, second in names_that_collide(names):
         yield f"{first} and {second} are one name to some file systems"
     for entry in entries:
-        name = shown(entry.filename)
+        name = printable(entry.filename)
         reason = name_problem(entry.orig_filename)
         if reason is not None:
-            yield f"the name {entry.orig_filename[:100]!r} cannot be: {reason}"
+            yield f"the name {entry.orig_filename[:100]!r} is not allowed: {reason}"
         if entry.flag_bits & 1:
             yield f"{name} is encrypted"
         if entry.compress_type != zipfile.ZIP_STORED:
             yield f"{name} is compressed"
         elif entry.compress_size != entry.file_size:
-            yield f"{name} has {entry.compress_size} bytes and says {entry.file_size}"
+            yield f"{name} takes {entry.compress_size} bytes and claims {entry.file_size}"
         mode = entry.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             yield f"{name} is a link or no regular file"
     if sum(entry.file_size for entry in entries) > size:
-        yield "its files say that they have more bytes than the archive"
+        yield "its files claim more bytes than the archive has"
 
 
-def _written_anew(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> dict[str, str]:
-    """Compare an archive with how a build would write its contents.
+def _compare_with_rebuilt(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> dict[str, str]:
+    """Compare an archive, byte by byte, with the one that a build would make of its files.
 
     Returns:
-        The files' SHA-256 in hexadecimal, by name.
+        Path of each file in the archive -> its SHA-256 in hexadecimal.
 
     Raises:
         ArchiveError: the bytes differ.
     """
     digests = {}
-    compared = _Compared(file)
-    with zipfile.ZipFile(compared, "w", zipfile.ZIP_STORED) as anew:
+    comparison = _ComparingWriter(file)
+    with zipfile.ZipFile(comparison, "w", zipfile.ZIP_STORED) as rebuilt:
         for name in sorted(archive.namelist()):
-            entry = entry_of(name)
+            entry = zip_entry(name)
             entry.file_size = archive.getinfo(name).file_size
             digest = hashlib.sha256()
-            with archive.open(name) as contents, anew.open(entry, "w") as copy:
+            with archive.open(name) as contents, rebuilt.open(entry, "w") as copy:
                 try:
                     while block := contents.read(_BLOCK_BYTES):
                         digest.update(block)
@@ -185,67 +190,72 @@ def _written_anew(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> dict
                 except (zipfile.BadZipFile, EOFError):
                     raise ArchiveError(
                         f"{source}: the archive is not as it was built: {name} was changed (its "
-                        "checksum); build it again"
+                        "checksum is wrong); build it again"
                     ) from None
             digests[name] = digest.hexdigest()
-    place = compared.first_difference
-    if place is not None:
+    offset = comparison.first_difference
+    if offset is not None:
         entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-        before = [entry.filename for entry in entries if entry.header_offset <= place]
+        before = [entry.filename for entry in entries if entry.header_offset <= offset]
         where = f"at {before[-1]}" if before else "before its first file"
         raise ArchiveError(
-            f"{source}: the archive is not as it was built: byte {place} ({where}) is another than "
-            "its files need, so something may hide there; build it again"
+            f"{source}: the archive is not as it was built: byte {offset} ({where}) is not what a "
+            "build of its files writes there, so something may be hidden; build it again"
         )
     return digests
 
 
-class _Compared(io.RawIOBase):
-    """A file to write into, which only compares what is written with what another file has there.
+class _ComparingWriter(io.RawIOBase):
+    """A file for writing that stores nothing, but compares what is written with another file.
 
     Args:
-        original: the other file.
+        original: the file to compare with.
     """
 
     def __init__(self, original: BinaryIO) -> None:
         super().__init__()
         self._original = original
         self._position = 0
-        # Headers are written twice, with the sizes at last: the last word on a place counts.
-        self._same: dict[int, bool] = {}
+        # Offset of each write -> whether the original has the same bytes there. zipfile writes each
+        # header twice, the second time with the final sizes; only the last write to an offset
+        # counts.
+        self._is_equal: dict[int, bool] = {}
 
     @property
     def first_difference(self) -> int | None:
-        """Where the files differ first, or only one of them goes on; None if they are the same."""
-        places = [place for place, same in self._same.items() if not same]
+        """Offset of the first write that differs; None if the files are equal.
+
+        If only the lengths differ, it is the offset at which the written file ends.
+        """
+        offsets = [offset for offset, is_equal in self._is_equal.items() if not is_equal]
         if self._position != self._original.seek(0, io.SEEK_END):
-            places.append(self._position)
-        return min(places, default=None)
+            offsets.append(self._position)
+        return min(offsets, default=None)
 
     def writable(self) -> bool:
-        """It takes anything."""
+        """Return True: zipfile may write."""
         return True
 
     def seekable(self) -> bool:
-        """It remembers a position."""
+        """Return True: zipfile may go back to write a header again."""
         return True
 
     def tell(self) -> int:
-        """The position."""
+        """Return the offset at which the next write is compared."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position from the beginning."""
+        """Go to an offset from the beginning."""
         if whence != io.SEEK_SET:
             raise io.UnsupportedOperation("from the beginning only")
         self._position = offset
         return offset
 
     def write(self, data: Any) -> int:
-        """Compare."""
+        """Compare bytes with those of the original at the present offset."""
         content = bytes(data)
         if content:
             self._original.seek(self._position)
-            self._same[self._position] = self._original.read(len(content)) == content
+            self._is_equal[self._position] = self._original.read(len(content)) == content
             self._position += len(content)
         return len(content)

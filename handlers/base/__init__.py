@@ -1,5 +1,6 @@
-"""Small things that every other package may use: errors, tasks, quoting, threads, memory.
+"""Parts that every other package may use: errors, tasks, threads, memory, texts for messages.
 
-Enters: plain values. Leaves: plain values, or an error of the tree in `errors`.
+Enters: plain values, such as texts, numbers and paths.
+Leaves: plain values, functions and modules, or an error of the tree that `errors` draws.
 Must not import: any other package of `handlers`.
 """

@@ -1,4 +1,4 @@
-"""Where each file of an archive lies, and which names files in an archive may have."""
+"""Paths of the files in an archive, and the names that files in an archive may have."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SPEC = f"{ENSEMBLE}/ensemble.yaml"
 """Path of the spec."""
 
 COMPILED = f"{ENSEMBLE}/compiled"
-"""Folder with the compiled members, which is there if the spec has ``runtime.compile: true``."""
+"""Folder with the executables that the build made for another engine than torch."""
 
 ENTRY = "ensemble_entry.py"
 """Path of the Python module that TorchServe loads (`handlers.entry`)."""
 
 MODEL_CONFIG = "model-config.yaml"
-"""Path of TorchServe's settings of the model."""
+"""Path of TorchServe's settings of the model, such as its number of workers."""
 
 REQUIREMENTS = "requirements.txt"
 """Path of the list of packages that the server's Python needs beside TorchServe."""
@@ -34,7 +34,7 @@ MODEL_SETTINGS = (
 )  # fmt: skip
 """The only keys that `MODEL_CONFIG` may have.
 
-Other keys could make TorchServe start another Python interpreter or torchrun.
+Further keys could make TorchServe start another Python interpreter, or torchrun.
 """
 
 _MAX_NAME_BYTES = 1000
@@ -42,7 +42,7 @@ _MAX_PART_BYTES = 255
 
 
 def name_problem(name: str) -> str | None:
-    """Say why a file of an archive may not have this path; None if it may.
+    """Return why a file of an archive may not have this path, as a phrase; None if it may.
 
     An allowed path stays inside the folder that the archive is extracted to, and means the same
     file on every file system.
@@ -64,7 +64,7 @@ def name_problem(name: str) -> str | None:
 
 
 def names_that_collide(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Find pairs of names that some file systems take for one file.
+    """Find pairs of different names that some file systems take for the same file.
 
     Such names differ only in case, or in how accented letters are encoded.
     """

@@ -6,7 +6,7 @@
     ├── SpecError             a mistake in ensemble.yaml                      (at build or load)
     ├── ArchiveError          a missing, damaged or foreign archive           (at build or load)
     ├── MemberError           a member that cannot be loaded or run           (at load, or 500)
-    ├── PreprocessingError    own preprocessing code failed on a sample       (500)
+    ├── PreprocessingError    the deployment's own code failed on a sample    (500)
     ├── LateError             members had not begun at the request's deadline (504)
     ├── BusyError             the worker had no time left for this request    (503)
     ├── ServerError           TorchServe cannot be started or does not answer (client side)
@@ -15,7 +15,7 @@
         ├── SampleError       one sample is unreadable                        (400)
         ├── PolicyError       unknown policy or wrong parameter               (400)
         ├── TooLargeError     more samples, pixels or bytes than allowed      (413)
-        └── UnsupportedError  a body in a coding that is not understood       (415)
+        └── UnsupportedError  a body is compressed in an unknown way          (415)
 
 Messages name the thing, the place and the remedy.
 """
@@ -37,7 +37,7 @@ class EnsembleError(Exception):
 
     @property
     def message(self) -> str:
-        """The text for people, without class name or traceback."""
+        """The error's text for people, without class name or traceback."""
         return str(self)
 
 
@@ -54,17 +54,17 @@ class MemberError(EnsembleError):
 
 
 class PreprocessingError(EnsembleError):
-    """The deployment's own preprocessing code failed on one sample."""
+    """The deployment's own preprocessing code, which the spec names, failed on one sample."""
 
 
 class LateError(EnsembleError):
-    """Members had not begun when a request's deadline was over."""
+    """Members had not started to compute a request when its deadline passed."""
 
     status = 504
 
 
 class BusyError(EnsembleError):
-    """The other requests of a batch left the worker no time for this one; it may be sent again."""
+    """The other requests of a batch left no time for this one. The client may send it again."""
 
     status = 503
 
@@ -77,7 +77,8 @@ class WorkerDiedError(ServerError):
     """A worker process ended while it loaded its model.
 
     Attributes:
-        worker_traceback: what the worker itself printed before it died.
+        worker_traceback: the traceback that the worker printed before it ended; empty if there is
+            none.
     """
 
     def __init__(self, message: str, worker_traceback: str = "") -> None:
@@ -116,26 +117,29 @@ class TooLargeError(RequestError):
 
 
 class UnsupportedError(RequestError):
-    """The body is compressed in a way that is not understood."""
+    """A request's body is compressed in a way that this project does not know."""
 
     status = 415
 
 
 def reason(error: Exception) -> str:
-    """What another library's error says, or at least what kind it is."""
+    """Return the message of another library's error, or its class name if it has no message."""
     return str(error) or type(error).__name__
 
 
 def unforeseen() -> EnsembleError:
-    """For a mistake of this project: the other requests of the batch are answered all the same."""
+    """Return the error that answers a request on which this project's own code failed.
+
+    The other requests of the batch are answered all the same.
+    """
     return EnsembleError(
-        "an error that was not foreseen; its traceback is in the worker's log: please report it"
+        "an unexpected error; its traceback is in the worker's log: please report it"
     )
 
 
 def busy() -> BusyError:
-    """For a request whose turn in its batch came too late."""
+    """Return the error that answers a request for which its batch had no time left."""
     return BusyError(
         "the requests before this one took all the time that the worker has for one batch: send "
-        "it again"
+        "this one again"
     )

@@ -1,24 +1,34 @@
-"""How a client's own words stand in a message: short, and printable whatever they are."""
+"""Puts values from outside into messages: short, and printable whatever they contain."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 
 MAX_NAME = 256
-"""Characters in the name of an input, an output or a sample: each answer repeats it."""
+"""Largest number of characters in the name of an input, output or sample.
 
-_MAX_SHOWN = 60
-"""Characters of a value that a message repeats."""
+Every answer repeats these names.
+"""
+
+_MAX_SHOWN_CHARACTERS = 60
+"""Number of characters of a text that a message repeats."""
 
 _MAX_NAMES_SHOWN = 3
-"""Names that a message lists before it only counts the others."""
+"""Number of names that a message lists; it only counts the others."""
 
 _MAX_INTEGER_BITS = 200
-"""Python refuses to write integers of some thousand digits; nobody reads more than sixty."""
+"""Larger integers are described instead of written.
+
+Python refuses to write integers of some thousand digits, and nobody reads more than sixty.
+"""
 
 
 def is_text(text: str) -> bool:
-    """Whether a client's text is Unicode. JSON can spell half a character, as ``\\ud800`` is."""
+    """Return whether a client's text is valid Unicode.
+
+    JSON can spell half of a character (a lone surrogate, such as ``\\ud800``), which no UTF-8 text
+    can hold.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -26,19 +36,29 @@ def is_text(text: str) -> bool:
     return True
 
 
-def shown(value: object) -> str:
-    """A value for a message; long texts are cut, and lists and objects are only counted.
+def printable(name: str) -> str:
+    """Return a name as it is, or escaped if it has characters that are not printable.
 
-    The cost does not depend on the size of the value.
+    A terminal or a log might take such characters for commands.
+    """
+    return name if name.isprintable() else ascii(name)
+
+
+def shown(value: object) -> str:
+    """Return a client's value as text for a message.
+
+    Long texts are cut. Of lists and objects the message gives only the type and the number of
+    items. The cost does not depend on the size of the value.
     """
     if isinstance(value, str):
-        text = ascii(value[: _MAX_SHOWN + 1])
-        return text if len(text) <= _MAX_SHOWN + 2 else f"{text[:_MAX_SHOWN]}..."
+        text = ascii(value[: _MAX_SHOWN_CHARACTERS + 1])
+        is_short = len(text) <= _MAX_SHOWN_CHARACTERS + 2
+        return text if is_short else f"{text[:_MAX_SHOWN_CHARACTERS]}..."
     if isinstance(value, bool | float) or value is None:
         return repr(value)
     if isinstance(value, int):
-        short = value.bit_length() <= _MAX_INTEGER_BITS
-        return str(value) if short else f"a number of {value.bit_length()} bits"
+        is_short = value.bit_length() <= _MAX_INTEGER_BITS
+        return str(value) if is_short else f"a number of {value.bit_length()} bits"
     if isinstance(value, Sized):
         kind = "object" if isinstance(value, dict) else type(value).__name__
         return f"a JSON {kind} of {len(value)}"
@@ -46,7 +66,7 @@ def shown(value: object) -> str:
 
 
 def shown_names(names: Sequence[str]) -> str:
-    """The first few names, and how many there are besides."""
+    """Return the first few names as text for a message, with the number of further names."""
     listed = ", ".join(shown(name) for name in names[:_MAX_NAMES_SHOWN])
-    more = len(names) - _MAX_NAMES_SHOWN
-    return listed if more <= 0 else f"{listed} and {more} more"
+    num_hidden = len(names) - _MAX_NAMES_SHOWN
+    return listed if num_hidden <= 0 else f"{listed} and {num_hidden} more"

@@ -1,4 +1,4 @@
-"""Suggestions for misspelt names, for error messages."""
+"""Suggests the right spelling of a misspelt name, for error messages."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import difflib
 from collections.abc import Iterable
 from itertools import islice
 
-# difflib takes longer than linearly in both.
+# The time that difflib takes grows faster than linearly with both.
 _MAX_COMPARED_LENGTH = 100
 _MAX_CHOICES = 1000
+_MIN_SIMILARITY = 0.6
+"""Similarity, from 0 to 1, below which a name is not suggested; the default of difflib."""
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the closest choice, or an empty string.
+    """Return ``; did you mean 'x'?`` for the choice most similar to a value.
 
-    Long values are not compared: it takes time, and nobody misspells a name of so many letters.
+    Returns:
+        An empty string if no choice is similar enough, or if the value is very long: comparing
+        long texts takes time, and nobody misspells a name of so many letters.
     """
     if len(value) > _MAX_COMPARED_LENGTH:
         return ""
-    choices = (
+    short_choices = [
         choice for choice in islice(choices, _MAX_CHOICES) if len(choice) <= _MAX_COMPARED_LENGTH
-    )
-    close = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    ]
+    similar = difflib.get_close_matches(value, short_choices, n=1, cutoff=_MIN_SIMILARITY)
+    return f"; did you mean '{similar[0]}'?" if similar else ""

@@ -1,4 +1,4 @@
-"""What kind of answer an ensemble gives."""
+"""The tasks of an ensemble: which kind of answer it gives."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from enum import StrEnum
 
 
 class Task(StrEnum):
-    """The kinds of answer.
+    """The kind of answer that an ensemble gives for one sample.
 
-    CLASSIFICATION: exactly one of C labels. PRESENCE: is one thing there or not.
-    MULTILABEL: any number of C labels. REGRESSION: C numbers.
+    CLASSIFICATION: exactly one of C labels.
+    PRESENCE: whether one thing is there.
+    MULTILABEL: any number of C labels.
+    REGRESSION: C numbers.
     """
 
     CLASSIFICATION = "classification"

@@ -1,8 +1,8 @@
-"""torchvision, without torch's compiler: every import of torchvision in the worker is here.
+"""Imports torchvision without torch's compiler. The worker imports torchvision from here alone.
 
-Importing torchvision imports torch's compiler (torch._dynamo, and with it sympy and Triton): for a
-function that one operator may call, and to tell it to leave another function alone. That is 170 MB
-in each worker, and a second of its start.
+torchvision imports torch's compiler (torch._dynamo, and with it sympy and Triton) for two reasons:
+one operator may call a function of it, and another function is marked as not to be compiled. The
+compiler takes 170 MB in each worker, and a second of its start.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ _UTILITIES = "torch._dynamo.utils"
 
 @contextmanager
 def _compiler_on_demand() -> Iterator[None]:
-    """Imports within get stand-ins, whose functions import the compiler when they are called."""
+    """Replace the compiler by empty modules while the ``with`` block imports torchvision.
+
+    Each function of the replacement imports the compiler when it is called.
+    """
     if _COMPILER in sys.modules:
         yield
         return
     compiler, utilities = ModuleType(_COMPILER), ModuleType(_UTILITIES)
 
-    def on_demand(name: str) -> Callable[..., Any]:
+    def import_when_called(name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(name)
 
@@ -35,36 +38,36 @@ def _compiler_on_demand() -> Iterator[None]:
 
         return call
 
-    utilities.__getattr__ = on_demand  # type: ignore[method-assign]
+    utilities.__getattr__ = import_when_called  # type: ignore[method-assign]
     compiler.utils = utilities  # type: ignore[attr-defined]
-    compiler.disable = _as_it_is  # type: ignore[attr-defined]
-    stand_ins = {_COMPILER: compiler, _UTILITIES: utilities}
-    sys.modules.update(stand_ins)
+    compiler.disable = _return_unchanged  # type: ignore[attr-defined]
+    replacements = {_COMPILER: compiler, _UTILITIES: utilities}
+    sys.modules.update(replacements)
     try:
         yield
     finally:
-        for name, stand_in in stand_ins.items():
-            if sys.modules.get(name) is stand_in:
+        for name, replacement in replacements.items():
+            if sys.modules.get(name) is replacement:
                 del sys.modules[name]
 
 
-def _as_it_is(function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
-    """What ``torch.compiler.disable`` comes to where nothing is compiled."""
+def _return_unchanged(function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
+    """Return a function as it is, which is what ``torch.compiler.disable`` amounts to here.
+
+    The worker compiles nothing.
+    """
     return function
 
 
 with _compiler_on_demand():
     from torchvision import models
-    from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms._presets import ImageClassification
     from torchvision.transforms.v2 import functional
 
 __all__ = [
     "ImageClassification",
-    "ImageReadMode",
     "InterpolationMode",
-    "decode_jpeg",
     "functional",
     "models",
 ]

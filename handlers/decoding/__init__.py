@@ -1,4 +1,4 @@
-"""Samples become inputs of bounded size, or cached scores.
+"""Decodes samples to inputs of limited size, or finds their scores in the cache.
 
 Enters: the samples of all requests of a batch, each request with its members and its budget.
 Leaves: for each request the inputs that members run on, the scores that the cache already holds,

@@ -22,8 +22,8 @@ class SamplesToDecode:
     Attributes:
         samples: the samples, in the order of the request.
         members: positions of the members that run on them.
-        budget: limits of the request; decoding is counted in it.
-        may_use_cache: whether scores of all members are needed, so that the cache is of use.
+        budget: budget of the request, in which the pixels are counted.
+        may_use_cache: whether the request needs the scores of all members, as the cache has them.
     """
 
     samples: Sequence[Sample]
@@ -64,8 +64,8 @@ def decode_batch(
 ) -> list[DecodedSamples | TooLargeError]:
     """Decode the samples of all requests together; samples with cached scores are not decoded.
 
-    All headers are read first, and the cost of each request is taken from its budget. Pixels are
-    then decoded for the requests that stay within their budgets.
+    All headers are read first, and the cost of each request is counted in its budget. Then the
+    pixels of those requests are decoded that stay within their budgets.
 
     Args:
         requests: the requests of a batch.
@@ -78,7 +78,7 @@ def decode_batch(
     """
     lookups = [[_look_up(request, each, cache) for each in request.samples] for request in requests]
     to_open = [
-        sample
+        (sample, request.members)
         for request, of_request in zip(requests, lookups, strict=True)
         for sample, lookup in zip(request.samples, of_request, strict=True)
         if lookup.scores is None
@@ -120,7 +120,7 @@ def _look_up(request: SamplesToDecode, sample: Sample, cache: ScoreCache | None)
 def _charge(
     request: SamplesToDecode, opened: Sequence[Opened | EnsembleError]
 ) -> TooLargeError | None:
-    """Take the cost of decoding from the request's budget; return the error if it is exceeded."""
+    """Count the cost of decoding in the request's budget; return the error if it is exceeded."""
     try:
         for each in opened:
             if isinstance(each, Opened):

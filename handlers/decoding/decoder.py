@@ -23,11 +23,12 @@ from ..base.memory import give_back
 from ..base.threads import ThreadPool
 from ..engine.member_inputs import Input
 from ..engine.runtime import Runtime
+from ..inputs.image_decoding import ImageDecoding
 from ..inputs.image_header import too_large
-from ..inputs.images import open_image
+from ..inputs.sample_errors import SampleErrors
 from ..requests.bundles import Frame
 from ..requests.parsing import Sample
-from ..spec import Limits
+from ..spec import Limits, Window
 
 Argument = TypeVar("Argument")
 Value = TypeVar("Value")
@@ -37,8 +38,11 @@ logger = logging.getLogger(__name__)
 _MAX_PIXELS_AT_ONCE = 37_000_000
 """Images are decoded side by side up to this many pixels; a pixel takes up to 7 bytes."""
 
-_LARGE_PIXELS = 8_000_000
-"""After a larger image, free memory is returned to the system: members need a hundredth of it."""
+_LARGE_IMAGE_PIXELS = 8_000_000
+"""After decoding a larger image, its memory is returned to the operating system.
+
+Members' inputs are so small that the memory would otherwise stay unused.
+"""
 
 
 @dataclass(frozen=True)
@@ -47,35 +51,49 @@ class Opened:
 
     Attributes:
         sample: the sample.
-        pixels: number of pixels that decoding holds in memory; 0 if there is nothing to decode.
+        pixels: number of pixels that are in memory during decoding; 0 if nothing is decoded.
         cost: time to decode and resize the sample, in pixels of a PNG file that take as long.
-        decode: returns the pixels, uint8 (3, H, W), or the input that a client preprocessed itself,
-            float32 (C, H, W).
+        decode: returns the pixels that a decoding of the ensemble gives; None if the client
+            preprocessed the sample itself.
+        preprocessed: the input that the client preprocessed itself, float32 (C, H, W).
     """
 
     sample: Sample
     pixels: int
     cost: int
-    decode: Callable[[], Tensor]
+    decode: Callable[[ImageDecoding], Tensor] | None
+    preprocessed: Tensor | None = None
 
 
 DecodeJob = tuple[Opened, Sequence[int]]
 """A sample, and the positions of the members that it is resized for."""
 
 DecodeUnit = list[DecodeJob]
-"""Jobs that one thread does one after the other: one sample, or the frames of one animation."""
+"""Jobs that one thread does one after the other: a single sample, or the frames of an animation."""
 
 
 class Decoder:
     """Decodes samples on the threads of a pool and resizes each one right after decoding it."""
 
     def __init__(self, limits: Limits, runtime: Runtime, pool: ThreadPool) -> None:
+        """Make a decoder for the members of a runtime.
+
+        Args:
+            limits: the deployment's limits on one request.
+            runtime: knows the preprocessing of each member.
+            pool: threads that decode.
+        """
         self._limits = limits
         self._runtime = runtime
         self._pool = pool
 
-    def open_all(self, samples: Sequence[Sample]) -> list[Opened | EnsembleError]:
+    def open_all(
+        self, samples: Sequence[tuple[Sample, Sequence[int]]]
+    ) -> list[Opened | EnsembleError]:
         """Read the header of each sample; an error takes the place of a sample that is unreadable.
+
+        Args:
+            samples: the samples, each with the positions of its members.
 
         The pool is not used: Pillow reads headers in Python, which runs on one thread at a time.
         """
@@ -98,41 +116,75 @@ class Decoder:
                 continue
             for inputs in self._pool.map(self._decode_unit, turn):
                 decoded += inputs
-            if any(opened.pixels > _LARGE_PIXELS for unit in turn for opened, _ in unit):
+            if any(opened.pixels > _LARGE_IMAGE_PIXELS for unit in turn for opened, _ in unit):
                 give_back()
         return decoded
 
     def _decode_unit(self, unit: DecodeUnit) -> list[Input | EnsembleError]:
+        """Do the jobs of a unit, on one thread."""
         return [self._guarded(self._decode, job) for job in unit]
 
-    def _open(self, sample: Sample) -> Opened:
+    def _open(self, sample_and_members: tuple[Sample, Sequence[int]]) -> Opened:
         """Read the header of one sample; raises what makes it unreadable."""
+        sample, members = sample_and_members
         data = sample.data
         if isinstance(data, SampleError):
             raise data
         if isinstance(data, Tensor):
             return self._check_tensor(sample, data)
         if isinstance(data, bytes):
-            image = open_image(
-                data, max_pixels=self._limits.max_pixels, name=sample.name, index=sample.index
-            )
-            cost = image.cost + self._runtime.resized_pixels(*image.size)
-            return Opened(sample, image.pixels, cost, image.decode)
-        return Opened(sample, data.pixels, data.cost, lambda: _decode_frame(sample, data))
+            return self._open_file(sample, data, self._runtime.decodings(members))
+        decodings = self._runtime.decodings(members)
+        for decoding in decodings:
+            if decoding.function is not None:
+                raise _sample_error(
+                    sample,
+                    f"it is one frame of a file, and {decoding.function.name} decodes whole files: "
+                    "send the request without the option frames",
+                )
+        return Opened(
+            sample,
+            data.pixels,
+            data.cost * len(decodings),
+            lambda decoding: _decode_frame(sample, data, decoding.window),
+        )
+
+    def _open_file(
+        self, sample: Sample, content: bytes, decodings: Sequence[ImageDecoding]
+    ) -> Opened:
+        """Read the header of one image file; one decoding after the other will read its pixels."""
+        errors = SampleErrors.of(sample.name, sample.index, content)
+        images = {
+            decoding: decoding.open(content, errors, max_pixels=self._limits.max_pixels)
+            for decoding in decodings
+        }
+        opened = list(images.values())
+        resized_pixels = self._runtime.resized_pixels(*opened[0].size)
+        return Opened(
+            sample,
+            max(image.pixels for image in opened),
+            sum(image.cost for image in opened) + resized_pixels,
+            lambda decoding: images[decoding].decode(),
+        )
 
     def _decode(self, job: DecodeJob) -> Input:
         """Decode one sample and resize it; a preprocessed input is returned unchanged."""
         opened, members = job
-        pixels = opened.decode()
-        if pixels.is_floating_point():
-            return pixels
+        if opened.decode is None:
+            assert opened.preprocessed is not None
+            return opened.preprocessed
         try:
-            return self._runtime.prepare(pixels, members)
+            return self._runtime.prepare(opened.decode, members)
         except PreprocessingError as error:
             raise PreprocessingError(f"{opened.sample.where}: {error}") from error
 
     def _check_tensor(self, sample: Sample, data: Tensor) -> Opened:
-        """Check pixels or a preprocessed input that a client sent as numbers."""
+        """Check pixels or a preprocessed input that a client sent as numbers.
+
+        Raises:
+            SampleError: the members do not accept the input.
+            TooLargeError: there are more pixels than an image may have.
+        """
         shape, problem = self._runtime.input_shape, None
         if not data.is_floating_point():
             height, width = data.shape[1:]
@@ -140,7 +192,7 @@ class Decoder:
             if excess is not None:
                 raise TooLargeError(f"{sample.where}: {excess}")
             cost = width * height + self._runtime.resized_pixels(width, height)
-            return Opened(sample, width * height, cost, lambda: data)
+            return Opened(sample, width * height, cost, lambda _: data)
         if shape is None:
             problem = (
                 "the members have different preprocessings, so there is no one preprocessed "
@@ -154,12 +206,12 @@ class Decoder:
             problem = "it holds NaN or infinite numbers; a preprocessed sample must be finite"
         if problem is not None:
             raise _sample_error(sample, problem)
-        return Opened(sample, 0, 0, lambda: data)
+        return Opened(sample, 0, 0, None, preprocessed=data)
 
     def _guarded(
         self, function: Callable[[Argument], Value], argument: Argument
     ) -> Value | EnsembleError:
-        """Call the function and return its error, if it raises one, instead of its value."""
+        """Call a function; if it raises an error, return the error in place of its value."""
         try:
             return function(argument)
         except EnsembleError as error:
@@ -169,17 +221,18 @@ class Decoder:
             return unforeseen()
 
 
-def _decode_frame(sample: Sample, frame: Frame) -> Tensor:
+def _decode_frame(sample: Sample, frame: Frame, window: Window | None) -> Tensor:
     try:
-        return frame.decode()
+        return frame.decode(window)
     except Exception as error:
-        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damage.
+        # For damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
         raise _sample_error(
             sample, f"the frame cannot be decoded ({reason(error)}); send the file whole"
         ) from None
 
 
 def _sample_error(sample: Sample, problem: str) -> SampleError:
+    """Make the error of one sample, whose message names it."""
     return SampleError(
         f"{sample.where}: {problem}",
         sample=sample.name,
@@ -190,8 +243,8 @@ def _sample_error(sample: Sample, problem: str) -> SampleError:
 def _turns(jobs: Sequence[DecodeJob]) -> Iterator[list[DecodeUnit]]:
     """Split the jobs into turns of at most `_MAX_PIXELS_AT_ONCE` pixels.
 
-    A larger image has a turn of its own. An animation counts with its first frame alone, because
-    its frames are decoded one after the other.
+    The jobs of a turn are decoded at the same time. A larger image has a turn of its own. Of an
+    animation only the first frame is counted, because its frames are decoded one after the other.
     """
     turn: list[DecodeUnit] = []
     pixels = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..inputs.image_decoding import ImageDecoding
 from ..inputs.preprocessing import Preprocessor, Resized
 
 
@@ -16,7 +17,7 @@ class PreparedImage:
     """An image at the sizes that members take, which is small whatever the image's own size is.
 
     Attributes:
-        shape: (3, height, width) of the image as it was decoded.
+        shape: (channels, height, width) of the image as it was decoded.
         by_preprocessing: for each distinct preprocessing the resized image; None where no member
             that has to see the image uses this preprocessing.
     """
@@ -50,6 +51,7 @@ class MemberInputs:
         self.group_of_member = group_of_member
         self._preprocessors = preprocessors
         self._device = device
+        self._decodings = list(dict.fromkeys(each.decoding for each in preprocessors))
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -62,21 +64,48 @@ class MemberInputs:
         """How many pixels all preprocessings together make of an image of this size."""
         return sum(each.resized_pixels(width, height) for each in self._preprocessors)
 
-    def prepare(self, pixels: Tensor, members: Iterable[int]) -> PreparedImage:
-        """Resize an image for some members.
+    def decodings(self, members: Iterable[int]) -> list[ImageDecoding]:
+        """Return the distinct ways in which the image files of some members are decoded.
 
         Args:
-            pixels: uint8 (3, height, width).
             members: positions of the members in the ensemble.
         """
+        if len(self._decodings) == 1:
+            return self._decodings
+        groups = sorted({self.group_of_member[member] for member in members})
+        return list(dict.fromkeys(self._preprocessors[group].decoding for group in groups))
+
+    def prepare(
+        self, decode: Callable[[ImageDecoding], Tensor], members: Iterable[int]
+    ) -> PreparedImage:
+        """Decode an image for some members, and resize it.
+
+        Args:
+            decode: returns the pixels that a decoding gives, as `Preprocessor.resize` takes them;
+                called once for each distinct decoding.
+            members: positions of the members in the ensemble.
+        """
+        members = list(members)
         needed = {self.group_of_member[member] for member in members}
-        return PreparedImage(
-            tuple(pixels.shape),
-            tuple(
-                preprocessor.resize(pixels) if group in needed else None
-                for group, preprocessor in enumerate(self._preprocessors)
-            ),
-        )
+        shape: tuple[int, ...] = ()
+        resized: list[Resized | None] = [None] * len(self._preprocessors)
+        for decoding in self.decodings(members):
+            pixels = decode(decoding)
+            shape = tuple(pixels.shape)
+            for group, preprocessor in enumerate(self._preprocessors):
+                if group in needed and preprocessor.decoding == decoding:
+                    resized[group] = preprocessor.resize(pixels)
+            # Its memory is free before the next decoding begins.
+            del pixels
+        return PreparedImage(shape, tuple(resized))
+
+    def examples(self, count: int) -> list[PreparedImage]:
+        """Make prepared images on which the members are tried."""
+        examples = [preprocessor.examples(count) for preprocessor in self._preprocessors]
+        return [
+            PreparedImage(tuple(resized[0].pixels.shape), resized)
+            for resized in zip(*examples, strict=True)
+        ]
 
     def batch(self, group: int, images: Sequence[Input]) -> Tensor:
         """Preprocess samples for the members of one preprocessing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..base.errors import MemberError
 from ..base.threads import SERIAL, ThreadPool
-from ..inputs.example_inputs import example_images
+from ..inputs.image_decoding import ImageDecoding
 from ..inputs.preprocessing import preprocessors_of
+from ..inputs.sample_errors import SampleErrors
 from ..members.executable import Executable
 from ..members.executables import Executables, load_executables
 from ..members.loading import scores
@@ -101,16 +102,15 @@ class Runtime:
             folder: where the files that the spec names are.
             device: where all members run.
             pool: the threads that resize images, and on a CPU run members side by side.
-            compiled: run the machine code that lies beside the spec. Only for an archive whose
-                record was checked.
+            compiled: run the executables that the build put beside the spec. Only for an archive
+                whose record was checked.
 
         Raises:
             MemberError: a member's file, architecture or output does not fit.
             SpecError: a preprocessing does not exist.
         """
         preprocessors, group_of_member = preprocessors_of(spec, folder, device, pool)
-        images = example_images(3)
-        example_inputs = [preprocessor(images) for preprocessor in preprocessors]
+        example_inputs = [each(each.examples(3)) for each in preprocessors]
         executables = load_executables(
             spec,
             folder,
@@ -119,6 +119,7 @@ class Runtime:
             device,
             threads=pool.threads,
             compiled=compiled,
+            side_by_side=partial(_is_faster_side_by_side, threads=pool.threads),
         )
         seconds_per_sample = {}
         for executable in (*executables.single, *executables.joint):
@@ -148,9 +149,42 @@ class Runtime:
         """How many pixels all preprocessings together make of an image of this size."""
         return self._inputs.resized_pixels(width, height)
 
-    def prepare(self, pixels: Tensor, members: Iterable[int]) -> PreparedImage:
-        """Resize an image, uint8 (3, height, width), for the members at some positions."""
-        return self._inputs.prepare(pixels, members)
+    def decodings(self, members: Iterable[int]) -> list[ImageDecoding]:
+        """Return the distinct ways in which the image files of some members are decoded."""
+        return self._inputs.decodings(members)
+
+    def prepare(
+        self, decode: Callable[[ImageDecoding], Tensor], members: Iterable[int]
+    ) -> PreparedImage:
+        """Decode an image for the members at some positions and resize it.
+
+        `MemberInputs.prepare` describes the arguments.
+        """
+        return self._inputs.prepare(decode, members)
+
+    def prepare_file(self, content: bytes, name: str) -> PreparedImage:
+        """Decode an image file for all members, as the worker does, and resize it.
+
+        Args:
+            content: the file.
+            name: what messages call the file.
+
+        Raises:
+            SampleError: the file is not an image that can be read.
+            TooLargeError: the image has more pixels than the spec's limit.
+            PreprocessingError: a function of the user's own failed on the image.
+        """
+        errors = SampleErrors.of(name, 0, content)
+        max_pixels = self.spec.limits.max_pixels
+
+        def decode(decoding: ImageDecoding) -> Tensor:
+            return decoding.decode(content, errors, max_pixels=max_pixels)
+
+        return self.prepare(decode, range(len(self.spec.members)))
+
+    def example_inputs(self, count: int) -> list[PreparedImage]:
+        """Make inputs on which the members are tried and warmed up."""
+        return self._inputs.examples(count)
 
     def run(
         self,
@@ -288,13 +322,24 @@ class Runtime:
             result: where the scores go.
         """
         calls = self._cover(samples_of_member)
+        for uses_all_threads in (True, False):
+            self._run_calls(
+                [call for call in calls if call.executable.uses_all_threads is uses_all_threads],
+                result,
+            )
+
+    def _run_calls(self, calls: Sequence[_Call], result: MemberScores) -> None:
+        """Make some calls, side by side or one after another, whichever is faster."""
         on_cpu = self.device.type == "cpu"
         works = []
         for call in calls:
             executable, batch = call.executable, call.samples.batch
             max_batch_size = executable.max_batch_size
             if on_cpu:
-                max_batch_size = min(max_batch_size, max_batch_size_for(batch.shape[1:]))
+                cached = max_batch_size_for(batch.shape[1:])
+                # All threads share such a call, each with a cache of its own.
+                cached *= self._pool.threads if executable.uses_all_threads else 1
+                max_batch_size = min(max_batch_size, cached)
             works.append(
                 Work(
                     num_samples=len(batch),
@@ -310,7 +355,8 @@ class Runtime:
                 batch, rows = call.samples.batch[part], call.samples.rows[part]
                 self._run_unit(call.executable, batch, rows, result)
 
-        side_by_side = plan(works, self._pool.threads) if on_cpu else None
+        may_share = on_cpu and not any(call.executable.uses_all_threads for call in calls)
+        side_by_side = plan(works, self._pool.threads) if may_share and works else None
         if side_by_side is not None:
             self._pool.map(run, side_by_side)
         else:
@@ -394,6 +440,17 @@ class Runtime:
             )
             shape = tuple(batch.shape[1:])
             result.fail(member, rows, f"it failed on a sample of {shape}: {error}")
+
+
+def _is_faster_side_by_side(seconds: Sequence[float], threads: int) -> bool:
+    """Whether a single sample is answered sooner if the executables run side by side.
+
+    Args:
+        seconds: for each executable the time of a run with a single sample on one thread.
+        threads: how many threads the worker has.
+    """
+    works = [Work(1, each, max_batch_size=1, concurrent=True) for each in seconds]
+    return plan(works, threads) is not None
 
 
 class BatchInputs:

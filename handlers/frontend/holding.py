@@ -1,8 +1,9 @@
-"""Let the owner of the server take this worker out of service between two batches.
+"""Lets the server's owner hold this worker between two batches, and end it without losing requests.
 
-TorchServe ends a worker with ``kill -9`` when it scales down or unregisters, whatever the worker is
-computing. A worker that is held computes nothing and takes nothing from the queue, so ending it
-loses no request. Only whoever can write into the server's temporary folder can hold a worker.
+When TorchServe scales down or unregisters a model, it ends workers with ``kill -9``, even while
+they compute. A worker that is held computes nothing and takes no request from the queue, so that
+ending it loses none. The owner holds a worker by creating a file in the server's temporary folder;
+nobody who cannot write there can do so.
 """
 
 from __future__ import annotations
@@ -13,38 +14,39 @@ import time
 from pathlib import Path
 
 MAX_HOLD_SECONDS = 20.0
-"""A verb that was killed must not keep a worker for longer."""
+"""Longest time that a worker is held if the command that holds it was killed and never ends it."""
 
 _POLL_SECONDS = 0.01
 
 
 def hold_seconds(response_timeout: float) -> float:
-    """How long a worker is held at most.
+    """Return the longest time that a worker is held, in seconds.
 
     Args:
-        response_timeout: seconds after which TorchServe takes an answer of the worker for lost, and
-            confuses it with the next one if it comes after all.
+        response_timeout: the model's response timeout in seconds. TorchServe takes an answer that
+            comes later for the answer to the next request.
     """
     return min(MAX_HOLD_SECONDS, response_timeout / 2)
 
 
-def hold_if_asked(response_timeout: float) -> None:
-    """Wait while this worker is to be held; return at once otherwise.
+def hold_if_requested(response_timeout: float) -> None:
+    """Wait as long as the owner of the server holds this worker; return at once if nobody does.
 
-    The request is the file ``ts-ensemble-hold-PID``. Renaming it to ``ts-ensemble-held-PID``
-    acknowledges it; removing that file releases the worker.
+    The owner creates the file ``ts-ensemble-hold-PID``. The worker renames it to
+    ``ts-ensemble-held-PID`` as a sign that it is held, and goes on when the owner removes that file
+    or after `hold_seconds`.
 
     Args:
-        response_timeout: of the model, in seconds.
+        response_timeout: the model's response timeout in seconds.
     """
     folder = Path(tempfile.gettempdir())
-    asked = folder / f"ts-ensemble-hold-{os.getpid()}"
+    request = folder / f"ts-ensemble-hold-{os.getpid()}"
     held = folder / f"ts-ensemble-held-{os.getpid()}"
     try:
-        # The folder of a plain `torchserve --start` may be one that everybody can write to.
-        if asked.lstat().st_uid not in (0, os.getuid()):
+        # With a plain `torchserve --start` everybody may be able to write into the folder.
+        if request.lstat().st_uid not in (0, os.getuid()):
             return
-        asked.rename(held)
+        request.rename(held)
     except OSError:
         return
     deadline = time.monotonic() + hold_seconds(response_timeout)

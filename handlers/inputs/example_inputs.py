@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -22,3 +24,9 @@ def example_images(count: int) -> list[Tensor]:
     smooth = interpolate(patches, (64, 48), mode="bicubic", align_corners=False)
     grain = torch.rand(smooth.shape, generator=generator) - 0.5
     return list((255 * (smooth + 0.05 * grain)).clamp(0, 255).to(torch.uint8))
+
+
+def mirrored_images(image: Tensor) -> Iterator[Tensor]:
+    """Make four images of one, (channels, height, width), by mirroring it in both directions."""
+    for axes in ((), (2,), (1,), (1, 2)):
+        yield image.flip(axes)

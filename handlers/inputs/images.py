@@ -1,4 +1,4 @@
-"""Encoded image bytes to RGB pixels, as a person sees them.
+"""The server's own decoder: encoded image files become pixels, as a person sees them.
 
 Only the formats in ``image_header.FORMATS`` are read. Pillow knows some forty others; among them is
 EPS, which it hands to an external interpreter, and several that it recognises by a few bytes only.
@@ -6,104 +6,103 @@ EPS, which it hands to an external interpreter, and several that it recognises b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
+import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from ..base.errors import RequestError, SampleError, TooLargeError, reason
-from ..base.torchvision_imports import ImageReadMode, decode_jpeg
-from .colors import rgb_pixels
-from .image_header import TooManyPiecesError, orientation, read_header
-
-_REMEDY = "send JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF"
-_SIGNATURES = (
-    (b"<", "markup such as HTML or SVG"),
-    (b"{", "JSON"),
-    (b"[", "JSON"),
-    (b"%PDF", "a PDF"),
-    (b"%!PS", "PostScript"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x1f\x8b", "gzip data"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"data:", "a data URL; send the bytes that it encodes"),
-    (b"iVBORw0", "a PNG file in base64; decode it"),
-    (b"/9j/", "a JPEG file in base64; decode it"),
-    (b"version https://git-lfs", "a Git LFS pointer; run git lfs pull"),
-)
-_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
+from ..base.errors import TooLargeError
+from ..spec import Window
+from .colors import pixels_of
+from .image_header import read_header
+from .metadata_bounds import orientation
+from .sample_errors import SampleErrors
 
 
 @dataclass(frozen=True)
 class EncodedImage:
     """An image file whose header was read and lies within the limits; its pixels come later.
 
-    Pillow's image is opened anew for them: some decoders take memory for the pixels at once, which
-    would lie idle while the other images of a request are looked at.
+    Pillow's image is opened anew to decode the pixels: some decoders take the memory for the pixels
+    at once, and would hold it while the headers of a request's other images are read.
 
     Attributes:
-        sample: whose file it is, for messages.
-        data: the file.
+        errors: makes the errors of the image's sample.
+        content: the file.
         size: width and height.
-        pixels: that decoding has to hold, as `ImageHeader.pixels`.
-        cost: of decoding, as `ImageHeader.cost`.
-        plain: whether it is a JPEG file that is RGB and upright, without a colour profile.
+        pixels: number of pixels that decoding holds in memory, as in `ImageHeader`.
+        cost: time to decode the file, as in `ImageHeader`.
+        needs_only_decoding: whether it is a JPEG file that is RGB and upright, without a colour
+            profile.
+        window: the values that become black to white, for gray images of more than 8 bits.
     """
 
-    sample: _Sample
-    data: bytes
+    errors: SampleErrors
+    content: bytes
     size: tuple[int, int]
     pixels: int
     cost: int
-    plain: bool
+    needs_only_decoding: bool
+    window: Window | None
 
     def decode(self) -> Tensor:
-        """The pixels, uint8 (3, height, width), as `decode_image` describes them.
+        """Decode the pixels, as `decode_image` describes them.
 
         Raises:
             SampleError: the file is damaged.
-            TooLargeError: there is not enough memory for it.
+            TooLargeError: there is not enough memory for the pixels.
         """
-        with self.sample.errors():
-            pixels = _decode_jpeg(self.data) if self.plain else None
+        with self.errors.of_decoding():
+            pixels = _decode_jpeg(self.content, self.size) if self.needs_only_decoding else None
             if pixels is not None:
                 return pixels
-            image = read_header(self.data).image
+            image = read_header(self.content).image
             image.load()
-            return torch.from_numpy(rgb_pixels(image, self.data)).permute(2, 0, 1)
+            return pixels_of(image, self.content, self.window)
 
 
-def open_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) -> EncodedImage:
-    """Read an image's header; `decode_image` has the arguments.
+def open_image(
+    content: bytes, errors: SampleErrors, *, max_pixels: int, window: Window | None = None
+) -> EncodedImage:
+    """Read an image's header.
+
+    Args:
+        content: the file.
+        errors: makes the errors of the image's sample.
+        max_pixels: as for `decode_image`.
+        window: as for `decode_image`.
 
     Raises:
-        SampleError: not an image that can be read.
-        TooLargeError: more pixels than the limit.
+        SampleError: the file is not an image that can be read.
+        TooLargeError: the image has more pixels than the limit.
     """
-    sample = _Sample(name, index, bytes(data[:64]))
-    if not data:
-        raise sample.unreadable(
-            "is empty: send the image's bytes (curl -F file=@image.png, with the @)"
-        )
-    with sample.errors():
-        header = read_header(data)
+    errors.check_not_empty()
+    with errors.of_decoding():
+        header = read_header(content)
         excess = header.excess(max_pixels)
         if excess is not None:
-            raise TooLargeError(f"{sample.where}: {excess}")
+            raise TooLargeError(f"{errors.where}: {excess}")
         return EncodedImage(
-            sample,
-            data,
+            errors,
+            content,
             header.image.size,
             header.pixels,
             header.cost,
-            _is_plain(header.image),
+            _needs_only_decoding(header.image),
+            window,
         )
 
 
-def decode_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0) -> Tensor:
+def decode_image(
+    content: bytes,
+    *,
+    max_pixels: int,
+    name: str = "",
+    index: int = 0,
+    window: Window | None = None,
+) -> Tensor:
     """Decode one image.
 
     EXIF orientation is applied and transparency is put on white. Of an animation or a file of
@@ -114,91 +113,53 @@ def decode_image(data: bytes, *, max_pixels: int, name: str = "", index: int = 0
     stretched from its minimum to its maximum, and what is not finite is black.
 
     Args:
-        data: the file's bytes.
+        content: the file.
         max_pixels: width times height, the padding of tiles included; checked before pixels are
             decoded. Pillow's own limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``) holds besides.
         name: the sample's name, for messages.
         index: the sample's position in its request, for messages.
+        window: the values of a gray image of more than 8 bits that become black to white. Such an
+            image then is not rounded to 8 bits.
 
     Returns:
-        uint8 (3, height, width). In memory the channels are innermost, as Pillow decodes them and
-        as torchvision resizes fastest.
+        uint8 (3, height, width), whose channels are innermost in memory: Pillow decodes them so,
+        and torchvision resizes them fastest. Or, for a gray image of more than 8 bits and a window,
+        float32 (1, height, width) from 0 to 1.
 
     Raises:
-        SampleError: not an image that can be read.
-        TooLargeError: more pixels than the limit.
+        SampleError: the file is not an image that can be read.
+        TooLargeError: the image has more pixels than the limit.
     """
-    return open_image(data, max_pixels=max_pixels, name=name, index=index).decode()
+    errors = SampleErrors.of(name, index, content)
+    return open_image(content, errors, max_pixels=max_pixels, window=window).decode()
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The sample that an image belongs to, and the errors that tell of it.
+def _needs_only_decoding(image: Image.Image) -> bool:
+    """Whether a file is a JPEG whose pixels need nothing but decoding.
 
-    Attributes:
-        start: the first bytes of the file.
-    """
-
-    name: str
-    index: int
-    start: bytes
-
-    @property
-    def where(self) -> str:
-        return f"sample {self.index} ({self.name})" if self.name else f"sample {self.index}"
-
-    def unreadable(self, problem: str) -> SampleError:
-        return SampleError(f"{self.where} {problem}", sample=self.name, index=self.index)
-
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Whatever Pillow raises within comes out as an error of this sample."""
-        try:
-            yield
-        except RequestError:
-            raise
-        except (Image.DecompressionBombError, MemoryError):
-            raise TooLargeError(
-                f"{self.where}: more pixels than the server can decode: send a smaller image"
-            ) from None
-        except UnidentifiedImageError:
-            raise self.unreadable(
-                f"is not an image that can be read{_seen(self.start)}; {_REMEDY}"
-            ) from None
-        except TooManyPiecesError as error:
-            raise self.unreadable(f"cannot be decoded in time: {error}") from None
-        except Exception as error:
-            # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ... on damage.
-            raise self.unreadable(
-                f"is a damaged or incomplete image ({reason(error)}): send it again, whole"
-            ) from None
-
-
-def _is_plain(image: Image.Image) -> bool:
-    """Whether a file is a JPEG whose pixels need no more than decoding.
-
-    torchvision decodes those: both call libjpeg, and their pixels are equal, but torchvision's way
-    from there to a tensor takes half the time. Whatever else there is to do is left to Pillow.
+    simplejpeg decodes such files. Both it and Pillow call libjpeg-turbo, and their pixels are
+    equal, but simplejpeg takes half the time.
     """
     if image.format != "JPEG" or image.mode != "RGB" or "icc_profile" in image.info:
         return False
     return orientation(image) == 1
 
 
-def _decode_jpeg(data: bytes) -> Tensor | None:
-    """None for damage, of which Pillow's message tells more, and without torchvision's libjpeg."""
+def _decode_jpeg(content: bytes, size: tuple[int, int]) -> Tensor | None:
+    """Decode a JPEG file with simplejpeg.
+
+    Args:
+        content: the file.
+        size: width and height that Pillow read in its header, which were checked.
+
+    Returns:
+        uint8 (3, height, width). None if the file is damaged, for which Pillow has the better
+        message, or if simplejpeg reads another size than was checked.
+    """
     try:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        decoded: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB)
-    except Exception:
+        height, width, *_ = simplejpeg.decode_jpeg_header(content)
+        if (width, height) != size:
+            return None
+        return torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
+    except ValueError:
         return None
-    return decoded
-
-
-def _seen(start: bytes) -> str:
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
-        return " (it looks like HEIC; convert it to JPEG)"
-    for signature, description in _SIGNATURES:
-        if start.lstrip().startswith(signature):
-            return f" (it looks like {description})"
-    return ""

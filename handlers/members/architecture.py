@@ -1,4 +1,4 @@
-"""Architectures: a torchvision name, or a class in the user's own file, becomes a module."""
+"""Builds the architecture that a member names: torchvision's, or a class in the user's file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _TORCHVISION = "torchvision.models."
 
 
 def build_architecture(member: Member, folder: Path) -> nn.Module:
-    """A member's architecture with fresh, random weights.
+    """Build a member's architecture, with new random weights.
 
     Args:
-        member: names the architecture and its arguments.
-        folder: where the files that the spec names are.
+        member: the member's entry in the spec, with the architecture's name and arguments.
+        folder: the folder that holds the files of the spec.
 
     Raises:
-        MemberError: no such architecture, its file cannot be imported, or it refuses its arguments.
+        MemberError: the architecture does not exist, its file cannot be imported, or building it
+            with these arguments fails.
     """
     name = _torchvision_name(member)
     if name is not None:
@@ -42,15 +43,21 @@ def build_architecture(member: Member, folder: Path) -> nn.Module:
 
 
 def build_without_data(member: Member) -> nn.Module | None:
-    """A torchvision architecture on the meta device: no memory, and no time for random weights.
+    """Build a torchvision architecture on torch's meta device, where tensors have no data.
+
+    This takes no memory, and no time for random weights. A state dict then brings all the data.
+
+    Args:
+        member: the member's entry in the spec, with the architecture's name and arguments.
 
     Returns:
-        None where that is not known to be exact: for the user's own classes, whose attributes may
-        hold tensors that no state dict brings back, and for those of torchvision that read their
-        own tensors (RegNet) or keep some out of the state dict.
+        None if a state dict might not bring back every tensor. That is so for the user's own
+        classes, whose attributes may hold further tensors. It is so too for torchvision's
+        architectures that read tensors while they are built (RegNet) or keep some out of the state
+        dict. `build_architecture` builds these.
 
     Raises:
-        MemberError: torchvision has no such architecture.
+        MemberError: torchvision has no architecture of this name.
     """
     name = _torchvision_name(member)
     if name is None:
@@ -60,23 +67,24 @@ def build_without_data(member: Member) -> nn.Module | None:
         with torch.device("meta"):
             model = builder(**member.arguments)
     except Exception:
-        # Wrong arguments come to light again, and are reported, in `build_architecture`.
+        # Wrong arguments fail in `build_architecture` too, which reports them.
         return None
-    stored = model.state_dict().keys()
+    keys_in_state_dict = model.state_dict().keys()
     tensors = chain(model.named_parameters(), model.named_buffers())
-    return model if all(key in stored for key, _ in tensors) else None
+    return model if all(key in keys_in_state_dict for key, _ in tensors) else None
 
 
 def _torchvision_name(member: Member) -> str | None:
+    """Return NAME of an architecture ``torchvision.models.NAME``; None for other architectures."""
     text = member.architecture or ""
     return text.removeprefix(_TORCHVISION) if text.startswith(_TORCHVISION) else None
 
 
 def _torchvision_builder(member: Member, name: str) -> Callable[..., nn.Module]:
-    known = models.list_models(module=models)
-    if name not in known:
+    names = models.list_models(module=models)
+    if name not in names:
         raise MemberError(
-            f"torchvision.models has no image classification model '{name}'{nearest(name, known)}"
+            f"torchvision.models has no image classification model '{name}'{nearest(name, names)}"
         )
     if "weights" in member.arguments:
         raise MemberError(
@@ -93,19 +101,20 @@ def _build(member: Member, build: Callable[..., nn.Module]) -> nn.Module:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        written = ", ".join(f"{key}={value!r}" for key, value in member.arguments.items())
+        arguments = ", ".join(f"{key}={value!r}" for key, value in member.arguments.items())
         raise MemberError(
-            f"{member.architecture}({written}) failed: {type(error).__name__}: {error}; its "
+            f"{member.architecture}({arguments}) failed: {type(error).__name__}: {error}; its "
             f"arguments are {_signature(build)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise MemberError(
-            f"{member.architecture} gave {type(model).__name__}, not a torch.nn.Module"
+            f"{member.architecture} returned {type(model).__name__}, not a torch.nn.Module"
         )
     return model
 
 
 def _signature(build: Callable[..., nn.Module]) -> str:
+    """Return the signature of a class or function as text for a message."""
     try:
         return str(inspect.signature(build))
     except (TypeError, ValueError):

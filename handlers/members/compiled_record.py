@@ -1,7 +1,7 @@
 """The record of compiled executables in an archive: which there are, and for which machine.
 
-``ts-ensemble build`` writes it where the spec sets ``runtime.compile`` (`archiver.compilation`).
-The worker reads it in `members.compiled`.
+``ts-ensemble build`` writes it unless the spec sets ``runtime.engine: torch``
+(`archiver.compilation`). The worker reads it in `members.compiled`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 from ..base.archive_layout import name_problem
 from ..base.errors import ArchiveError
+from ..spec import Engine
 from .target import Target
 
 FOLDER = "compiled"
@@ -26,34 +26,26 @@ OUTPUTS = f"{FOLDER}/outputs.safetensors"
 """The file with each compiled member's raw outputs for the example inputs, by member name."""
 
 
-class Engine(StrEnum):
-    """What made an executable's files and runs them."""
-
-    AOT_INDUCTOR = "aot_inductor"
-
-
 @dataclass(frozen=True)
 class CompiledExecutable:
-    """One compiled executable: its members and its files.
+    """One executable that the build made: its members and its files.
 
     Attributes:
-        engine: what runs the files.
+        engine: ``openvino`` or ``aot_inductor``, which runs the files.
         members: names of the members that it computes, in the spec's order.
-        files: paths of the files, relative to the spec.
-        batch_sizes: for each file the largest number of samples that one call takes, increasing.
-        dynamic: whether a call may also have fewer samples than that; a file that is not dynamic
-            takes exactly its batch size.
+        files: paths of the files, relative to the spec; the engine loads the first, which finds
+            the others beside it.
+        max_batch_size: largest number of samples that one call takes; None: any number.
         precision: ``float32``, ``bfloat16`` or ``int8``.
         shape: shape of one sample, (channels, height, width).
         difference: largest difference of its scores from those of the members as they were saved,
             measured at build.
     """
 
-    engine: Engine
+    engine: str
     members: tuple[str, ...]
     files: tuple[str, ...]
-    batch_sizes: tuple[int, ...]
-    dynamic: bool
+    max_batch_size: int | None
     precision: str
     shape: tuple[int, ...]
     difference: float
@@ -62,16 +54,13 @@ class CompiledExecutable:
         """Check what the JSON of an archive may get wrong.
 
         Raises:
-            ValueError: the engine is unknown, the numbers of files and batch sizes differ, or a
-                file lies outside the folder of compiled executables.
+            ValueError: the engine is unknown, or a file lies outside the folder of compiled
+                executables.
         """
-        Engine(self.engine)
-        counts = (1 if self.dynamic else len(self.batch_sizes), len(self.batch_sizes))
-        if not self.members or not self.files or counts != (len(self.files),) * 2:
-            raise ValueError(
-                f"{len(self.members)} members, {len(self.files)} files and "
-                f"{len(self.batch_sizes)} batch sizes do not fit together"
-            )
+        if self.engine not in (Engine.OPENVINO, Engine.AOT_INDUCTOR):
+            raise ValueError(f"there is no engine {self.engine[:100]!r}")
+        if not self.members or not self.files:
+            raise ValueError("an executable needs members and files")
         for file in self.files:
             if not file.startswith(f"{FOLDER}/") or name_problem(file) is not None:
                 raise ValueError(f"{file[:100]!r} does not lie in {FOLDER}/")
@@ -82,8 +71,9 @@ class CompiledRecord:
     """The contents of `RECORD`.
 
     Attributes:
-        target: the machine that all executables were compiled for.
-        executables: what was compiled; executables of several members come before those of one.
+        target: the machine that machine code was compiled for. Models of OpenVINO are not machine
+            code, and run elsewhere too.
+        executables: what was made; executables of several members come before those of one.
     """
 
     target: Target

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ def _with_channels_last(loaded: LoadedMember, module: nn.Module, batch: Tensor) 
 def _with_bfloat16(loaded: LoadedMember, device: torch.device) -> LoadedMember:
     inner = loaded.forward
 
-    def forward(inputs: Tensor) -> Tensor:
+    def forward(inputs: Tensor) -> Any:
         with torch.autocast(device.type, torch.bfloat16):
             return inner(inputs)
 

@@ -2,7 +2,8 @@
 
 Each engine has a class that implements it: `SingleMember` runs a member as it was saved,
 `fused.FusedMembers` runs small members of one architecture through `torch.vmap`, and
-`compiled.CompiledMembers` runs libraries that the build made. `executables.load_executables` is
+`compiled.CompiledMembers` runs what the build made for OpenVINO or
+AOTInductor. `executables.load_executables` is
 where they are chosen, and where a further engine is added.
 """
 
@@ -30,6 +31,10 @@ class Executable(Protocol):
     @property
     def concurrent(self) -> bool:
         """Whether several threads may call it at the same time."""
+
+    @property
+    def uses_all_threads(self) -> bool:
+        """Whether a call computes on all threads of the worker, whichever thread makes it."""
 
     @property
     def max_batch_size(self) -> int:
@@ -61,6 +66,7 @@ class SingleMember:
     position: int
     loaded: LoadedMember
     concurrent: ClassVar[bool] = False
+    uses_all_threads: ClassVar[bool] = False
     max_batch_size: ClassVar[int] = UNLIMITED
 
     @property

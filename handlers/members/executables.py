@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,11 @@ def load_executables(
     *,
     threads: int = 1,
     compiled: bool = False,
+    side_by_side: Callable[[Sequence[float]], bool] = lambda seconds: True,
 ) -> Executables:
     """Load every member and run it once, so that a mistake shows before the first request.
 
-    A compiled executable is preferred to the saved members. Members that no compiled executable
+    An executable that the build made is preferred to the saved members. Members that none of those
     computes are loaded as they were saved, and are fused where they are small and alike.
 
     Args:
@@ -57,15 +58,21 @@ def load_executables(
         example_inputs: for each preprocessing the example inputs, float32 (3, channels, height,
             width).
         device: where all members run.
-        threads: how many threads may call a compiled executable at the same time.
-        compiled: use the compiled executables beside the spec.
+        threads: how many threads the worker has.
+        compiled: use the executables that the build put beside the spec.
+        side_by_side: says from the seconds that each such executable takes for one sample whether
+            they run side by side, each on one thread.
 
     Raises:
         MemberError: a member's file, architecture or output does not fit the spec.
-        ArchiveError: the record of compiled executables is damaged.
+        ArchiveError: the record of the build's executables is damaged.
     """
     inputs_of_member = [example_inputs[group] for group in group_of_member]
-    from_build = load_compiled(spec, folder, inputs_of_member, device, threads) if compiled else []
+    from_build = (
+        load_compiled(spec, folder, inputs_of_member, device, threads, side_by_side)
+        if compiled
+        else []
+    )
     single: dict[int, Executable] = {
         each.members[0]: each for each in from_build if len(each.members) == 1
     }

@@ -48,6 +48,7 @@ class FusedMembers:
     module: nn.Module
     state: Mapping[str, Tensor]
     concurrent: ClassVar[bool] = False
+    uses_all_threads: ClassVar[bool] = False
     max_batch_size: ClassVar[int] = UNLIMITED
 
     @property
@@ -110,8 +111,8 @@ def fusible_members(
     groups: dict[object, list[int]] = {}
     for position, each in loaded.items():
         module = each.module
-        # A member that was accelerated computes more than its module.
-        if not isinstance(module, nn.Module) or each.forward is not module:
+        # A member that was accelerated, or that has a postprocess, computes more than its module.
+        if not isinstance(module, nn.Module) or each.forward is not module or each.postprocess:
             continue
         if sum(weight.numel() for weight in module.parameters()) > _MAX_PARAMETERS_TO_FUSE:
             continue

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ..base.errors import MemberError
 from ..base.tasks import Task
 from ..spec import EnsembleSpec, Member, Output, WeightsFormat
 from .architecture import build_architecture
+from .postprocessing import Postprocess, allowed_columns, load_postprocess
 from .self_contained_formats import load_exported, load_onnx, load_torchscript
 from .state_dict import load_weights
 
@@ -42,25 +44,30 @@ class LoadedMember:
 
     Attributes:
         name: the member's name in the spec.
-        forward: function from float32 (N, channels, height, width) to float (N, outputs) or (N,).
+        forward: function from float32 (N, channels, height, width) to float (N, outputs) or (N,);
+            to anything that `postprocess` takes, if there is one.
         module: the torch module that `forward` runs; None if the member is not a torch module.
+        postprocess: converts what `forward` returns to outputs.
     """
 
     name: str
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Any]
     module: nn.Module | None
+    postprocess: Postprocess | None = None
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Compute the raw outputs of a batch, float32 (N, outputs).
 
         Raises:
-            MemberError: `forward` returns something other than one tensor.
+            MemberError: `forward` returns something other than one tensor, or `postprocess` fails.
         """
         raw = self.forward(batch)
+        if self.postprocess is not None:
+            return self.postprocess(raw, len(batch), batch.device)
         if not isinstance(raw, Tensor):
             raise MemberError(
-                f"member '{self.name}': forward gave {type(raw).__name__}, not one tensor; wrap "
-                "the model so that it returns its logits alone"
+                f"member '{self.name}': forward gave {type(raw).__name__}, not one tensor; set "
+                "postprocess: FILE.py:FUNCTION, which takes that and returns the logits alone"
             )
         return as_outputs(raw)
 
@@ -92,6 +99,7 @@ def load_member(
     try:
         _check_file(path)
         loaded = _load(member, path, folder, device)
+        postprocess = load_postprocess(spec, member, folder)
     except torch.OutOfMemoryError:
         raise
     except MemberError as error:
@@ -107,8 +115,8 @@ def load_member(
         # Each parameter is set by itself, because a TorchScript module has no requires_grad_.
         for parameter in loaded.parameters():
             parameter.requires_grad_(False)
-        return LoadedMember(member.name, loaded, loaded)
-    return LoadedMember(member.name, loaded, None)
+        return LoadedMember(member.name, loaded, loaded, postprocess)
+    return LoadedMember(member.name, loaded, None, postprocess)
 
 
 def scores(
@@ -178,9 +186,10 @@ def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch
     together, pair, alone = _run_in_sizes(loaded, where, [batch, batch[:2], batch[2:]])
     _check_shapes(where, spec, [together, pair, alone])
     if not together.isfinite().all():
+        also = "" if member.postprocess is None else f", or {member.postprocess} divides by zero"
         raise MemberError(
             f"{where} gives numbers that are not finite: its weights are damaged, or its "
-            "preprocessing is not the one that it was trained with"
+            f"preprocessing is not the one that it was trained with{also}"
         )
     output = spec.output_of(member)
     probable = bool(((together >= -1e-3) & (together <= 1 + 1e-3)).all())
@@ -210,7 +219,7 @@ def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch
 
 def _load(
     member: Member, path: Path, folder: Path, device: torch.device
-) -> nn.Module | Callable[[Tensor], Tensor]:
+) -> nn.Module | Callable[[Tensor], Any]:
     match member.weights_format:
         case WeightsFormat.SAFETENSORS | WeightsFormat.STATE_DICT:
             return load_weights(member, path, folder, device)
@@ -219,7 +228,7 @@ def _load(
         case WeightsFormat.EXPORTED:
             return load_exported(path, device)
         case WeightsFormat.ONNX:
-            return load_onnx(path, device)
+            return load_onnx(path, device, several_outputs=member.postprocess is not None)
 
 
 def _check_file(path: Path) -> None:
@@ -274,15 +283,10 @@ def _run_in_sizes(loaded: LoadedMember, where: str, batches: list[Tensor]) -> li
 
 
 def _check_shapes(where: str, spec: EnsembleSpec, outputs: list[Tensor]) -> None:
-    columns = len(spec.score_labels)
-    allowed_columns = [columns, 2] if spec.task is Task.PRESENCE else [columns]
+    columns = allowed_columns(spec)
     for num_samples, output in zip((3, 2, 1), outputs, strict=True):
-        if (
-            output.dim() != 2
-            or len(output) != num_samples
-            or output.shape[1] not in allowed_columns
-        ):
-            expected = " or ".join(f"({num_samples}, {count})" for count in allowed_columns)
+        if output.dim() != 2 or len(output) != num_samples or output.shape[1] not in columns:
+            expected = " or ".join(f"({num_samples}, {count})" for count in columns)
             mismatch = MemberError(
                 f"{where} gives {tuple(output.shape)} for {num_samples} samples, where the spec's "
                 f"labels ask for {expected}: correct the labels, or the number of outputs"

@@ -1,4 +1,4 @@
-"""Weights files that carry their own architecture: TorchScript, torch.export, ONNX."""
+"""Loads files that contain architecture and weights: TorchScript, torch.export and ONNX."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,19 @@ from ..base.errors import MemberError
 logger = logging.getLogger(__name__)
 
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _FORCE_NO_WEIGHTS_ONLY = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def load_torchscript(path: Path, device: torch.device) -> nn.Module:
-    """A TorchScript archive on the device, in evaluation mode.
+    """Load a TorchScript archive in evaluation mode.
+
+    Args:
+        path: the file.
+        device: the device for the module.
 
     Raises:
-        MemberError: it is none.
+        MemberError: the file is no TorchScript archive, or is damaged.
     """
     try:
         module: nn.Module = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
@@ -38,16 +44,22 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
 
 
 def load_exported(path: Path, device: torch.device) -> nn.Module:
-    """A program that torch.export.save wrote, on the device.
+    """Load a program that torch.export.save wrote.
 
-    It has no evaluation mode: the mode was fixed when it was exported. torch.export.load falls back
-    to unpickling arbitrary objects; that is prevented here. It still evaluates the program's
-    symbolic shapes as Python, so a .pt2 deserves the same trust as an architecture's FILE.py.
+    The program has no evaluation mode of its own: its mode was fixed when it was exported.
+
+    torch.export.load falls back to unpickling arbitrary objects; this is prevented here. But it
+    also evaluates the program's symbolic shapes as Python. So a .pt2 file needs as much trust as
+    the FILE.py of an architecture.
+
+    Args:
+        path: the file.
+        device: the device for the module.
 
     Raises:
-        MemberError: it is none, or holds more than a program and its tensors.
+        MemberError: the file is no exported program, or holds more than a program and its tensors.
     """
-    # Imports torch's compiler, for which a worker without such members has no use.
+    # Imported here: it imports torch's compiler, which a worker without such members does not need.
     from torch.export.passes import move_to_device_pass
 
     _check_records(path)
@@ -62,12 +74,16 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
                 "export and save it again, with plain tensors only, and with the version of torch "
                 "that serves it"
             ) from error
-    # Also moves what the graph itself creates on the device of its export.
+    # This also changes the device of the tensors that the program creates while it runs.
     return move_to_device_pass(program, device).module()
 
 
 def _check_records(path: Path) -> None:
-    """Refuse an archive with anything that torch.export.load would run or fully unpickle."""
+    """Refuse a .pt2 file with a record that torch.export.load would run or unpickle without limits.
+
+    Raises:
+        MemberError: the file has such a record, or is no exported program.
+    """
     from torch.export.pt2_archive.constants import (
         AOTINDUCTOR_DIR,
         CONSTANTS_DIR,
@@ -76,14 +92,14 @@ def _check_records(path: Path) -> None:
     )
 
     try:
-        # The very reader that torch.export.load uses, so that both see the same records.
+        # torch.export.load uses this reader too, so both see the same records.
         records: list[str] = torch._C.PyTorchFileReader(str(path)).get_all_records()
     except RuntimeError as error:
         raise MemberError(
             f"{path.name} is damaged or not a .pt2 archive ({_first_line(error)}): write it with "
             "torch.export.save"
         ) from error
-    # That reader finds a record in either case and with either slash.
+    # This reader ignores the case of a record's name, and the kind of slash in it.
     names = [record.replace("\\", "/").lower() for record in records]
     if any(name.startswith(AOTINDUCTOR_DIR) for name in names):
         raise MemberError(
@@ -92,23 +108,24 @@ def _check_records(path: Path) -> None:
         )
     if not any(name.startswith(MODELS_DIR) for name in names):
         raise MemberError(
-            f"{path.name} holds no exported program in the present format: write it with "
-            "torch.export.save of torch 2.9 or newer"
+            f"{path.name} holds no exported program in the format of torch 2.9 or newer: write it "
+            "with torch.export.save of such a version"
         )
-    constants = [n.removeprefix(CONSTANTS_DIR) for n in names if n.startswith(CONSTANTS_DIR)]
-    for name in constants:
-        if not name.startswith(TENSOR_CONSTANT_FILENAME_PREFIX) and not name.endswith(
-            "_constants_config.json"
-        ):
+    for name in names:
+        if not name.startswith(CONSTANTS_DIR):
+            continue
+        constant = name.removeprefix(CONSTANTS_DIR)
+        is_tensor = constant.startswith(TENSOR_CONSTANT_FILENAME_PREFIX)
+        if not is_tensor and not constant.endswith("_constants_config.json"):
             raise MemberError(
-                f"{path.name} holds a constant that is no tensor ({name}); it is refused, since "
-                "unpickling runs whatever code it holds: export the model without it"
+                f"{path.name} holds a constant that is no tensor ({constant}); it is refused, "
+                "since unpickling runs whatever code it holds: export the model without it"
             )
 
 
 @contextmanager
 def _tensors_only() -> Iterator[None]:
-    """Let torch.load, however it is called, unpickle tensors alone."""
+    """Make torch.load unpickle nothing but tensors within a block, whatever its arguments say."""
     saved = {name: os.environ.get(name) for name in (_FORCE_WEIGHTS_ONLY, _FORCE_NO_WEIGHTS_ONLY)}
     os.environ[_FORCE_WEIGHTS_ONLY] = "1"
     os.environ.pop(_FORCE_NO_WEIGHTS_ONLY, None)
@@ -122,15 +139,26 @@ def _tensors_only() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def load_onnx(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """An ONNX model as a function, float32 (N, channels, height, width) -> (N, outputs).
+def load_onnx(
+    path: Path, device: torch.device, *, several_outputs: bool = False
+) -> Callable[[Tensor], Any]:
+    """Load an ONNX model as a function: float32 (N, channels, height, width) -> (N, outputs).
 
-    Without onnxruntime's CUDA provider it runs on the CPU, also for a member on a GPU.
+    On a GPU the model runs there only if onnxruntime has its CUDA provider. Otherwise it runs on
+    the CPU, with a warning in the log.
+
+    Args:
+        path: the file.
+        device: the device of the function's input and output.
+        several_outputs: whether the model may have several outputs. The function then returns
+            those as a dict by name.
 
     Raises:
-        MemberError: onnxruntime is missing, the file cannot be read, or the model takes or gives
-            anything but one tensor.
+        MemberError: onnxruntime is not installed, the file cannot be read, or the model's input or
+            output is not exactly one tensor.
     """
+    # onnxruntime reports its use to its makers, unless this is set before it is imported.
+    os.environ[_NO_TELEMETRY] = "1"
     try:
         import onnxruntime
     except ModuleNotFoundError:
@@ -140,7 +168,7 @@ def load_onnx(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that spin between runs would take the cores from the members that torch runs.
+    # Threads that spin between runs would keep the cores from the members that torch runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
     if device.type == "cuda":
@@ -163,28 +191,33 @@ def load_onnx(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
         raise MemberError(
-            f"{path.name} takes {_described(inputs)}; a member takes one batch of images, "
+            f"{path.name} takes {_signature(inputs)}; a member takes one batch of images, "
             "tensor(float)"
         )
-    if len(outputs) != 1 or not outputs[0].type.startswith("tensor("):
+    all_tensors = all(output.type.startswith("tensor(") for output in outputs)
+    if not all_tensors or (len(outputs) != 1 and not several_outputs):
         raise MemberError(
-            f"{path.name} gives {_described(outputs)}; a member gives one tensor: export the "
-            "model with its logits as the only output"
+            f"{path.name} gives {_signature(outputs)}; a member gives one tensor: export the "
+            "model with its logits as the only output, or name a postprocess function"
         )
     name = inputs[0].name
+    output_names = [output.name for output in outputs]
 
-    def forward(batch: Tensor) -> Tensor:
-        (result,) = session.run(None, {name: batch.numpy(force=True)})
-        return torch.from_numpy(result).to(device)
+    def forward(batch: Tensor) -> Tensor | dict[str, Tensor]:
+        arrays = session.run(None, {name: batch.numpy(force=True)})
+        tensors = [torch.from_numpy(array).to(device) for array in arrays]
+        return tensors[0] if len(tensors) == 1 else dict(zip(output_names, tensors, strict=True))
 
     return forward
 
 
-def _described(values: object) -> str:
+def _signature(values: object) -> str:
+    """Return the names and types of an ONNX model's inputs or outputs, as text for a message."""
     listed = [f"{value.name}: {value.type}" for value in values]  # type: ignore[attr-defined]
     return f"({', '.join(listed)})"
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the error's class name if it has none."""
     (line, *_) = str(error).strip().splitlines() or [type(error).__name__]
     return line

@@ -1,4 +1,4 @@
-"""Weights without an architecture: safetensors files and state dicts, into a module."""
+"""Loads weights without an architecture (safetensors files and state dicts) into a module."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..base.errors import MemberError
 from ..spec import Member, WeightsFormat
 from .architecture import build_architecture, build_without_data
 
-_SHOWN_KEYS = 5
-# Where training frameworks put the state dict in their checkpoints.
+_MAX_KEYS_SHOWN = 5
+# Keys under which checkpoints of training frameworks hold the state dict.
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict")
-# What wrappers put before every key: DataParallel, Lightning modules, torch.compile.
-_PREFIXES = ("module.", "model.", "_orig_mod.")
+# Prefixes that wrappers put before every key: DataParallel, Lightning modules, torch.compile.
+_WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")
 _SAVE_WEIGHTS = (
     "save the weights alone: safetensors.torch.save_file(model.state_dict(), ...) or "
     "torch.save(model.state_dict(), ...)"
@@ -30,9 +30,16 @@ _SAVE_WEIGHTS = (
 
 
 def load_weights(member: Member, path: Path, folder: Path, device: torch.device) -> nn.Module:
-    """A member's architecture with its weights, on the device and in evaluation mode.
+    """Build a member's architecture and load its weights, in evaluation mode.
 
-    Weights take the architecture's own floating-point type, whatever the file's.
+    Weights are converted to the floating-point type of the architecture, whatever type the file
+    has.
+
+    Args:
+        member: the member's entry in the spec.
+        path: the file with the weights.
+        folder: the folder that holds the files of the spec.
+        device: the device for the module.
 
     Raises:
         MemberError: the file cannot be read, or does not fit the architecture.
@@ -47,20 +54,21 @@ def load_weights(member: Member, path: Path, folder: Path, device: torch.device)
         raise
     state = read_state_dict(member.weights_format, path)
     expected = model.state_dict()
-    _complete(state, expected)
-    misshapen = _misshapen(expected, state)
-    if misshapen:
+    _add_optional_entries(state, expected)
+    wrong_tensors = _wrong_tensors(expected, state)
+    if wrong_tensors:
         missing = [key for key in expected if key not in state]
         unexpected = [key for key in state if key not in expected]
-        raise _misfit(path, missing, unexpected, misshapen)
+        raise _misfit(path, missing, unexpected, wrong_tensors)
     if empty:
-        # In place: the dict also carries the versions of its modules. Copied, so that nothing
-        # depends on the file any longer.
-        for key, value in state.items():
-            dtype = expected[key].dtype if key in expected else value.dtype
-            state[key] = value.to(device, dtype, copy=True)
-    # Not strict: modules rename the keys of their older versions first; what then remains is
-    # reported in one message.
+        # The model's tensors have no data, so those of the file take their place. The dict is
+        # changed in place, because it also carries the versions of the modules. The tensors are
+        # copied, so that the module does not depend on the file, which is mapped into memory.
+        for key, tensor in state.items():
+            dtype = expected[key].dtype if key in expected else tensor.dtype
+            state[key] = tensor.to(device, dtype, copy=True)
+    # With strict=False modules can rename keys that older versions of them wrote. The keys that
+    # still do not fit are then reported in one message.
     missing, unexpected = model.load_state_dict(state, strict=False, assign=empty)
     if missing or unexpected:
         raise _misfit(path, missing, unexpected, [])
@@ -68,14 +76,21 @@ def load_weights(member: Member, path: Path, folder: Path, device: torch.device)
 
 
 def read_state_dict(weights_format: WeightsFormat, path: Path) -> OrderedDict[str, Tensor]:
-    """Tensors by name, on the CPU; nothing but tensors is ever unpickled.
+    """Read the tensors of a weights file, on the CPU. Nothing but tensors is ever unpickled.
+
+    Args:
+        weights_format: safetensors, or a state dict that torch.save wrote.
+        path: the file.
+
+    Returns:
+        Name of each parameter and buffer -> its tensor.
 
     Raises:
         MemberError: the file is damaged, or holds more than tensors.
     """
     if weights_format is WeightsFormat.SAFETENSORS:
         try:
-            # A type that can also hold the modules' versions, as torch.load returns.
+            # An OrderedDict can hold the modules' versions as an attribute, as torch.load's does.
             return OrderedDict(safetensors.torch.load_file(path))
         except safetensors.SafetensorError as error:
             raise MemberError(
@@ -99,27 +114,39 @@ def read_state_dict(weights_format: WeightsFormat, path: Path) -> OrderedDict[st
     return content if isinstance(content, OrderedDict) else OrderedDict(content)
 
 
-def _complete(state: OrderedDict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Add what a file may lack although all its weights are there."""
+def _add_optional_entries(state: OrderedDict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Add entries that a file with all weights may lack: versions of modules, batch counters.
+
+    Args:
+        state: the file's state dict, which is changed in place.
+        expected: the architecture's own state dict.
+    """
     if not hasattr(state, "_metadata"):
-        # The versions of the modules, which safetensors does not store: MNASNet refuses without.
+        # The versions of the modules. safetensors does not store them, and MNASNet refuses a state
+        # dict without them.
         vars(state)["_metadata"] = vars(expected).get("_metadata")
     for key, value in expected.items():
-        # Counts the batches of training. Files from before torch 0.4.1 and some converters lack it.
+        # The number of training batches, which inference does not use. It is missing in files of
+        # torch before 0.4.1 and of some converters.
         if key.endswith("num_batches_tracked") and key not in state:
             state[key] = torch.zeros(value.shape, dtype=value.dtype)
 
 
 def _unpickle_tensors(path: Path) -> object:
+    """Unpickle a file that torch.save wrote, and refuse everything but tensors and containers.
+
+    Raises:
+        MemberError: the file is damaged, or holds other objects.
+    """
     try:
-        # Only the zip format, torch's own since 1.6, can be mapped into memory.
+        # Only the zip format, which torch.save writes since 1.6, can be mapped into memory.
         return torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
         if refused is None:
-            # Without torch's text, which advises to unpickle everything.
+            # torch's own message is left out, since it advises to unpickle everything.
             raise _damaged(path, "no pickle of tensors") from error
         raise MemberError(
             f"{path.name} holds more than tensors ({refused[1]}), as a whole pickled module does; "
@@ -137,38 +164,48 @@ def _unpickle_tensors(path: Path) -> object:
 
 
 def _damaged(path: Path, reason: str) -> MemberError:
+    """Return the error that reports a file which torch.load cannot read."""
     return MemberError(
         f"{path.name} is damaged or not a file that torch.save wrote ({reason}); copy it again, or "
         "set format to what it is"
     )
 
 
-def _misshapen(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def _wrong_tensors(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Describe each tensor whose shape or kind of type is not that of the architecture's tensor."""
     problems = []
-    for key, want in expected.items():
-        got = state.get(key)
-        if got is None:
+    for key, expected_tensor in expected.items():
+        tensor = state.get(key)
+        if tensor is None:
             continue
-        if got.shape != want.shape:
-            problems.append(f"{key} is {tuple(got.shape)}, not {tuple(want.shape)}")
-        elif got.is_floating_point() != want.is_floating_point():
-            problems.append(f"{key} is {got.dtype}, not {want.dtype}")
+        if tensor.shape != expected_tensor.shape:
+            problems.append(f"{key} is {tuple(tensor.shape)}, not {tuple(expected_tensor.shape)}")
+        elif tensor.is_floating_point() != expected_tensor.is_floating_point():
+            problems.append(f"{key} is {tensor.dtype}, not {expected_tensor.dtype}")
     return problems
 
 
 def _misfit(
-    path: Path, missing: list[str], unexpected: list[str], misshapen: list[str]
+    path: Path, missing: list[str], unexpected: list[str], wrong_tensors: list[str]
 ) -> MemberError:
-    found = {
+    """Return the error that reports weights which do not fit the architecture.
+
+    Args:
+        path: the file with the weights.
+        missing: keys that only the architecture has.
+        unexpected: keys that only the file has.
+        wrong_tensors: descriptions of tensors with another shape or type.
+    """
+    kinds_of_problem = {
         "missing keys": missing,
         "unexpected keys": unexpected,
-        "other shapes or types": misshapen,
+        "other shapes or types": wrong_tensors,
     }
     problems = [
-        f"{what}: {', '.join(keys[:_SHOWN_KEYS])}"
-        + (f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else "")
-        for what, keys in found.items()
-        if keys
+        f"{kind}: {', '.join(items[:_MAX_KEYS_SHOWN])}"
+        + (f" and {len(items) - _MAX_KEYS_SHOWN} more" if len(items) > _MAX_KEYS_SHOWN else "")
+        for kind, items in kinds_of_problem.items()
+        if items
     ]
     return MemberError(
         f"{path.name} does not fit the architecture ({'; '.join(problems)}); "
@@ -177,7 +214,8 @@ def _misfit(
 
 
 def _remedy(missing: list[str], unexpected: list[str]) -> str:
-    for prefix in _PREFIXES:
+    """Return what the user should do about keys that do not fit, as the end of a message."""
+    for prefix in _WRAPPER_PREFIXES:
         if unexpected and all(key.startswith(prefix) for key in unexpected):
             return (
                 f"the file's keys begin with '{prefix}', which a wrapper around the model adds: "
@@ -186,6 +224,6 @@ def _remedy(missing: list[str], unexpected: list[str]) -> str:
         if missing and all(key.startswith(prefix) for key in missing):
             return (
                 f"the architecture's keys begin with '{prefix}', the file's do not: the "
-                "architecture wraps the model whose weights these are"
+                "architecture is a wrapper, and the file holds the weights of the model inside it"
             )
     return "check the architecture and its arguments (the number of classes, above all)"

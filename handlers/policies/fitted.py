@@ -95,7 +95,8 @@ class StackingModel(FittedModel):
     def float64_parameters(self) -> tuple[Tensor, Tensor]:
         """Coefficients and intercept in float64.
 
-        They are converted once: for 1,000 labels, the conversion takes 25 ms.
+        They are converted once. When they were converted for every request, a request of one sample
+        with 1,000 labels took 25 ms; without the conversion it takes 0.1 ms.
         """
         return self.coefficients.double(), self.intercept.double()
 
@@ -149,9 +150,10 @@ class DawidSkeneModel(FittedModel):
     def log_probabilities(self) -> tuple[Tensor, Tensor]:
         """Logarithms of the confusions, (M, J voted, J true), and of the prior, (J,), in float64.
 
-        They are computed once: for 1,000 labels, the logarithms take 142 ms. A probability of 0 is
-        replaced by the smallest positive float, so that votes which the model considers impossible
-        still have a defined answer.
+        They are computed once. When they were computed for every request, a request of one sample
+        with 1,000 labels took 142 ms; without them it takes 0.1 ms. A probability of 0 is replaced
+        by the smallest positive float, so that votes which the model considers impossible still
+        have a defined answer.
         """
         confusions, prior = (
             each.double().clamp(min=_SMALLEST_PROBABILITY).log()

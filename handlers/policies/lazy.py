@@ -41,7 +41,7 @@ _VOTES_NEEDED: Mapping[str, Callable[[int, Mapping[str, Any]], int]] = {
     "majority": lambda members, parameters: votes_for_majority(members),
 }
 
-# Policies whose decision depends on the votes so far and is settled as `settled` tells.
+# Policies for which `settled` can tell from votes alone that a decision is final.
 _SETTLED_BY_VOTES = frozenset({*_VOTES_NEEDED, "plurality", "unanimous"})
 
 
@@ -55,13 +55,13 @@ def cascade(
     ],
 ) -> Outcome:
     """The mean of the first members in the spec's order, as many as make it confident enough."""
-    members, samples, _ = ballot.scores.shape
-    counts = torch.arange(1, members + 1, device=ballot.scores.device, dtype=torch.float64)
+    num_members, num_samples, _ = ballot.scores.shape
+    counts = torch.arange(1, num_members + 1, device=ballot.scores.device, dtype=torch.float64)
     running_means = (ballot.scores.double().cumsum(dim=0) / counts.view(-1, 1, 1)).float()
     can_stop = torch.stack([_is_confident(ballot, means, confidence) for means in running_means])
     can_stop[-1] = True
     last_member = can_stop.long().argmax(dim=0)
-    combined = running_means[last_member, torch.arange(samples, device=last_member.device)]
+    combined = running_means[last_member, torch.arange(num_samples, device=last_member.device)]
     return replace(decide(ballot, combined), members_used=last_member + 1)
 
 
@@ -117,7 +117,7 @@ def combine_lazily(
     panel: Panel,
     run_member: RunMember,
     *,
-    samples: int,
+    num_samples: int,
     order: Sequence[int] | None = None,
 ) -> Outcome:
     """Run members one by one until every sample is decided, and combine their scores.
@@ -127,14 +127,15 @@ def combine_lazily(
 
     The scores are computed from the members that were run. For `any`, `all`, `at_least` and
     `majority`, the score of a chosen label is a lower bound of its score over all members, and the
-    score of a label that is not chosen is an upper bound. Both lie on the same side of the
-    threshold as the score over all members.
+    score of a label that is not chosen is an upper bound. Where all members share a label's
+    threshold (presence, multilabel), the bound lies on the same side of that threshold as the score
+    over all members. Scores of the other policies are not bounds.
 
     Args:
         policy: a policy for which `can_stop_early` is true.
         panel: all members that may be run.
         run_member: runs one member on some of the samples.
-        samples: number of samples, N.
+        num_samples: number of samples, N.
         order: positions of all members on the panel, in the order to run them. By default, members
             run in the order of the panel. Members that are fast and decisive should come first.
 
@@ -152,7 +153,7 @@ def combine_lazily(
         raise PolicyError(
             f"policy '{policy.text}' needs more than the {num_members} members that it is given"
         )
-    undecided = torch.arange(samples, device=panel.weights.device)
+    undecided = torch.arange(num_samples, device=panel.weights.device)
     # For each member that was run its scores (n, C) for the n undecided samples.
     scores: list[Tensor] = []
     # For each step the positions of the samples that it decided, and their outcome.

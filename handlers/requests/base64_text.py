@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 
-_MAX_PREFIX = 200
-"""Characters of a data URI before its data; media types have a tenth of that."""
+_MAX_DATA_URI_PREFIX_CHARACTERS = 200
+"""The data of a data URI begin within this many characters; a media type has some twenty."""
 
 
-def decoded(text: str) -> bytes:
-    """The bytes of a base64 text, or of a data URI (RFC 2397) that holds one.
+def decode_base64(text: str) -> bytes:
+    """Decode base64, or a data URI (RFC 2397) that contains it.
 
     Raises:
-        ValueError: says what is wrong with it.
+        ValueError: the text is neither of them; the message says why.
     """
     if text.startswith("data:"):
-        comma = text.find(",", 0, _MAX_PREFIX)
+        comma = text.find(",", 0, _MAX_DATA_URI_PREFIX_CHARACTERS)
         if comma < 0 or not text[:comma].endswith(";base64"):
             raise ValueError("the data URI must be data:TYPE;base64,DATA")
         text = text[comma + 1 :]

@@ -1,26 +1,29 @@
-"""What one request may still use up, counted over all of its parts together."""
+"""Counts what one request uses up, over all of its parts together."""
 
 from __future__ import annotations
 
 from ..base.errors import TooLargeError
 from ..spec import Limits
 
-_ENTRIES_PER_SAMPLE = 17
-"""Folders and hidden files of an archive are no samples, but reading over millions takes time."""
+_MAX_ENTRIES_PER_SAMPLE = 17
+"""Limit on the entries of all archives, divided by the limit on samples.
+
+Folders and hidden files are not samples, but skipping millions of them takes time as well.
+"""
 
 
 class RequestBudget:
     """Counts samples, archive entries, unpacked bytes and pixels of one request.
 
-    A limit that each part, archive or image could use up anew would bound nothing: a request holds
-    hundreds of them. Not for several threads.
+    A limit that started anew for each part, archive or image would be no limit, because a request
+    may have hundreds of them. A budget is used by one thread at a time; it has no lock.
     """
 
     def __init__(self, limits: Limits) -> None:
-        """Start with nothing used.
+        """Make the budget of a request that has used nothing yet.
 
         Args:
-            limits: the deployment's bounds on one request.
+            limits: the deployment's limits on one request.
         """
         self.limits = limits
         self._samples = 0
@@ -30,19 +33,23 @@ class RequestBudget:
 
     @property
     def unpacked_bytes(self) -> int:
-        """How many bytes were unpacked."""
+        """Number of bytes that archives and compressed bodies have unpacked to so far."""
         return self._unpacked_bytes
 
     @property
     def unpacked_bytes_left(self) -> int:
-        """How many bytes may still be unpacked."""
+        """Number of bytes that archives and compressed bodies may still unpack to."""
         return self.limits.max_unpacked_bytes - self._unpacked_bytes
 
     def take_samples(self, count: int, where: str) -> None:
-        """Count samples, before anything is made of them.
+        """Count samples, before any object is made for them.
+
+        Args:
+            count: number of samples.
+            where: the part or tensor that contains the samples, for the message.
 
         Raises:
-            TooLargeError: the request has more than `Limits.max_samples`.
+            TooLargeError: the request has more samples than `Limits.max_samples`.
         """
         self._samples += count
         if self._samples > self.limits.max_samples:
@@ -52,25 +59,35 @@ class RequestBudget:
             )
 
     def take_entries(self, count: int, where: str) -> None:
-        """Count entries of archives, those that are no samples included.
+        """Count entries of archives, including those that are not samples.
+
+        Args:
+            count: number of entries.
+            where: the archive, for the message.
 
         Raises:
-            TooLargeError: there are many times more entries than there may be samples.
+            TooLargeError: the archives have more entries than `_MAX_ENTRIES_PER_SAMPLE` for each
+                sample that the request may have.
         """
         self._entries += count
-        max_entries = self.limits.max_samples * _ENTRIES_PER_SAMPLE
+        max_entries = self.limits.max_samples * _MAX_ENTRIES_PER_SAMPLE
         if self._entries > max_entries:
             raise TooLargeError(
                 f"{where}: more than {max_entries} entries in the archives of one request "
-                f"({_ENTRIES_PER_SAMPLE} for each of limits.max_samples in the spec): leave out "
-                "folders and hidden files, or split the request"
+                f"({_MAX_ENTRIES_PER_SAMPLE} for each of limits.max_samples in the spec): leave "
+                "out folders and hidden files, or split the request"
             )
 
     def take_unpacked_bytes(self, count: int, where: str) -> None:
-        """Count bytes that come out of archives and compressed bodies.
+        """Count bytes that archives and compressed bodies unpack to.
+
+        Args:
+            count: number of bytes; those of compressions that are slow to unpack count several
+                times.
+            where: the archive or body, for the message.
 
         Raises:
-            TooLargeError: they are more than `Limits.max_unpacked_bytes`.
+            TooLargeError: the request unpacks to more bytes than `Limits.max_unpacked_bytes`.
         """
         self._unpacked_bytes += count
         if self._unpacked_bytes > self.limits.max_unpacked_bytes:
@@ -80,20 +97,20 @@ class RequestBudget:
             )
 
     def take_pixels(self, count: int, where: str) -> None:
-        """Count the pixels of all images, before they are decoded.
+        """Count the pixels of an image before it is decoded.
 
         Args:
-            count: pixels; those of formats that take longer to decode count several times.
+            count: number of pixels; those of formats that are slow to decode count several times.
             where: the sample, for the message.
 
         Raises:
-            TooLargeError: they are more than `Limits.max_request_pixels`.
+            TooLargeError: the images have more pixels than `Limits.max_request_pixels`.
         """
         self._pixels += count
         if self._pixels > self.limits.max_request_pixels:
             raise TooLargeError(
-                f"{where}: the images of the request take more than "
-                f"{self.limits.max_request_pixels} pixels to decode, together "
-                "(limits.max_request_pixels in the spec; docs/requests.md tells what counts "
-                "several times): send fewer or smaller images, or split the request"
+                f"{where}: the images of the request have together more than "
+                f"{self.limits.max_request_pixels} pixels (limits.max_request_pixels in the spec; "
+                "docs/requests.md lists which pixels count several times): send fewer or smaller "
+                "images, or split the request"
             )

@@ -1,4 +1,4 @@
-"""gzip, bzip2 and xz, unpacked within the budget of a request."""
+"""Unpacks gzip, bzip2 and xz, and counts the unpacked bytes in the budget of the request."""
 
 from __future__ import annotations
 
@@ -11,25 +11,33 @@ from .budget import RequestBudget
 
 GZIP, BZIP2, XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
 SIGNATURES = (GZIP, BZIP2, XZ)
+"""The bytes with which a gzip, bzip2 or xz file begins."""
 
-_COST_OF_BYTE = {GZIP: 1, BZIP2: 4, XZ: 2}
-"""How often an unpacked byte counts in the budget: bzip2 unpacks 20 MB a second, gzip 200."""
+_BUDGET_BYTES_PER_BYTE = {GZIP: 1, BZIP2: 4, XZ: 2}
+"""Number of bytes for which one unpacked byte counts in the budget.
 
-_INPUT_CHUNK = 1 << 16
-_OUTPUT_CHUNK = 1 << 20
+bzip2 unpacks 20 MB a second, gzip 200 MB.
+"""
 
-_MAX_MEMBERS = 10_000
-"""gzip and bzip2 files may be several, one after the other, as parallel packers write them (bgzip:
-one for 64 KB). Each costs some microseconds, also where it is empty."""
+_MAX_INPUT_BYTES_PER_CALL = 1 << 16
+_MAX_OUTPUT_BYTES_PER_CALL = 1 << 20
 
-_MAX_XZ_MEMORY = 80 << 20
-"""The decoder of xz allocates what a header asks for; xz -9 asks for 64 MiB."""
+_MAX_STREAMS = 10_000
+"""Limit on the compressed streams that follow each other in one file.
 
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+Parallel packers write such files; bgzip makes a stream for every 64 KB. Each stream takes some
+microseconds to unpack, even an empty one.
+"""
+
+_MAX_XZ_MEMORY_BYTES = 80 << 20
+"""The decoder of xz allocates what a file's header asks for; files of ``xz -9`` ask for 64 MiB."""
+
+_GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
+"""16 tells zlib to expect gzip's header and checksum."""
 
 
 class _Decoder(Protocol):
-    """What bz2 and lzma have in common."""
+    """The interface that the decoders of bz2 and lzma share."""
 
     @property
     def eof(self) -> bool: ...
@@ -44,10 +52,10 @@ class _Decoder(Protocol):
 
 
 class _Gzip:
-    """zlib's decoder in the form of the others."""
+    """zlib's decoder with the interface of `_Decoder`."""
 
     def __init__(self) -> None:
-        self._decoder = zlib.decompressobj(_GZIP_WINDOW)
+        self._decoder = zlib.decompressobj(_GZIP_WINDOW_BITS)
 
     @property
     def eof(self) -> bool:
@@ -66,42 +74,44 @@ class _Gzip:
 
 
 class Unpacked:
-    """A compressed file as a stream of its contents, whose bytes count in the budget as they come.
-
-    Raises:
-        TooLargeError: from `read`, once the budget is used up.
-        EOFError, OSError, zlib.error, lzma.LZMAError: from `read`, where the file is damaged.
-    """
+    """Reads the content of a compressed file and counts each byte in the budget when it is read."""
 
     def __init__(self, data: bytes, name: str, budget: RequestBudget) -> None:
-        """Begin to unpack.
+        """Prepare to unpack; nothing is read yet.
 
         Args:
-            data: the file, which begins with one of `SIGNATURES`.
-            name: for the message.
-            budget: of the request.
+            data: the compressed file, which begins with one of `SIGNATURES`.
+            name: name of the file, for messages.
+            budget: budget of the request.
         """
         self._name = name
         self._budget = budget
-        self._members = _Members(data)
-        self._cost = next(cost for start, cost in _COST_OF_BYTE.items() if data.startswith(start))
+        self._streams = _CompressedStreams(data)
+        self._budget_bytes_per_byte = next(
+            cost for start, cost in _BUDGET_BYTES_PER_BYTE.items() if data.startswith(start)
+        )
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes; fewer only at the end."""
-        # One byte more than there may be, so that the budget notices.
-        wanted = min(size, max(self._budget.unpacked_bytes_left, 0) // self._cost + 1)
-        content = self._members.read(wanted)
-        self._budget.take_unpacked_bytes(len(content) * self._cost, self._name)
+        """Read the next bytes: `size` of them, or fewer at the end of the file.
+
+        Raises:
+            TooLargeError: the budget is used up.
+            EOFError, OSError, zlib.error, lzma.LZMAError: the file is damaged.
+        """
+        # One byte more than the budget has left is read, so that the budget notices the excess.
+        left = max(self._budget.unpacked_bytes_left, 0) // self._budget_bytes_per_byte
+        content = self._streams.read(min(size, left + 1))
+        self._budget.take_unpacked_bytes(len(content) * self._budget_bytes_per_byte, self._name)
         return content
 
 
 def unpacked_start(data: bytes, size: int) -> bytes:
-    """The first bytes that a compressed file unpacks to."""
-    return _Members(data).read(size)
+    """Unpack the first `size` bytes of a compressed file, without counting them in a budget."""
+    return _CompressedStreams(data).read(size)
 
 
-class _Members:
-    """Reads one member of a compressed file after the other."""
+class _CompressedStreams:
+    """Unpacks the compressed streams of one file, which follow each other."""
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
@@ -111,39 +121,53 @@ class _Members:
         self._count = 1
 
     def read(self, size: int) -> bytes:
-        chunks: list[bytes] = []
+        """Read the next bytes of the content: `size` of them, or fewer at the end of the file."""
+        outputs: list[bytes] = []
         while size > 0:
-            if self._decoder.eof and not self._next_member():
+            if self._decoder.eof and not self._begin_next_stream():
                 break
-            chunk = self._decoder.decompress(self._input(), min(size, _OUTPUT_CHUNK))
-            size -= len(chunk)
-            chunks.append(chunk)
-        return b"".join(chunks)
+            output = self._decoder.decompress(
+                self._next_input(), min(size, _MAX_OUTPUT_BYTES_PER_CALL)
+            )
+            size -= len(output)
+            outputs.append(output)
+        return b"".join(outputs)
 
-    def _input(self) -> bytes:
+    def _next_input(self) -> bytes:
+        """The compressed bytes to pass to the decoder; empty if it has not used up the last ones.
+
+        Raises:
+            EOFError: the file has ended before the stream has.
+        """
         if not self._decoder.needs_input:
             return b""
-        start, self._position = self._position, self._position + _INPUT_CHUNK
-        chunk = bytes(self._data[start : self._position])
-        if not chunk:
+        start, self._position = self._position, self._position + _MAX_INPUT_BYTES_PER_CALL
+        compressed = bytes(self._data[start : self._position])
+        if not compressed:
             raise EOFError("the file ends in its middle")
-        return chunk
+        return compressed
 
-    def _next_member(self) -> bool:
-        """Begin with what follows a member; False if nothing but padding does."""
-        # The input was read in chunks; what is left of the last one belongs to the next member.
+    def _begin_next_stream(self) -> bool:
+        """Go to the stream after the one that has ended; False if only padding (zeros) is left.
+
+        Raises:
+            OSError: the file has too many streams.
+        """
+        # The decoder got more bytes than its stream has; the others belong to the next stream.
         self._position = min(self._position, len(self._data)) - len(self._decoder.unused_data)
         while True:
-            chunk = bytes(self._data[self._position : self._position + _INPUT_CHUNK])
-            rest = chunk.lstrip(b"\0")
-            self._position += len(chunk) - len(rest)
-            if not chunk:
+            following = bytes(
+                self._data[self._position : self._position + _MAX_INPUT_BYTES_PER_CALL]
+            )
+            without_padding = following.lstrip(b"\0")
+            self._position += len(following) - len(without_padding)
+            if not following:
                 return False
-            if rest:
+            if without_padding:
                 break
         self._count += 1
-        if self._count > _MAX_MEMBERS:
-            raise OSError(f"it consists of more than {_MAX_MEMBERS} compressed files")
+        if self._count > _MAX_STREAMS:
+            raise OSError(f"it consists of more than {_MAX_STREAMS} compressed files")
         self._decoder = self._new_decoder()
         return True
 
@@ -152,4 +176,4 @@ class _Members:
             return _Gzip()
         if self._signature == BZIP2:
             return bz2.BZ2Decompressor()
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_XZ_MEMORY)
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_XZ_MEMORY_BYTES)

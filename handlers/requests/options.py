@@ -1,4 +1,7 @@
-"""What a client may set for one request: as form field, header, JSON or v2 parameter."""
+"""The options that a client may set for one request.
+
+An option is a form field, a header, or a parameter in the JSON of KServe v1 or Open Inference v2.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,24 @@ from ..base.errors import RequestError
 from ..base.quoting import is_text, shown, shown_names
 from ..base.suggestions import nearest
 
-_MAX_CHARACTERS = 1 << 16
-"""Of the text of one option: the places of 256 frames take 5,000."""
+_MAX_TEXT_CHARACTERS = 1 << 16
+"""Limit on one text in the value of an option; frame_order of 256 frames has 5,000 characters."""
 
-_MAX_VALUES = 10_000
-"""Numbers, texts, lists and objects in the value of one option."""
+_MAX_VALUES_PER_OPTION = 10_000
+"""Limit on the numbers, texts, lists and objects in the value of an option."""
 
-_MAX_DEPTH = 8
-"""Levels of lists and objects in the value of one option; no option takes more than two."""
+_MAX_NESTING_DEPTH = 8
+"""Limit on lists and objects inside each other in the value of an option; all options need two."""
 
-_MAX_MISTAKES = 3
-"""Wrong options that one message tells of."""
+_MAX_REPORTED_OPTIONS = 3
+"""An error message names this many wrong options, even if there are more."""
 
-_MAX_WEIGHT = 1e9
-"""A weighted mean is computed in float32; beyond some 1e38 there would be no number."""
+_MAX_VOTING_WEIGHT = 1e9
+"""Weighted means are computed in float32, in which numbers above 3.4e38 are infinite."""
 
 
 class OnError(StrEnum):
-    """What an unreadable sample does to the other samples of its request."""
+    """Whether an unreadable sample refuses its whole request or is only skipped."""
 
     FAIL = "fail"
     SKIP = "skip"
@@ -49,7 +52,7 @@ class ResponseFormat(StrEnum):
 
 
 class AnswerField(StrEnum):
-    """Parts of an answer that a client may ask for."""
+    """The fields of an answer, from which a client may choose."""
 
     MODEL = "model"
     POLICY = "policy"
@@ -64,93 +67,101 @@ class AnswerField(StrEnum):
 
 
 class Smoothing(StrEnum):
-    """How decisions are smoothed over the frames of a request."""
+    """How the decisions of consecutive frames of a request are smoothed."""
 
     MAJORITY = "majority"
     AVERAGE = "average"
 
 
-def _json_text(value: Any) -> Any:
-    """Forms and headers carry text; objects and lists come as JSON in it."""
+def _parse_json_text(value: Any) -> Any:
+    """Parse a list or object that a form field or a header carries as JSON text.
+
+    Raises:
+        ValueError: the text is not JSON, or its content is larger than that of an option may be.
+    """
     if not isinstance(value, str):
         return value
     try:
         content = json.loads(value)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"must be a JSON object or list: {error}") from None
-    _check_extent(content)
+    _check_size_and_depth(content)
     return content
 
 
-def _check_extent(value: Any) -> None:
-    """Check that a client's value is no larger and no deeper than an option may be.
+def _check_size_and_depth(value: Any) -> None:
+    """Check that the value of an option is not too large and not too deeply nested.
 
     Raises:
-        ValueError: it is.
+        ValueError: the value is too large or too deeply nested.
     """
     level, depth, count = [value], 0, 0
     while level:
         depth, count = depth + 1, count + len(level)
-        if count > _MAX_VALUES:
-            raise ValueError(f"holds more than {_MAX_VALUES} values")
-        if depth > _MAX_DEPTH:
-            raise ValueError(f"is nested deeper than {_MAX_DEPTH} levels")
-        inner: list[Any] = []
+        if count > _MAX_VALUES_PER_OPTION:
+            raise ValueError(f"holds more than {_MAX_VALUES_PER_OPTION} values")
+        if depth > _MAX_NESTING_DEPTH:
+            raise ValueError(f"is nested deeper than {_MAX_NESTING_DEPTH} levels")
+        next_level: list[Any] = []
         for each in level:
             if isinstance(each, dict):
-                inner += [*each, *each.values()]
+                next_level += [*each, *each.values()]
             elif isinstance(each, list):
-                inner += each
-            elif isinstance(each, str) and len(each) > _MAX_CHARACTERS:
-                raise ValueError(f"has {len(each)} characters, and may have {_MAX_CHARACTERS}")
-        level = inner
+                next_level += each
+            elif isinstance(each, str) and len(each) > _MAX_TEXT_CHARACTERS:
+                raise ValueError(f"has {len(each)} characters, and may have {_MAX_TEXT_CHARACTERS}")
+        level = next_level
 
 
-def _list(value: Any) -> Any:
-    """A JSON list, or the same written with commas."""
+def _parse_list_text(value: Any) -> Any:
+    """Parse a list that a form field or a header carries as text: JSON, or values between commas.
+
+    Raises:
+        ValueError: the text begins as a JSON list does, and is not one.
+    """
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        return _json_text(value)
+        return _parse_json_text(value)
     return [item.strip() for item in value.split(",")]
 
 
-def _number_or_json(value: Any) -> Any:
-    return _json_text(value) if isinstance(value, str) and value.lstrip()[:1] == "{" else value
-
-
 Probability = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0, le=_MAX_WEIGHT)]
+VotingWeight = Annotated[float, Field(ge=0, le=_MAX_VOTING_WEIGHT)]
 Fields = Annotated[
-    Annotated[tuple[AnswerField, ...], Field(max_length=len(AnswerField))], BeforeValidator(_list)
+    Annotated[tuple[AnswerField, ...], Field(max_length=len(AnswerField))],
+    BeforeValidator(_parse_list_text),
 ]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class RequestOptions:
-    """The options of one request. Lists may be written with commas, objects as JSON text."""
+    """The options of one request; the descriptions of the fields are shown to users.
+
+    In form fields and headers a list is written with commas or as JSON, and an object as JSON.
+    """
 
     policy: Annotated[
         str | None, Field(description="Name or expression of the policy; left out: the default")
     ] = None
     policy_parameters: Annotated[
         dict[str, Any],
-        BeforeValidator(_json_text),
+        BeforeValidator(_parse_json_text),
         Field(description="Parameters of the policy, as a JSON object"),
     ] = dataclasses.field(default_factory=dict)
     members: Annotated[
         Annotated[tuple[str, ...], Field(min_length=1)] | None,
-        BeforeValidator(_list),
+        BeforeValidator(_parse_list_text),
         Field(description="Names of the members that answer; left out: all"),
     ] = None
     weights: Annotated[
-        dict[str, Weight],
-        BeforeValidator(_json_text),
+        dict[str, VotingWeight],
+        BeforeValidator(_parse_json_text),
         Field(description="Voting weights by member, as a JSON object; for others the spec's hold"),
     ] = dataclasses.field(default_factory=dict)
     thresholds: Annotated[
         dict[str, Probability],
-        BeforeValidator(_json_text),
+        BeforeValidator(_parse_json_text),
         Field(description="Thresholds of members' votes by member, as a JSON object"),
     ] = dataclasses.field(default_factory=dict)
     deadline_ms: Annotated[
@@ -193,7 +204,7 @@ class RequestOptions:
     ] = None
     frame_order: Annotated[
         tuple[Annotated[float, Field(allow_inf_nan=False)], ...] | None,
-        BeforeValidator(_list),
+        BeforeValidator(_parse_list_text),
         Field(description="Place of each sample in time, if samples are not sent in that order"),
     ] = None
     smooth: Annotated[
@@ -216,12 +227,16 @@ _OPTIONS = TypeAdapter(RequestOptions)
 
 
 def parse_options(options: Mapping[str, Any]) -> RequestOptions:
-    """Check options that came as text or JSON values.
+    """Check the options of a request and convert them from text or JSON values.
+
+    Args:
+        options: name of an option -> its value.
 
     Raises:
-        RequestError: names the first wrong options, what they take, and the nearest known name.
+        RequestError: an option does not exist or has a wrong value. The message names the first
+            wrong options, what they accept, and the option with the most similar name.
     """
-    # Cheap first: names and sizes, before anything is compared, parsed or converted.
+    # Names and sizes are checked first, because parsing and comparing large values takes time.
     unknown = [name for name in options if name not in OPTION_NAMES]
     if unknown:
         first = unknown[0] if is_text(unknown[0]) else ""
@@ -231,18 +246,23 @@ def parse_options(options: Mapping[str, Any]) -> RequestOptions:
         )
     for name, value in options.items():
         try:
-            _check_extent(value)
+            _check_size_and_depth(value)
         except ValueError as error:
             raise RequestError(f"option {name}: {error}") from None
     try:
         return _OPTIONS.validate_python(dict(options))
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
-        raise RequestError("; ".join(map(_message, details[:_MAX_MISTAKES]))) from None
+        raise RequestError("; ".join(map(_message, details[:_MAX_REPORTED_OPTIONS]))) from None
 
 
-def from_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Options among a request's headers, whose names are written with hyphens."""
+def options_from_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the options among the headers of a request.
+
+    Args:
+        headers: value of each header by its name in lower case. The names of options are written
+            with hyphens, such as ``on-error``.
+    """
     return {
         name: headers[name.replace("_", "-")]
         for name in OPTION_NAMES
@@ -251,7 +271,7 @@ def from_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def describe_options() -> list[dict[str, Any]]:
-    """Name, description and default of each option, for the describe answer."""
+    """Return name, description and default of each option, for the describe answer."""
     properties: Iterable[tuple[str, Any]] = _OPTIONS.json_schema()["properties"].items()
     return [
         {"name": name, "description": each["description"], "default": each.get("default")}
@@ -260,6 +280,7 @@ def describe_options() -> list[dict[str, Any]]:
 
 
 def _message(detail: Any) -> str:
-    place = [str(part) for part in detail["loc"] if isinstance(part, str | int)]
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"option {place[0]}={shown(detail['input'])}: {message[0].lower()}{message[1:]}"
+    """Make the message for one of Pydantic's error details."""
+    option = detail["loc"][0]
+    problem = detail["msg"].removeprefix("Value error, ")
+    return f"option {option}={shown(detail['input'])}: {problem[0].lower()}{problem[1:]}"

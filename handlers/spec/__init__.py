@@ -13,9 +13,10 @@ format: the parser, the JSON Schema in ``docs/ensemble.schema.json`` and the ref
 
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
-from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary
+from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary, Window
 from .reading import json_schema, load_spec, located_errors, parse_spec
 from .settings import (
+    Engine,
     Failures,
     Limits,
     OnFailure,
@@ -28,6 +29,7 @@ from .settings import (
 
 __all__ = [
     "Color",
+    "Engine",
     "EnsembleSpec",
     "Failures",
     "Interpolation",
@@ -43,6 +45,7 @@ __all__ = [
     "Runtime",
     "Serving",
     "WeightsFormat",
+    "Window",
     "json_schema",
     "load_spec",
     "located_errors",

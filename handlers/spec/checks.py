@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zipfile
 from collections import Counter
@@ -15,11 +16,15 @@ from ..base.tasks import Task
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
 from .preprocessing import Interpolation, Preprocessing, ResizeLibrary
-from .settings import Precision
+from .settings import Engine, Precision
 from .strict_yaml import Place, Problem
 
 _MAX_SUGGESTED_FILES = 1000
 """A missing file's name is compared with at most this many files of its folder."""
+
+_BESIDE_WEIGHTS = {"weights", "decode", "example", "window", "resize_library"}
+_BESIDE_FUNCTION = {"function", "shape", "decode", "example", "window"}
+"""Keys of a preprocessing that may be set beside `weights`, and beside `function`."""
 
 # In an archive the spec's files lie beside two names that the build itself needs.
 _SPEC_NAME = SPEC.rpartition("/")[2]
@@ -65,10 +70,11 @@ def _check_labels(spec: EnsembleSpec) -> list[Problem]:
 
 
 def _check_runtime(spec: EnsembleSpec) -> list[Problem]:
-    if spec.runtime.precision is Precision.INT8 and not spec.runtime.compile:
-        return [
-            Problem(("runtime", "precision"), "int8 is made at build: set runtime.compile to true")
-        ]
+    if spec.runtime.precision is Precision.INT8 and spec.runtime.engine not in (
+        Engine.AUTO,
+        Engine.OPENVINO,
+    ):
+        return [Problem(("runtime", "precision"), "int8 needs runtime.engine: auto or openvino")]
     return []
 
 
@@ -209,33 +215,46 @@ def _check_resize(preprocessing: Preprocessing, place: Place) -> Iterator[Proble
         yield Problem((*place, "antialias"), problem)
 
 
+def _changed_keys(preprocessing: Preprocessing) -> set[str]:
+    """Return the keys whose values are not the default ones."""
+    default = Preprocessing()
+    names = {field.name for field in dataclasses.fields(Preprocessing)}
+    return {name for name in names if getattr(preprocessing, name) != getattr(default, name)}
+
+
+def _check_decoding(preprocessing: Preprocessing, place: Place) -> Iterator[Problem]:
+    if preprocessing.decode is not None and preprocessing.example is None:
+        problem = "needs example: the path of a file that it decodes, on which it is tried"
+        yield Problem((*place, "decode"), problem)
+    if preprocessing.decode is None and preprocessing.example is not None:
+        yield Problem((*place, "example"), "belongs to decode (FILE.py:FUNCTION)")
+
+
 def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Problem]:
+    problems = list(_check_decoding(preprocessing, place))
+    keys = _changed_keys(preprocessing)
     if preprocessing.weights is not None:
-        alone = Preprocessing(
-            weights=preprocessing.weights, resize_library=preprocessing.resize_library
-        )
-        if preprocessing != alone:
+        if keys - _BESIDE_WEIGHTS:
             problem = (
-                "no other key but resize_library may stand beside it: the weights set all of them"
+                "no other key but decode, example, window and resize_library may stand beside it: "
+                "the weights set all of them"
             )
-            return [Problem((*place, "weights"), problem)]
-        return []
+            problems.append(Problem((*place, "weights"), problem))
+        return problems
     if preprocessing.function is not None or preprocessing.shape is not None:
-        alone = Preprocessing(function=preprocessing.function, shape=preprocessing.shape)
-        if preprocessing != alone:
-            return [
-                Problem(
-                    (*place, "function"),
-                    "no other key but shape may stand beside it: the function does the rest",
-                )
-            ]
-        if preprocessing.function is None:
-            return [Problem((*place, "shape"), "belongs to function (FILE.py:FUNCTION)")]
-        if preprocessing.shape is None:
+        if keys - _BESIDE_FUNCTION:
+            problem = (
+                "no other key but shape, decode, example and window may stand beside it: the "
+                "function does the rest"
+            )
+            problems.append(Problem((*place, "function"), problem))
+        elif preprocessing.function is None:
+            problems.append(Problem((*place, "shape"), "belongs to function (FILE.py:FUNCTION)"))
+        elif preprocessing.shape is None:
             problem = "needs shape: [channels, height, width] of what it returns"
-            return [Problem((*place, "function"), problem)]
-        return []
-    problems = list(_check_resize(preprocessing, place))
+            problems.append(Problem((*place, "function"), problem))
+        return problems
+    problems += _check_resize(preprocessing, place)
     if preprocessing.size is None:
         problems.append(
             Problem(
@@ -244,6 +263,13 @@ def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Pro
                 "resize: [height, width]",
             )
         )
+    by_name = preprocessing.normalize is not None
+    if by_name and (preprocessing.mean is not None or preprocessing.std is not None):
+        problem = "sets mean and std: remove these two keys, or this one"
+        problems.append(Problem((*place, "normalize"), problem))
+    if by_name and (preprocessing.channels != 3 or preprocessing.value_range != (0.0, 1.0)):
+        problem = "is for color: rgb and value_range: [0, 1]; write mean and std out instead"
+        problems.append(Problem((*place, "normalize"), problem))
     for key in ("mean", "std"):
         values = getattr(preprocessing, key)
         if values is not None and len(values) not in (1, preprocessing.channels):
@@ -266,6 +292,17 @@ def _check_files(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
         named_files.append((("members", index, "weights"), member.weights))
         if member.architecture_file is not None:
             named_files.append((("members", index, "architecture"), member.architecture_file))
+        if member.postprocess_file is not None:
+            named_files.append((("members", index, "postprocess"), member.postprocess_file))
+        if isinstance(member.preprocessing, Preprocessing):
+            named_files += [
+                (("members", index, "preprocessing", key), file)
+                for key, file in member.preprocessing.files.items()
+            ]
+    for name, preprocessing in spec.preprocessing.items():
+        named_files += [
+            (("preprocessing", name, key), file) for key, file in preprocessing.files.items()
+        ]
     named_files += [(("policies", "fitted", name), f) for name, f in spec.policies.fitted.items()]
     named_files += [(("extra_files", index), file) for index, file in enumerate(spec.extra_files)]
     for place, file in named_files:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from ..base.own_code import file_of
 from ..base.tasks import Task
 from .labels_file import labels_from_file
 from .member import Member, Output
@@ -145,11 +144,12 @@ class EnsembleSpec:
         """Return the sorted paths, from the spec's folder, of all files that the spec names."""
         named = {member.weights for member in self.members}
         named |= {m.architecture_file for m in self.members if m.architecture_file is not None}
+        named |= {m.postprocess_file for m in self.members if m.postprocess_file is not None}
         named |= set(self.policies.fitted.values())
         inline = [member.preprocessing for member in self.members]
         for each in (*self.preprocessing.values(), *inline):
-            if isinstance(each, Preprocessing) and each.function is not None:
-                named |= {file_of(each.function) or each.function}
+            if isinstance(each, Preprocessing):
+                named |= set(each.files.values())
         return tuple(
             sorted({PurePosixPath(file).as_posix() for file in named | set(self.extra_files)})
         )

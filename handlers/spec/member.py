@@ -12,8 +12,15 @@ from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 from ..base.errors import SpecError
+from ..base.own_code import file_of
 from .preprocessing import Preprocessing
-from .value_types import UNKNOWN_KEYS_ARE_ERRORS, Name, PositiveNumber, Probability
+from .value_types import (
+    UNKNOWN_KEYS_ARE_ERRORS,
+    Name,
+    OwnFunctionName,
+    PositiveNumber,
+    Probability,
+)
 
 
 class WeightsFormat(StrEnum):
@@ -34,7 +41,7 @@ _FORMAT_OF_SUFFIX = {
 
 
 class Output(StrEnum):
-    """What a member's forward returns."""
+    """What the numbers are that a member's forward, or its `postprocess`, returns."""
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
@@ -85,11 +92,21 @@ class Member:
             "`preprocessing`"
         ),
     ] = None
+    postprocess: Annotated[
+        OwnFunctionName | None,
+        Field(
+            description="A function of your own, FILE.py:FUNCTION beside the spec, for a network "
+            "whose forward returns more than the labels' outputs, or in another order. It takes "
+            "what forward returned for N samples (a tensor, a dict, a tuple ...; the outputs of an "
+            "ONNX model with several are a dict by name) and returns a float tensor (N, labels); "
+            "`output` says what its numbers are"
+        ),
+    ] = None
     output: Annotated[
         Output | None,
         Field(
-            description="What the network's forward returns; left out: logits, or values if the "
-            "task is regression"
+            description="What the network's forward, or `postprocess`, returns; left out: logits, "
+            "or values if the task is regression"
         ),
     ] = None
     voting_weight: Annotated[
@@ -137,5 +154,9 @@ class Member:
 
         None if the architecture is torchvision's, or part of the weights file.
         """
-        file, separator, _ = (self.architecture or "").partition(".py:")
-        return f"{file}.py" if separator else None
+        return file_of(self.architecture or "")
+
+    @property
+    def postprocess_file(self) -> str | None:
+        """Path, from the spec's folder, of the file that defines `postprocess`; None if unset."""
+        return file_of(self.postprocess or "")

@@ -1,4 +1,4 @@
-"""The `preprocessing` sections of a spec: how a decoded image becomes a member's input."""
+"""The `preprocessing` sections of a spec: how an image file becomes a member's input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .value_types import UNKNOWN_KEYS_ARE_ERRORS, FiniteNumber, PositiveNumber, SideInPixels
+from ..base.own_code import file_of
+from .value_types import (
+    UNKNOWN_KEYS_ARE_ERRORS,
+    FiniteNumber,
+    OwnFunctionName,
+    PositiveNumber,
+    SideInPixels,
+)
 
 
 class Color(StrEnum):
@@ -19,7 +26,7 @@ class Color(StrEnum):
 
 
 class Interpolation(StrEnum):
-    """How pixels between pixels are computed when an image is resized; torchvision's names."""
+    """How the pixels of a resized image are computed, by the names that torchvision gives."""
 
     NEAREST = "nearest"
     NEAREST_EXACT = "nearest-exact"
@@ -35,23 +42,76 @@ class ResizeLibrary(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
+class Window:
+    """The values of a gray image of more than 8 bits that become black to white.
+
+    Values between center - width / 2 and center + width / 2 become 0 to 1 without being rounded to
+    8 bits; values outside become 0 or 1 (DICOM PS3.3, C.11.2.1.3.2, LINEAR_EXACT).
+    """
+
+    center: Annotated[
+        FiniteNumber, Field(description="The value that becomes the middle between black and white")
+    ]
+    width: Annotated[
+        PositiveNumber, Field(description="Difference of the values that become white and black")
+    ]
+
+    @property
+    def low(self) -> float:
+        """The value that becomes black."""
+        return self.center - self.width / 2
+
+    @property
+    def high(self) -> float:
+        """The value that becomes white."""
+        return self.center + self.width / 2
+
+
+@dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
 class Preprocessing:
-    """How a decoded image becomes a member's input. The steps run in the order of these keys."""
+    """How an image file becomes a member's input. The steps run in the order of these keys."""
 
     weights: Annotated[
         str | None,
         Field(
             description="Name of torchvision weights, e.g. ResNet18_Weights.DEFAULT, whose own "
-            "transforms set all the other keys; no key but resize_library may stand beside it"
+            "transforms set the keys from `color` on; of these only resize_library may stand "
+            "beside it"
+        ),
+    ] = None
+    decode: Annotated[
+        OwnFunctionName | None,
+        Field(
+            description="A function of your own, FILE.py:FUNCTION beside the spec, that decodes "
+            "image files: DICOM, 16-bit colour, formats of your own. It takes the bytes of one "
+            "file and returns a PIL image, a tensor (channels, height, width) or a NumPy array "
+            "(height, width, channels) with 1 or 3 channels: uint8, or floats from 0 to 1, or with "
+            "`window` numbers of any kind. Left out: the server decodes. Pixels that a client "
+            "sends as numbers are not decoded"
+        ),
+    ] = None
+    example: Annotated[
+        str | None,
+        Field(
+            description="A file that `decode` reads, beside the spec. It is decoded whenever the "
+            "ensemble is built or loaded, so that a mistake shows before the first request, and "
+            "the members are tried on it. The archive contains it"
+        ),
+    ] = None
+    window: Annotated[
+        Window | None,
+        Field(
+            description="Which values of gray images of more than 8 bits become black to white; "
+            "8-bit images stay as they are. Left out: 16-bit images are scaled to 8 bits"
         ),
     ] = None
     function: Annotated[
-        str | None,
+        OwnFunctionName | None,
         Field(
-            pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z_0-9]*$",
-            description="A function of your own, FILE.py:FUNCTION beside the spec, instead of all "
-            "keys but shape. It takes the pixels of one image, a uint8 tensor (3, height, width), "
-            "and returns the member's input, a float tensor of `shape`",
+            description="A function of your own, FILE.py:FUNCTION beside the spec, instead of the "
+            "keys from `color` on. It takes the pixels of one image, a uint8 tensor (3, height, "
+            "width), or with `window` a float tensor from 0 to 1, or with `decode` what that "
+            "returned, and returns the member's input, a float tensor of `shape`"
         ),
     ] = None
     shape: Annotated[
@@ -103,6 +163,13 @@ class Preprocessing:
         tuple[FiniteNumber, FiniteNumber],
         Field(description="The numbers that black (0) and white (255) become"),
     ] = (0.0, 1.0)
+    normalize: Annotated[
+        str | None,
+        Field(
+            description="Mean and std by name, instead of the two keys below: imagenet, or the "
+            "name of torchvision weights, e.g. ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1"
+        ),
+    ] = None
     mean: Annotated[
         tuple[FiniteNumber, ...] | None,
         Field(
@@ -117,6 +184,13 @@ class Preprocessing:
             "for all; left out: 1"
         ),
     ] = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """For each key that names a file, the file's path from the spec's folder."""
+        own = {"decode": self.decode, "function": self.function}
+        files = {key: file_of(text) for key, text in own.items() if text is not None}
+        return {key: file for key, file in (*files.items(), ("example", self.example)) if file}
 
     @property
     def channels(self) -> int:

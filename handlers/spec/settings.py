@@ -66,6 +66,15 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class Engine(StrEnum):
+    """What computes the members."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    OPENVINO = "openvino"
+    AOT_INDUCTOR = "aot_inductor"
+
+
 @dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
 class Runtime:
     """How the worker computes the members."""
@@ -83,9 +92,9 @@ class Runtime:
             description="Number format of the arithmetic. auto: bfloat16 if the device is fast "
             "with it and every member's scores stay within `tolerance`, otherwise float32. "
             "bfloat16: as auto, but the ensemble does not load where bfloat16 cannot be used. "
-            "int8: the build calibrates each member on the images of --samples (needs "
-            "`compile: true`); members that become faster and stay within `tolerance` use int8, "
-            "the others run as with auto"
+            "int8: the build quantizes each member for OpenVINO, calibrated on the images of "
+            "--samples; members that become faster and stay within `tolerance` use int8, the "
+            "others run as with auto"
         ),
     ] = Precision.FLOAT32
     tolerance: Annotated[
@@ -93,18 +102,22 @@ class Runtime:
         Field(
             ge=0,
             le=1,
-            description="The largest allowed difference between a score of a member that is "
-            "compiled or runs in lower precision, and the score of the member as it was saved",
+            description="The largest allowed difference between a score of a member that runs "
+            "with another engine or in lower precision, and its score as it was saved",
         ),
     ] = 0.01
-    compile: Annotated[
-        bool,
+    engine: Annotated[
+        Engine,
         Field(
-            description="Compile the members during the build, for machines like the build "
-            "machine, which needs a C++ compiler. On other machines the members run as they were "
-            "saved"
+            description="What computes the members. auto: the build converts each member for "
+            "OpenVINO, which computes on the CPU, and keeps what it is faster with and within "
+            "`tolerance`; the other members, and members on a GPU, run with torch. torch: all "
+            "members run with torch as they were saved. openvino: the build fails if a member "
+            "cannot run with OpenVINO. aot_inductor: for a GPU, the build compiles the members "
+            "with torch's AOTInductor, for machines like the build machine; it needs a C++ "
+            "compiler"
         ),
-    ] = False
+    ] = Engine.AUTO
     threads: Annotated[
         int | None,
         Field(
@@ -206,8 +219,9 @@ class Limits:
         Field(
             ge=1,
             description="Width times height of one image, checked before it is decoded. Decoding "
-            "takes up to 7 bytes of memory for each pixel. AVIF needs twice and WebP and JPEG 2000 "
-            "need three times as much memory, so their pixels count twice and three times",
+            "takes up to 7 bytes of memory for each pixel (9 for gray images of 32 bits). "
+            "AVIF needs twice and WebP and JPEG 2000 need three times as much memory, so their "
+            "pixels count twice and three times",
         ),
     ] = 37_000_000
     max_request_pixels: Annotated[

@@ -14,3 +14,5 @@ PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 SideInPixels = Annotated[int, Field(gt=0, le=16384)]
+OwnFunctionName = Annotated[str, Field(pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z_0-9]*$")]
+"""FILE.py:FUNCTION: a function of the user's own; the file's path starts at the spec's folder."""

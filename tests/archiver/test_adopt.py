@@ -1,4 +1,4 @@
-"""Adopting archives of stock TorchServe: what is taken, what is refused, and that no code runs."""
+"""Archives of stock TorchServe become a spec; dangerous ones are refused; no code runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,15 @@ def weights(folder: Path, seed: int = 0) -> Path:
 def eager(
     folder: Path, name: str = "a", *, imports: str = "", labels: bool = True, **files: str
 ) -> Path:
-    """An eager archive; `files` are further Python modules, by name."""
+    """Write an archive of an eager model.
+
+    Args:
+        folder: the folder for the archive.
+        name: name of the model.
+        imports: lines at the beginning of the model file.
+        labels: whether the archive has a file of labels.
+        files: name of each further Python module -> its code.
+    """
     source = folder / f"source-{name}"
     source.mkdir()
     (source / "model.py").write_text(CODE.format(imports=imports))
@@ -87,7 +95,7 @@ def entry(name: str, mode: int = stat.S_IFREG | 0o644) -> zipfile.ZipInfo:
 
 
 def refusal(folder: Path, *archives: Path, **options: Path) -> str:
-    """The message; nothing may be left behind."""
+    """Check that archives are refused and leave no files behind, and return the message."""
     before = set(folder.iterdir())
     with pytest.raises(ArchiveError) as caught:
         adopt(archives, folder / "out", name="both", **options)
@@ -103,7 +111,7 @@ def test_eager_and_scripted_become_a_spec_that_builds(tmp_path: Path) -> None:
     assert [member.architecture for member in spec.members] == ["model.py:Tiny", None]
     preprocessing = spec.preprocessing_of(spec.members[0])
     assert (preprocessing.resize, preprocessing.crop) == (256, 224)
-    assert any("Whether the networks were trained with it" in each for each in adoption.unknown)
+    assert any("Whether the networks were trained with it" in each for each in adoption.notes)
     assert build_archive(adoption.spec, tmp_path / "store").is_file()
 
 
@@ -173,7 +181,7 @@ def test_different_modules_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_labels(tmp_path: Path) -> None:
     named, bare = eager(tmp_path, "a"), eager(tmp_path, "b", labels=False)
     adoption = adopt([named, bare], tmp_path / "one", name="both")
-    assert any("b.mar has no index_to_name.json" in each for each in adoption.unknown)
+    assert any("b.mar has no index_to_name.json" in each for each in adoption.notes)
     assert "give it as --labels FILE" in refusal(tmp_path, bare)
     adopt([bare], tmp_path / "two", name="both", labels=write_labels(tmp_path))
     assert load_spec(tmp_path / "two" / "ensemble.yaml").labels == LABELS
@@ -205,8 +213,8 @@ def test_compiled_networks_and_unused_files_are_told(tmp_path: Path) -> None:
             config={"minWorkers": 1, "pt2": pt2},
         )
         adoption = adopt([path], tmp_path / f"out-{name}", name="both")
-        assert any("compiled by torch.compile" in each for each in adoption.unknown) is compiled
-        assert any("notes.txt" in each for each in adoption.unknown)
+        assert any("compiled by torch.compile" in each for each in adoption.notes) is compiled
+        assert any("notes.txt" in each for each in adoption.notes)
 
 
 def test_equal_models_of_several_versions(tmp_path: Path) -> None:
@@ -250,11 +258,11 @@ def test_a_state_dict_is_no_torchscript(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "mode", "problem"),
     [
-        ("../evil.py", stat.S_IFREG, "the name '../evil.py' cannot be"),
-        ("/etc/evil.py", stat.S_IFREG, "the name '/etc/evil.py' cannot be"),
-        ("a\\b.py", stat.S_IFREG, "cannot be"),
-        ("../evil.pyc", stat.S_IFREG, "the name '../evil.pyc' cannot be"),
-        ("evil\n.txt", stat.S_IFREG, "cannot be"),
+        ("../evil.py", stat.S_IFREG, "the name '../evil.py' is not allowed"),
+        ("/etc/evil.py", stat.S_IFREG, "the name '/etc/evil.py' is not allowed"),
+        ("a\\b.py", stat.S_IFREG, "is not allowed"),
+        ("../evil.pyc", stat.S_IFREG, "the name '../evil.pyc' is not allowed"),
+        ("evil\n.txt", stat.S_IFREG, "is not allowed"),
         ("link.py", stat.S_IFLNK, "link.py is a link or no regular file"),
         ("pipe.py", stat.S_IFIFO, "pipe.py is a link or no regular file"),
         ("MODEL.py", stat.S_IFREG, "are one name to some file systems"),
@@ -280,7 +288,7 @@ def test_a_bomb_is_refused_unread(tmp_path: Path) -> None:
 
 
 def test_a_size_that_lies_is_found(tmp_path: Path) -> None:
-    """The directory says 10 bytes of a file that has many more."""
+    """The directory claims 10 bytes for a file that has many more."""
     bad = tmp_path / "bad.mar"
     content = eager(tmp_path).read_bytes()
     place = content.index(b"PK\x01\x02")

@@ -1,40 +1,41 @@
-"""Compiled members answer as the saved ones, and are used only where they do."""
+"""Members run with another engine than torch answer as the saved ones, and only where they do."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import logging
 import shutil
+import sys
 import zipfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from compiled_files import build_and_extract, needs_compiler
+from compiled_files import build_and_extract
 from fresh_python import printed_by
 from member_files import Net, net, write_code, write_ensemble
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from torchserve_ensemble.archiver import libraries, trial
+from torchserve_ensemble.archiver import compilation
 from torchserve_ensemble.archiver.build import build_archive
-from torchserve_ensemble.archiver.shared_backbone import sharing
+from torchserve_ensemble.archiver.shared_backbone import groups_with_shared_backbone
 from torchserve_ensemble.handlers.base.errors import ArchiveError, MemberError
-from torchserve_ensemble.handlers.base.threads import ThreadPool
+from torchserve_ensemble.handlers.base.threads import SERIAL, ThreadPool
 from torchserve_ensemble.handlers.engine.member_scores import MemberScores
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.inputs.example_inputs import example_images
-from torchserve_ensemble.handlers.members import aot_library, fused
-from torchserve_ensemble.handlers.members.aot_library import AotLibrary, read_constants
+from torchserve_ensemble.handlers.members import compiled, fused
 from torchserve_ensemble.handlers.members.compiled_record import OUTPUTS, RECORD, CompiledRecord
 from torchserve_ensemble.handlers.members.executables import Executables
 from torchserve_ensemble.handlers.members.fused import FusedMembers
 from torchserve_ensemble.handlers.members.loading import LoadedMember
+from torchserve_ensemble.handlers.members.openvino_model import OpenVinoModel
 from torchserve_ensemble.handlers.members.target import Target
 from torchserve_ensemble.handlers.spec import load_spec
 
@@ -42,29 +43,35 @@ CPU = torch.device("cpu")
 
 
 def write_spec(folder: Path, **runtime: object) -> Path:
-    """A module and a TorchScript member."""
+    """One network in each weights format: eager, TorchScript and ONNX."""
     write_code(folder)
     save_file(net().state_dict(), folder / "w.safetensors")
     torch.jit.trace(net(), torch.rand(2, 3, 4, 4)).save(str(folder / "w.pt"))
+    torch.onnx.export(
+        net(),
+        (torch.rand(2, 3, 4, 4),),
+        folder / "w.onnx",
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+        external_data=False,
+    )
     members = [
         {"name": "eager", "architecture": "net.py:Net", "weights": "w.safetensors"},
         {"name": "script", "weights": "w.pt", "format": "torchscript"},
+        {"name": "onnx", "weights": "w.onnx"},
     ]
-    return write_ensemble(folder, members, runtime={"compile": True} | runtime)
+    return write_ensemble(folder, members, runtime=runtime)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The extracted archive's ensemble, and what the build said."""
-    folder = tmp_path_factory.mktemp("compiled")
+    """The extracted archive's ensemble, and what the build reported."""
+    folder = tmp_path_factory.mktemp("converted")
     (folder / "samples").mkdir()
     pixels = example_images(1)[0].permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(folder / "samples" / "a.png")
-    spec = write_spec(folder, micro_batch=5)
-    with pytest.MonkeyPatch.context() as patch:
-        # So small a member is no faster compiled.
-        patch.setattr(trial, "_MIN_SPEED_UP", 0.001)
-        return build_and_extract(spec, folder / "samples")
+    spec = write_spec(folder, engine="openvino", micro_batch=5)
+    return build_and_extract(spec, folder / "samples")
 
 
 @pytest.fixture
@@ -73,153 +80,123 @@ def extracted(built: tuple[Path, list[str]], tmp_path: Path) -> Path:
     return Path(shutil.copytree(built[0], tmp_path / "ensemble"))
 
 
-def run(folder: Path) -> MemberScores:
-    runtime = Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU, compiled=True)
-    return runtime.run(example_images(12))
+def load(folder: Path, pool: ThreadPool = SERIAL) -> Runtime:
+    return Runtime.load(load_spec(folder / "ensemble.yaml"), folder, CPU, pool, compiled=True)
+
+
+def run(folder: Path, pool: ThreadPool = SERIAL) -> MemberScores:
+    return load(folder, pool).run(example_images(12))
 
 
 def check_falls_back(folder: Path, caplog: pytest.LogCaptureFixture, reason: str) -> None:
     with caplog.at_level(logging.INFO):
-        found = run(folder)
+        result = run(folder)
     assert reason in caplog.text
-    assert "the compiled executable runs" not in caplog.text
-    torch.testing.assert_close(found.scores[0], found.scores[1])
+    assert "eager: runs with" not in caplog.text
+    torch.testing.assert_close(result.scores[0], result.scores[1])
 
 
-@needs_compiler
-def test_a_compiled_member_answers_as_the_saved_one(
-    built: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("pool", [SERIAL, ThreadPool(2)], ids=["one thread", "two threads"])
+def test_every_format_answers_as_the_saved_member(
+    built: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture, pool: ThreadPool
 ) -> None:
-    folder, said = built
+    folder, reports = built
     with caplog.at_level(logging.INFO):
-        # Batches of five, five and two: the library takes any number up to the micro-batch.
-        found = run(folder)
-    assert "eager: the compiled executable runs, in float32" in caplog.text
-    assert said[0].startswith("member 'eager' compiled in float32: its scores differ by at most")
-    assert (
-        said[1] == "member 'script' is not compiled: it is saved as torchscript, and runs as that"
-    )
-    torch.testing.assert_close(found.scores[0], found.scores[1], rtol=1e-5, atol=1e-5)
+        result = run(folder, pool)
+    spec = load_spec(folder / "ensemble.yaml")
+    expected = Runtime.load(spec, folder, CPU).run(example_images(12))
+    for name in ("eager", "script", "onnx"):
+        assert f"{name}: runs with openvino in float32" in caplog.text
+    torch.testing.assert_close(result.scores, expected.scores, rtol=1e-5, atol=1e-5)
+    table = reports[-1].splitlines()
+    (row,) = [line for line in table if "onnx" in line and "openvino" in line]
+    assert "chosen" in row
+    assert "float32" in row
+    assert row.count(" ms") == 2
 
 
-@needs_compiler
-def test_several_threads_may_run_a_library_at_once(built: tuple[Path, list[str]]) -> None:
-    (path,) = (built[0] / "compiled").glob("*.so")
-    library, alone = (AotLibrary(path, (3, 4, 4), 5, copies=n) for n in (2, 1))
+def test_what_the_archive_needs_is_in_its_requirements(built: tuple[Path, list[str]]) -> None:
+    lines = (built[0].parent / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("openvino")]
+
+
+def test_several_threads_may_call_a_model_at_once(built: tuple[Path, list[str]]) -> None:
+    path = built[0] / "compiled" / "eager.xml"
+    shared = OpenVinoModel(path, "float32", streams=2, threads=2)
+    alone = OpenVinoModel(path, "float32")
     batches = [torch.rand(1 + i % 5, 3, 4, 4) for i in range(60)]
-    found = ThreadPool(4).map(library, batches)
-    assert all(torch.equal(each, alone(batch)) for each, batch in zip(found, batches, strict=True))
+    results = ThreadPool(4).map(shared, batches)
+    for result, batch in zip(results, batches, strict=True):
+        torch.testing.assert_close(result, alone(batch), rtol=1e-5, atol=1e-6)
 
 
-@needs_compiler
-def test_a_library_refuses_what_it_was_not_compiled_for(built: tuple[Path, list[str]]) -> None:
-    (path,) = (built[0] / "compiled").glob("*.so")
-    library = AotLibrary(path, (3, 4, 4), 5)
-    with pytest.raises(MemberError, match="takes float32 on the CPU"):
-        library(torch.zeros((1, 3, 4, 4), dtype=torch.float64))
-    with pytest.raises(MemberError, match=r"1 to 5 samples of \(3, 4, 4\), not \(1, 3, 5, 4\)"):
-        library(torch.zeros((1, 3, 5, 4)))
+def test_an_answer_outlives_the_next_call(built: tuple[Path, list[str]]) -> None:
+    model = OpenVinoModel(built[0] / "compiled" / "eager.xml", "float32")
+    batch = torch.rand(2, 3, 4, 4)
+    first = model(batch)
+    kept = first.clone()
+    model(1 - batch)
+    assert torch.equal(first, kept)
 
 
-@needs_compiler
-def test_a_convolutions_weights_are_laid_out_at_build(built: tuple[Path, list[str]]) -> None:
-    (path,) = (built[0] / "compiled").glob("*.so")
-    weights = read_constants(path)
-    assert ("4x3x3x3", True) in {("x".join(map(str, w.shape)), bool(w.layout)) for w in weights}
-    assert all(weight.offset % 64 == 0 for weight in weights)
-    # oneDNN prints every operation: it would reorder the weight before each convolution.
-    code = f"""
-import torch
-from pathlib import Path
-from torchserve_ensemble.handlers.members.aot_library import AotLibrary
-library = AotLibrary(Path({str(path)!r}), (3, 4, 4), 5)
-for samples in (1, 2, 4):
-    library(torch.rand(samples, 3, 4, 4))
+def test_openvino_is_imported_without_its_telemetry() -> None:
+    code = """
+import sys
+from torchserve_ensemble.handlers.members.openvino_model import import_openvino
+import_openvino().Core()
+print(sorted(name for name in sys.modules if name.startswith("openvino_telemetry")))
+print(sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__)
 """
-    printed = printed_by(code, ONEDNN_VERBOSE="1")
-    assert sum(",convolution," in line for line in printed) >= 3
-    assert not [line for line in printed if ",reorder," in line and "4x3x3x3" in line]
+    assert printed_by(code) == ["[]", "openvino.tools.ovc.telemetry_stub"]
 
 
-@needs_compiler
-def test_images_of_one_channel_or_one_pixel_have_no_layout(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Conv2d(8, 8, 1, padding=1),
-        nn.Flatten(),
-    ).eval()
-    (tmp_path / "compiled").mkdir()
-    batch = torch.rand(5, 1, 8, 8)
-    with torch.no_grad():
-        program = partial(
-            torch.export.export,
-            module,
-            (batch,),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=8)},),
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_threads_are_arranged_by_what_is_faster(
+    built: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Side by side, several calls at once; in turn, one call on all threads."""
+    spec = load_spec(built[0] / "ensemble.yaml")
+    inputs = [torch.rand(3, 3, 4, 4)] * 3
+    # The outputs at build belong to the example images.
+    monkeypatch.setattr(compiled, "MAX_DIFFERENCE_FROM_BUILD", 1.0)
+    for side_by_side in (True, False):
+        executables = compiled.load_compiled(
+            spec, built[0], inputs, CPU, threads, lambda _, answer=side_by_side: answer
         )
-        file = libraries.compile_library(program, tmp_path, "gray", CPU)
-        expected = module(batch)
-    library = AotLibrary(tmp_path / file, (1, 8, 8), 8)
-    torch.testing.assert_close(library(batch), expected, rtol=1e-5, atol=1e-5)
+        assert [each.concurrent for each in executables] == [side_by_side and threads > 1] * 3
+        assert [each.uses_all_threads for each in executables] == [
+            not side_by_side and threads > 1
+        ] * 3
 
 
-@needs_compiler
-def test_an_earlier_torchs_library_copies_its_weights(
-    built: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (path,) = (built[0] / "compiled").glob("*.so")
-    batch = torch.rand(3, 3, 4, 4)
-    expected = AotLibrary(path, (3, 4, 4), 5)(batch)
-    monkeypatch.setattr(aot_library, "_WITH_WEIGHTS", "no_such_function")
-    assert torch.equal(AotLibrary(path, (3, 4, 4), 5)(batch), expected)
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ("[{}]", "weights.json is damaged"),
-        ("[]", "weights.json does not fit eager-float32.so"),
-        (None, "No such file"),
-    ],
-)
-def test_a_library_whose_weights_are_not_known_is_not_used(
-    extracted: Path, caplog: pytest.LogCaptureFixture, content: str | None, reason: str
-) -> None:
-    (path,) = (extracted / "compiled").glob("*.weights.json")
-    path.unlink() if content is None else path.write_text(content)
-    check_falls_back(extracted, caplog, reason)
-
-
-@needs_compiler
 def test_the_saved_module_is_not_loaded_beside_it(extracted: Path) -> None:
     (extracted / "w.safetensors").write_bytes(b"")
     run(extracted)
 
 
-@needs_compiler
-@pytest.mark.parametrize(
-    ("name", "value", "reason"),
-    [
-        ("torch_version", "1.0", "made for torch version 1.0, and this is"),
-        ("machine", "Minix m68k", "made for machine Minix m68k"),
-        ("instructions", ["avx1024"], "made for a processor with avx1024, which this one lacks"),
-    ],
-)
-def test_elsewhere_the_members_run_as_saved(
-    extracted: Path, caplog: pytest.LogCaptureFixture, name: str, value: object, reason: str
+def test_a_model_runs_on_other_machines_and_under_other_versions_of_torch(
+    extracted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = json.loads((extracted / RECORD).read_text())
-    content["target"][name] = value
+    content["target"] |= {"torch_version": "1.0", "machine": "Minix", "instructions": ["avx1024"]}
     (extracted / RECORD).write_text(json.dumps(content))
-    check_falls_back(extracted, caplog, reason)
+    with caplog.at_level(logging.INFO):
+        run(extracted)
+    assert "eager: runs with openvino" in caplog.text
 
 
-@needs_compiler
-def test_a_library_that_answers_otherwise_is_not_used(
+def test_machine_code_for_another_machine_is_not_used(
+    extracted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads((extracted / RECORD).read_text())
+    content["target"]["torch_version"] = "1.0"
+    for entry in content["executables"]:
+        entry["engine"] = "aot_inductor"
+    (extracted / RECORD).write_text(json.dumps(content))
+    check_falls_back(extracted, caplog, "made for torch version 1.0, and this is")
+
+
+def test_a_model_that_answers_otherwise_is_not_used(
     extracted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outputs = {
@@ -227,41 +204,88 @@ def test_a_library_that_answers_otherwise_is_not_used(
     }
     save_file(outputs, extracted / OUTPUTS)
     check_falls_back(
-        extracted, caplog, "eager: the compiled executable cannot be used (its answers differ"
+        extracted, caplog, "eager: the executable for openvino cannot be used (its answers differ"
     )
 
 
-@needs_compiler
-def test_a_library_that_does_not_load_is_not_used(
-    extracted: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["eager.xml", "eager.bin"])
+def test_a_model_that_does_not_load_is_not_used(
+    extracted: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    (library,) = (extracted / "compiled").glob("*.so")
-    library.write_bytes(b"no library")
-    check_falls_back(extracted, caplog, "eager: the compiled executable cannot be used")
+    (extracted / "compiled" / name).write_bytes(b"no model")
+    check_falls_back(extracted, caplog, "eager: the executable for openvino cannot be used")
 
 
-@needs_compiler
+def test_openvino_is_missing(extracted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+
+    def import_module(name: str) -> object:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(MemberError, match="OpenVINO, which cannot be imported .* pip install"):
+        run(extracted)
+
+
 def test_a_member_that_gains_nothing_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 1000)
-    said: list[str] = []
-    archive = build_archive(write_spec(tmp_path), tmp_path, report=said.append)
-    assert "member 'eager' is not compiled: that makes it no faster" in said[0]
+    monkeypatch.setattr(compilation, "MIN_SPEED_UP", 1000)
+    reports: list[str] = []
+    archive = build_archive(write_spec(tmp_path), tmp_path, report=reports.append)
+    assert "no faster" in reports[-1]
+    with zipfile.ZipFile(archive) as opened:
+        assert not [name for name in opened.namelist() if "compiled/" in name]
+        assert b"openvino" not in opened.read("requirements.txt")
+
+
+def test_torch_is_the_way_back(tmp_path: Path) -> None:
+    reports: list[str] = []
+    archive = build_archive(write_spec(tmp_path, engine="torch"), tmp_path, report=reports.append)
+    assert reports == []
     with zipfile.ZipFile(archive) as opened:
         assert not [name for name in opened.namelist() if "compiled/" in name]
 
 
-def test_without_a_compiler_the_build_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(ArchiveError, match=r"no-such-compiler: install one \(apt install g\+\+\)"):
-        build_archive(write_spec(tmp_path), tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+BRANCHING = """
+from torch import nn
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, x):
+        return self.head(x.flatten(1) if x.mean() < 9 else -x.flatten(1))
+"""
 
 
-@needs_compiler
+def write_branching(folder: Path, **runtime: object) -> Path:
+    """A member that torch.export cannot export."""
+    (folder / "branching.py").write_text(BRANCHING)
+    save_file(nn.Linear(48, 3).state_dict(prefix="head."), folder / "w.safetensors")
+    one = {"name": "one", "architecture": "branching.py:Branching", "weights": "w.safetensors"}
+    return write_ensemble(folder, [one], runtime=runtime)
+
+
+def test_a_member_that_cannot_be_converted_runs_with_torch(tmp_path: Path) -> None:
+    reports: list[str] = []
+    build_archive(write_branching(tmp_path), tmp_path, report=reports.append)
+    assert "GuardOnDataDependentSymNode" in reports[-1].replace("\n", "")
+
+
+def test_a_demanded_engine_that_cannot_run_a_member_is_an_error(tmp_path: Path) -> None:
+    spec = write_branching(tmp_path, engine="openvino")
+    with pytest.raises(MemberError, match="member 'one' cannot run with OpenVINO: .* to auto"):
+        build_archive(spec, tmp_path)
+
+
+def test_aot_inductor_is_for_a_gpu(tmp_path: Path) -> None:
+    spec = write_branching(tmp_path, engine="aot_inductor", device="cpu")
+    with pytest.raises(ArchiveError, match="aot_inductor is for a GPU.* set engine to auto"):
+        build_archive(spec, tmp_path)
+
+
 def test_samples_must_be_a_folder_of_images(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="no folder with images in it"):
         build_archive(write_spec(tmp_path), tmp_path, samples=tmp_path / "nowhere")
@@ -281,8 +305,8 @@ def test_a_damaged_record_is_named(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def alike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The extracted ensemble of three members of one architecture, and what the build said."""
+def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extracted ensemble of three members of one architecture."""
     folder = tmp_path_factory.mktemp("alike")
     write_code(folder)
     members = []
@@ -292,10 +316,11 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         members.append(
             {"name": f"m{seed}", "architecture": "net.py:Net", "weights": f"{seed}.safetensors"}
         )
-    spec = write_ensemble(folder, members, runtime={"compile": True})
+    spec = write_ensemble(folder, members, runtime={})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial, "_MIN_SPEED_UP", 0.001)
-        return build_and_extract(spec)
+        # So small members hardly gain.
+        patch.setattr(compilation, "MIN_SPEED_UP", 0.001)
+        return build_and_extract(spec)[0]
 
 
 def one_by_one(runtime: Runtime) -> Runtime:
@@ -305,21 +330,12 @@ def one_by_one(runtime: Runtime) -> Runtime:
     return alone
 
 
-def runtime_of(folder: Path) -> Runtime:
-    spec = load_spec(folder / "ensemble.yaml")
-    return Runtime.load(spec, folder, CPU, ThreadPool(2), compiled=True)
-
-
-@needs_compiler
-def test_members_of_one_architecture_are_compiled_as_one(
-    alike: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
+def test_members_of_one_architecture_run_as_one_model(
+    alike: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, said = alike
-    assert len(said) == 1
-    assert said[0].startswith("members m0 to m2 (3 of one architecture) compiled as one")
     with caplog.at_level(logging.INFO):
-        runtime = runtime_of(folder)
-    assert "m0, m1, m2: the compiled executable runs, in float32" in caplog.text
+        runtime = load(alike, ThreadPool(2))
+    assert "m0, m1, m2: runs with openvino in float32" in caplog.text
     images = example_images(11)
     for samples in (1, 4, 5, 11):
         together = runtime.run(images[:samples])
@@ -328,18 +344,15 @@ def test_members_of_one_architecture_are_compiled_as_one(
         assert together.scores.std(dim=0).min() > 1e-4, "each member has its own weights"
 
 
-@needs_compiler
-def test_compiled_fused_members_that_answer_otherwise_are_not_used(
-    alike: tuple[Path, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_joint_model_that_answers_otherwise_is_not_used(
+    alike: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = Path(shutil.copytree(alike[0], tmp_path / "ensemble"))
+    folder = Path(shutil.copytree(alike, tmp_path / "ensemble"))
     outputs = load_file(folder / OUTPUTS)
     save_file(outputs | {"m1": outputs["m1"].flip(1)}, folder / OUTPUTS)
     with caplog.at_level(logging.INFO):
-        runtime = runtime_of(folder)
-    assert (
-        "m0, m1, m2: the compiled executable cannot be used (its answers differ by" in caplog.text
-    )
+        runtime = load(folder, ThreadPool(2))
+    assert "m0, m1, m2: the executable for openvino cannot be used (its answers" in caplog.text
     assert [type(each) for each in runtime._executables.joint] == [FusedMembers]
     runtime.run(example_images(3))
 
@@ -358,7 +371,7 @@ class Heads(nn.Sequential):
 
 
 @pytest.fixture(scope="module")
-def heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three members, of which the first and the last have one backbone."""
     folder = tmp_path_factory.mktemp("heads")
     (folder / "heads.py").write_text(HEADS)
@@ -377,32 +390,25 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     spec = write_ensemble(
         folder,
         members,
-        runtime={"compile": True, "precision": "float32"},
+        runtime={"precision": "float32"},
         preprocessing={"shared": {"resize": [64, 64]}},
     )
     with pytest.MonkeyPatch.context() as patch:
-        # Each alone is compiled whatever it gains, and no three are fused.
-        patch.setattr(trial, "_MIN_SPEED_UP", 0.001)
+        # Each alone is kept whatever it gains, and no three are fused.
+        patch.setattr(compilation, "MIN_SPEED_UP", 0.001)
         patch.setattr(fused, "_MAX_PARAMETERS_TO_FUSE", 1)
-        return build_and_extract(spec)
+        return build_and_extract(spec)[0]
 
 
-@needs_compiler
 def test_members_that_share_a_backbone_run_as_one(
-    heads: tuple[Path, list[str]],
+    heads: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, said = heads
-    assert said[-1].startswith(
-        "members first and last share a backbone, compiled as one in float32: their scores differ "
-    )
     monkeypatch.setattr(fused, "_MAX_PARAMETERS_TO_FUSE", 1)
-    pool = ThreadPool(2)
     with caplog.at_level(logging.INFO):
-        spec = load_spec(folder / "ensemble.yaml")
-        runtime = Runtime.load(spec, folder, CPU, pool, compiled=True)
-    assert "first, last: the compiled executable runs, in float32" in caplog.text
+        runtime = load(heads, ThreadPool(2))
+    assert "first, last: runs with openvino in float32" in caplog.text
     assert [each.members for each in runtime._executables.joint] == [(0, 2)]
     together = runtime.run(example_images(12))
     alone = one_by_one(runtime).run(example_images(12))
@@ -416,28 +422,56 @@ def test_members_that_share_a_backbone_run_as_one(
     torch.testing.assert_close(part.scores[asked], alone.scores[asked], rtol=1e-5, atol=1e-5)
 
 
-@needs_compiler
-def test_the_backbone_is_computed_once(heads: tuple[Path, list[str]]) -> None:
-    record = CompiledRecord.from_json((heads[0] / RECORD).read_text())
+def test_the_backbone_is_computed_once(heads: Path) -> None:
+    record = CompiledRecord.from_json((heads / RECORD).read_text())
     (shared,) = [each for each in record.executables if len(each.members) > 1]
-    code = f"""
-import torch
-from pathlib import Path
-from torchserve_ensemble.handlers.members.aot_library import AotLibrary
-library = AotLibrary(Path({str(heads[0] / shared.files[0])!r}), (3, 64, 64), 4)
-print(library(torch.rand(2, 3, 64, 64)).shape)
-"""
-    printed = printed_by(code, ONEDNN_VERBOSE="1")
-    assert printed[-1] == "torch.Size([2, 2, 3])"
-    assert sum(",exec,cpu,convolution," in line for line in printed) == 3
+    core = importlib.import_module("openvino").Core()
+    model = core.compile_model(heads / shared.files[0], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    layers = [each.get_rt_info()["layerType"] for each in model.get_runtime_model().get_ops()]
+    assert layers.count("Convolution") == 3
 
 
 def test_only_members_of_one_preprocessing_share() -> None:
     modules = [net(), net(), net()]
     spec = SimpleNamespace(members=["a", "b", "c"], output_of=lambda member: "logits")
     loaded = [LoadedMember("m", module, module) for module in modules]
-    assert sharing(spec, loaded, [0, 0, 0]) == [(0, 1, 2)]  # type: ignore[arg-type]
-    assert sharing(spec, loaded, [0, 1, 0]) == [(0, 2)]  # type: ignore[arg-type]
+    assert groups_with_shared_backbone(spec, loaded, [0, 0, 0]) == [(0, 1, 2)]  # type: ignore[arg-type]
+    assert groups_with_shared_backbone(spec, loaded, [0, 1, 0]) == [(0, 2)]  # type: ignore[arg-type]
     for value in modules[1].parameters():
         value.data += 1
-    assert sharing(spec, loaded, [0, 0, 0]) == [(0, 2)]  # type: ignore[arg-type]
+    assert groups_with_shared_backbone(spec, loaded, [0, 0, 0]) == [(0, 2)]  # type: ignore[arg-type]
+
+
+def test_own_code_after_the_network_stays_outside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compilation, "MIN_SPEED_UP", 0.001)
+    write_code(tmp_path)
+    (tmp_path / "own.py").write_text("def reverse(output):\n    return output.flip(1)\n")
+    (tmp_path / "dicts.py").write_text(
+        "import net\n\n\nclass Dicts(net.Net):\n"
+        "    def forward(self, x):\n        return {'out': super().forward(x)}\n"
+    )
+    (tmp_path / "first.py").write_text("def out(output):\n    return output['out']\n")
+    save_file(net().state_dict(), tmp_path / "w.safetensors")
+    member = {"architecture": "net.py:Net", "weights": "w.safetensors"}
+    # Members of one architecture that share all weights: neither fused, nor on a shared backbone.
+    members = [
+        {**member, "name": "one", "postprocess": "own.py:reverse"},
+        {**member, "name": "two", "postprocess": "own.py:reverse"},
+        {
+            **member,
+            "name": "dict",
+            "architecture": "dicts.py:Dicts",
+            "postprocess": "first.py:out",
+        },
+    ]
+    spec = write_ensemble(tmp_path, members, runtime={}, extra_files=["net.py"])
+    folder, reports = build_and_extract(spec)
+    assert "its forward gives dict" in reports[-1]
+    with caplog.at_level(logging.INFO):
+        result = run(folder)
+    assert "one: runs with openvino" in caplog.text
+    one, two, plain = result.scores
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one, plain.flip(1), rtol=1e-5, atol=1e-5)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from compiled_files import build_and_extract, needs_compiler
+from compiled_files import build_and_extract
 from member_files import write_ensemble
 from PIL import Image
 from safetensors.torch import save_file
 
-from torchserve_ensemble.archiver import trial
-from torchserve_ensemble.archiver.quantization import LEAST_SAMPLES
+from torchserve_ensemble.archiver import compilation, trial
+from torchserve_ensemble.archiver.quantization import MIN_CALIBRATION_SAMPLES
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.inputs.example_inputs import example_images
@@ -37,7 +37,7 @@ class Wide(nn.Sequential):
 """
 
 
-def write_wide(folder: Path, samples: int = LEAST_SAMPLES) -> Path:
+def write_wide(folder: Path, samples: int = MIN_CALIBRATION_SAMPLES) -> Path:
     """A member of more than 200,000 weights, and images."""
     (folder / "wide.py").write_text(WIDE)
     scope: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def write_wide(folder: Path, samples: int = LEAST_SAMPLES) -> Path:
     return write_ensemble(
         folder,
         [{"name": "wide", "architecture": "wide.py:Wide", "weights": "w.safetensors"}],
-        runtime={"compile": True, "precision": "int8"},
+        runtime={"precision": "int8"},
         preprocessing={"shared": {"resize": [16, 16]}},
     )
 
@@ -59,29 +59,46 @@ def build(folder: Path) -> tuple[Path, list[str]]:
     return build_and_extract(folder / "ensemble.yaml", folder / "samples")
 
 
-@needs_compiler
+def rows_of(reports: list[str], precision: str) -> list[str]:
+    """The rows of the build's table for one precision of OpenVINO."""
+    lines = reports[-1].splitlines()
+    return [line for line in lines if "openvino" in line and precision in line]
+
+
 def test_a_member_in_int8_answers_as_the_saved_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Whatever is faster on this machine.
-    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 0.001)
+    monkeypatch.setattr(
+        compilation, "speed_up", lambda own, baseline: 2.0 if own is times["int8"] else 1.5
+    )
+    times: dict[str, tuple[float, ...]] = {}
+    original = compilation.milliseconds_in_turns
+
+    def remembered(*arguments: Any) -> dict[str, tuple[float, ...]]:
+        times.update(original(*arguments))
+        return times
+
+    monkeypatch.setattr(compilation, "milliseconds_in_turns", remembered)
     write_wide(tmp_path)
-    folder, said = build(tmp_path)
-    assert said[-1].startswith("member 'wide' compiled in int8: its scores differ by at most")
+    folder, reports = build(tmp_path)
+    assert "chosen" in rows_of(reports, "int8")[0]
     spec = load_spec(folder / "ensemble.yaml")
     with caplog.at_level(logging.INFO):
-        found = Runtime.load(spec, folder, CPU, compiled=True).run(example_images(12))
-    assert "wide: the compiled executable runs, in int8" in caplog.text
+        result = Runtime.load(spec, folder, CPU, compiled=True).run(example_images(12))
+    assert "wide: runs with openvino in int8" in caplog.text
+    weights = (folder / "compiled" / "wide-int8.bin").stat().st_size
+    assert weights < 0.3 * (folder / "w.safetensors").stat().st_size
     shutil.rmtree(folder / "compiled")
     expected = Runtime.load(spec, folder, CPU).run(example_images(12))
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-2)
+    assert not torch.equal(result.scores, expected.scores)
+    torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-2)
 
 
-@needs_compiler
 def test_one_that_answers_otherwise_runs_in_floating_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 0.001)
+    monkeypatch.setattr(compilation, "MIN_SPEED_UP", 0.001)
     write_wide(tmp_path)
     differences = iter([0.5])
     original = trial.difference
@@ -90,21 +107,19 @@ def test_one_that_answers_otherwise_runs_in_floating_point(
         return next(differences, None) or original(*arguments)
 
     monkeypatch.setattr(trial, "difference", first_is_large)
-    _, said = build(tmp_path)
-    assert said[-2] == (
-        "member 'wide' does not run in int8: in int8 its scores differ by 5.0e-01, more than 0.01"
-    )
-    assert "member 'wide' compiled in" in said[-1]
-    assert "int8" not in said[-1]
+    _, reports = build(tmp_path)
+    assert "5.0e-01" in rows_of(reports, "int8")[0]
+    others = rows_of(reports, "bfloat16") + rows_of(reports, "float32")
+    assert ["chosen" in row for row in others] == [True]
 
 
 def test_it_needs_images_to_calibrate_on(tmp_path: Path) -> None:
-    write_wide(tmp_path, samples=LEAST_SAMPLES - 1)
+    write_wide(tmp_path, samples=MIN_CALIBRATION_SAMPLES - 1)
     with pytest.raises(ArchiveError, match=r"at least 8 images .* there are 7: give a folder"):
         build(tmp_path)
 
 
-def test_it_needs_torchao(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_needs_nncf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wide(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ArchiveError, match=r"pip install 'torchserve-ensemble\[int8\]'"):

@@ -1,7 +1,7 @@
-"""Requests that would stop a worker, made by code.
+"""Makes hostile requests ("bombs"), which would stop a worker that does not bound its work.
 
-Each attack is a file, a bundle, a document, an option or a header that asks for much more than its
-size; most of them in several of the forms in which a client may send it.
+Each bomb is a file, a bundle, a document, an option or a header that causes far more work, or needs
+far more memory, than its size suggests. Some of them are sent in every wire form.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EVERYWHERE = (
     "png-16-bit-gray",
     "gif-comment",
 )
-"""The images that are sent in every form."""
+"""Names of the images that are sent in every wire form."""
 
 _MAX_REQUEST_BYTES = 25_000_000
 
@@ -34,7 +34,7 @@ _CROWDS: dict[str, Callable[[], list[bytes]]] = {
     "256-pngs-of-20000x1": lambda: [png(20_000, 1)] * 256,
     "20-large-profiles": lambda: many_profiles(20),
 }
-"""Images that are harmless one by one, and are sent together in every form."""
+"""Images that are harmless one by one, and are sent together in every wire form."""
 
 _BUNDLES_EVERYWHERE = (
     "tar-pax-digits",
@@ -44,10 +44,10 @@ _BUNDLES_EVERYWHERE = (
     "npy-1x1x33-million",
     "safetensors-100000-tensors",
 )
-"""The bundles that are sent as a part of a form and in gRPC too; JSON holds images alone."""
+"""Names of the bundles that are also sent in forms and over gRPC; JSON cannot hold bundles."""
 
 
-def _all() -> Iterator[Bomb]:
+def _make_bombs() -> Iterator[Bomb]:
     for name, make in SINGLE.items():
         forms: Iterable[str] = ("body",)
         if name in _EVERYWHERE:
@@ -92,17 +92,19 @@ def _all() -> Iterator[Bomb]:
 
 
 def _many(bundle: bytes) -> Request:
+    """Make a form that has the same bundle up to 40 times."""
     return form([bundle] * min(40, _MAX_REQUEST_BYTES // len(bundle)))
 
 
 def _forty_zips() -> Request:
-    """Each within the limit of unpacked bytes, which all of them together are not."""
+    """Make a form of zips that are each within the limit of unpacked bytes, but not together."""
     return form([bundles.zip_of_zeros(8, 60 << 20)] * 40)
 
 
 def _many_gz() -> Request:
+    """Make a form that has the same compressed tar file 40 times."""
     return multipart([("file", "application/gzip", bundles.BUNDLES["tar.gz-hidden-500-mb"]())] * 40)
 
 
-BOMBS: tuple[Bomb, ...] = tuple(_all())
-"""All of them, with names that differ."""
+BOMBS: tuple[Bomb, ...] = tuple(_make_bombs())
+"""All bombs; no two have the same name."""

@@ -1,4 +1,4 @@
-"""Archives, arrays and their compressions that unpack to more than they seem to hold."""
+"""Makes archives, arrays and compressed files that unpack to far more than their size suggests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MIB = 1 << 20
 
 
 def gzipped_zeros(size: int) -> bytes:
-    """A gzip member of so many zero bytes; its checksum is right."""
+    """Make a gzip member of `size` zero bytes with a correct checksum."""
     crc, block = 0, bytes(_MIB)
     for _ in range(size // _MIB):
         crc = zlib.crc32(block, crc)
@@ -37,7 +37,7 @@ def _gzip(deflated: bytes, crc: int, size: int) -> bytes:
 
 @cache
 def _bz2_zeros(size: int) -> bytes:
-    """A stream for each 32 MiB."""
+    """Make bzip2 streams of 32 MiB of zeros each."""
     return bz2.compress(bytes(32 * _MIB), 9) * (size // (32 * _MIB))
 
 
@@ -49,7 +49,7 @@ def header(
     size_field: bytes | None = None,
     link: bytes = b"",
 ) -> bytes:
-    """A block of 512 bytes that begins a tar entry (POSIX ustar)."""
+    """Make the block of 512 bytes with which a tar entry begins (POSIX ustar)."""
     block = bytearray(512)
     block[: min(len(name), 100)] = name[:100]
     block[100:108] = b"0000644\0"
@@ -64,7 +64,7 @@ def header(
 
 
 def entry(name: bytes, content: bytes, kind: bytes = b"0") -> bytes:
-    """A tar entry with its padding."""
+    """Make a tar entry with its padding."""
     return header(name, len(content), kind) + content + bytes(-len(content) % 512)
 
 
@@ -72,16 +72,19 @@ _END = bytes(1024)
 
 
 def _pax(records: bytes, kind: bytes = b"x") -> bytes:
+    """Make a tar file of one image, with a pax header of the given records before it."""
     return entry(b"pax", records, kind) + entry(b"a.png", gray()) + _END
 
 
 def _record(key: bytes, value: bytes) -> bytes:
+    """Make a pax record, which begins with its own length."""
     body = b" " + key + b"=" + value + b"\n"
     length = len(body) + len(str(len(body) + len(str(len(body)))))
     return str(length).encode() + body
 
 
 def _tar_with_hidden(size: int) -> Iterable[bytes]:
+    """Make what stands before and after the content of a hidden file of `size` bytes in a tar."""
     return header(b".hidden", size), header(b"a.png", 0) + _END
 
 
@@ -114,7 +117,7 @@ def _ustar(*entries: tarfile.TarInfo) -> bytes:
 
 
 def _sparse_gnu(real: int, extensions: int) -> bytes:
-    """GNU's old sparse format, whose map goes on in further blocks."""
+    """Make a tar file in GNU's old sparse format, whose map continues in further blocks."""
     block = bytearray(header(b"s.png", 0, b"S"))
     for slot in range(4):
         at = 386 + 24 * slot
@@ -135,15 +138,22 @@ def _zip(
     count: int | None = None,
     extra: bytes = b"",
 ) -> bytes:
-    """A zip of entries: name, deflated bytes, checksum and size; nothing is checked."""
+    """Write a zip file of entries without checking that they fit together.
+
+    Args:
+        entries: name, deflated bytes, checksum and size of each entry.
+        comment: the file's comment.
+        count: number of entries that the end record claims; the true one by default.
+        extra: extra field of each entry in the directory.
+    """
     body, directory, number = bytearray(), bytearray(), 0
     for name, packed, crc, size in entries:
         number += 1
         fields = struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 0, crc, len(packed), size, len(name), 0)
-        place = len(body)
+        offset = len(body)
         body += b"PK\x03\x04" + fields + name + packed
         directory += b"PK\x01\x02" + struct.pack("<H", 20) + fields[:-2]
-        directory += struct.pack("<HHHHII", len(extra), 0, 0, 0, 0, place) + name + extra
+        directory += struct.pack("<HHHHII", len(extra), 0, 0, 0, 0, offset) + name + extra
     end = struct.pack(
         "<HHHHIIH",
         0,
@@ -157,6 +167,7 @@ def _zip(
 
 
 def zip_of_zeros(number: int, size: int, name: bytes = b"%d.png") -> bytes:
+    """Make a zip file of `number` entries, each of `size` zero bytes, rounded down to MiB."""
     crc = 0
     for _ in range(size // _MIB):
         crc = zlib.crc32(bytes(_MIB), crc)
@@ -168,7 +179,7 @@ def zip_of_zeros(number: int, size: int, name: bytes = b"%d.png") -> bytes:
 
 
 def _overlapping_zip(number: int, size: int) -> bytes:
-    """Every entry of the directory is the same place of the file (after D. Fifield, 2019)."""
+    """Make a zip file whose entries all have the same content in the file (D. Fifield, 2019)."""
     packed = deflated_zeros(size)
     crc = 0
     for _ in range(size // _MIB):
@@ -182,7 +193,7 @@ def _overlapping_zip(number: int, size: int) -> bytes:
 
 
 def _zip64(entries: int, size: int) -> bytes:
-    """A zip64 end record that promises anything."""
+    """Make a zip64 end record that claims any number of entries and any size."""
     record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, entries, entries, size, 0)
     locator = b"PK\x06\x07" + struct.pack("<IQI", 0, 30, 1)
     end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 65535, 65535, 2**32 - 1, 2**32 - 1, 0)
@@ -190,6 +201,7 @@ def _zip64(entries: int, size: int) -> bytes:
 
 
 def _nested(levels: int) -> bytes:
+    """Make a zip file in a zip file, and so on; the innermost one has an image."""
     content = gray()
     for level in range(levels):
         content = zipped({f"{level}.zip": content})
@@ -197,7 +209,7 @@ def _nested(levels: int) -> bytes:
 
 
 def _directory_lies(count: int) -> bytes:
-    """Entries whose signatures the file does not hold at their places."""
+    """Make a zip file whose directory points to places outside the file."""
     one = b"PK\x01\x02" + bytes(24) + struct.pack("<HHHHHII", 1, 0, 0, 0, 0, 0, 2**31) + b"a"
     directory = one * count
     end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, count, count, len(directory), 4, 0)
@@ -205,7 +217,7 @@ def _directory_lies(count: int) -> bytes:
 
 
 def npy(description: str, data: bytes = b"", version: int = 1) -> bytes:
-    """A NumPy file of any header."""
+    """Make a NumPy file with any header."""
     text = description.encode("latin1", "replace")
     length = struct.pack("<H" if version == 1 else "<I", len(text))
     return b"\x93NUMPY" + bytes((version, 0)) + length + text + data
@@ -221,7 +233,7 @@ def _pixels(*shape: int, dtype: str = "|u1", fortran: bool = False) -> bytes:
 
 
 def safetensors(content: object, data: bytes = b"") -> bytes:
-    """A safetensors file of any header, or of bytes that need not be one."""
+    """Make a safetensors file with any header, even one that is no JSON."""
     head = content if isinstance(content, bytes) else json.dumps(content).encode()
     return struct.pack("<Q", len(head)) + head + data
 
@@ -238,11 +250,11 @@ def _xz_streams(count: int) -> bytes:
 
 
 def _xz_dictionary() -> bytes:
-    """A header that asks for a dictionary of 4 GiB, and another that is said to be 1.5 GiB."""
+    """Make an xz file whose header asks for a dictionary of 4 GiB."""
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 26, "preset": 0}]
     data = bytearray(lzma.compress(gray_tar(), lzma.FORMAT_XZ, filters=filters))
-    place = data.index(b"\x21\x01") + 2
-    data[place] = 40
+    dictionary_size = data.index(b"\x21\x01") + 2
+    data[dictionary_size] = 40
     start = 12
     size = (data[start] + 1) * 4
     data[start + size - 4 : start + size] = struct.pack(
@@ -252,19 +264,19 @@ def _xz_dictionary() -> bytes:
 
 
 def gray_tar() -> bytes:
-    """A good tar of one image."""
+    """Make a good tar file of one image."""
     return tar({"a.png": gray()})
 
 
 def _long_names(count: int, length: int) -> bytes:
-    """GNU's long names before each entry."""
+    """Make a tar file with one of GNU's long names before each entry."""
     name = b"n" * length + b"\0"
     one = entry(b"././@LongLink", name, b"L")
     return b"".join(one + entry(b"a.png", b"") for _ in range(count)) + _END
 
 
 BUNDLES: Mapping[str, Callable[[], bytes]] = {
-    # tar: headers that tarfile parses before anybody can look at them.
+    # tar: Python's tarfile parses these headers before its caller can check them.
     "tar-pax-digits": lambda: _pax(b"9" * 200_000 + b" size=1\n"),
     "tar-pax-global-digits": lambda: _pax(b"9" * 200_000 + b" size=1\n", b"g"),
     "tar-pax-size-digits": lambda: _pax(_record(b"size", b"9" * 200_000)),
@@ -450,7 +462,7 @@ BUNDLES: Mapping[str, Callable[[], bytes]] = {
         _tensors(1, "[1,3,2000,2000]", "[0,24000000]", "BF16"), bytes(24_000_000)
     ),
 }
-"""Bodies of several samples, or that begin as if they were."""
+"""Bundles of samples, and files that begin like bundles."""
 
 ANSWERABLE = frozenset(
     {
@@ -471,4 +483,4 @@ ANSWERABLE = frozenset(
         "zip-comment",
     }
 )
-"""Those that hold a good sample after all, or are one."""
+"""Names of the bundles that contain a good sample all the same."""

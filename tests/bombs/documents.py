@@ -1,4 +1,4 @@
-"""JSON and Open Inference requests that are deep, long, or lie."""
+"""Makes JSON and Open Inference requests that are deep or long, or that contradict themselves."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ JSON: Mapping[str, Callable[[], Request]] = {
         b'{"instances": [1]}', content_type="application/json; charset=utf-7"
     ),
 }
-"""KServe v1, and JSON that is no protocol's."""
+"""Requests of KServe v1, and JSON that belongs to no protocol."""
 
 INFER: Mapping[str, Callable[[], Request]] = {
     "v2-input-name": lambda: _inputs(
@@ -264,7 +264,7 @@ INFER: Mapping[str, Callable[[], Request]] = {
         *[b"x"] * 256, parameters={"on_error": "skip"}
     ),
 }
-"""Open Inference Protocol v2."""
+"""Requests of the Open Inference Protocol v2."""
 
 ANSWERABLE = frozenset(
     {
@@ -278,4 +278,4 @@ ANSWERABLE = frozenset(
         "v2-header-length-zeros",
     }
 )
-"""Those that a server may as well answer."""
+"""Names of the requests to which a correct answer is as good as a refusal."""

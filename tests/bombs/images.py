@@ -1,8 +1,7 @@
-"""Image files whose headers, or whose insides, ask for more than their size suggests."""
+"""Makes image files that need far more work or memory than their size suggests."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import struct
 import zlib
@@ -14,18 +13,18 @@ from image_files import GRAY, PALETTE, RGB, RGBA, encoded
 from PIL import Image, ImageCms
 
 _SIDE = 7071
-"""Squared just under the default max_pixels of 50 million."""
+"""Side of a square of just under 50 million pixels."""
 
 _MIB = 1 << 20
 
 
 def zeros(size: int) -> bytes:
-    """A zlib stream of so many zero bytes, made in no time."""
+    """Make a zlib stream of `size` zero bytes, without compressing that many."""
     return b"\x78\x01" + deflated_zeros(size) + struct.pack(">I", size % 65521 << 16 | 1)
 
 
 def deflated_zeros(size: int) -> bytes:
-    """The same as a raw deflate stream: one block of a MiB again and again."""
+    """Make a raw deflate stream of `size` zero bytes by repeating a block of one MiB."""
     whole, rest = divmod(size, _MIB)
     return _block(_MIB) * whole + _block(rest) + b"\x03\x00"
 
@@ -37,7 +36,7 @@ def _block(size: int) -> bytes:
 
 
 def chunk(kind: bytes, content: bytes = b"") -> bytes:
-    """A chunk of a PNG file."""
+    """Make a chunk of a PNG file."""
     return (
         struct.pack(">I", len(content))
         + kind
@@ -60,10 +59,11 @@ def png(
     after: bytes = b"",
     data: bytes | None = None,
 ) -> bytes:
-    """A black PNG, with further chunks before and after its data."""
+    """Make a black PNG file, with further chunks before and after its data."""
     row = 1 + (width * depth * _CHANNELS[color] + 7) // 8
     if data is None:
-        # Adam7 has more rows, and so more filter bytes; what is too much is passed over.
+        # An interlaced image has more rows, and so more filter bytes. Decoders ignore what is too
+        # much.
         data = zeros(row * height + (8 * height + 8 * width if interlace else 0))
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, int(interlace))
     palette = chunk(b"PLTE", bytes(768)) if color == PALETTE else b""
@@ -95,7 +95,7 @@ def _apng(frames: int, width: int, height: int, promised: int | None = None) -> 
 
 
 def segment(marker: int, content: bytes = b"") -> bytes:
-    """A segment of a JPEG file."""
+    """Make a segment of a JPEG file."""
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
@@ -109,10 +109,20 @@ def jpeg(
     before: bytes = b"",
     sampling: int = 0x11,
 ) -> bytes:
-    """A JPEG of a frame type (SOF marker) with the given scans: headers alone, no data follow."""
+    """Make a JPEG file from the headers of scans, which have no data unless `scans` has them.
+
+    Args:
+        width: width in the header.
+        height: height in the header.
+        frame: frame type, as the second byte of its SOF marker.
+        scans: headers of the scans.
+        components: number of colour components.
+        before: segments before the tables.
+        sampling: sampling factors of every component.
+    """
     sof = struct.pack(">BHHB", 8, height, width, components)
     sof += b"".join(bytes((number, sampling, 0)) for number in range(1, components + 1))
-    # One code of one bit, for "nothing more".
+    # Huffman tables with a single code of one bit, for the value 0.
     codes = b"\x01" + bytes(15) + b"\0"
     tables = b"".join(segment(0xC4, bytes([kind]) + codes) for kind in (0x00, 0x10))
     return (
@@ -127,12 +137,19 @@ def jpeg(
 
 
 def scan(component: int = 1, first: int = 0, last: int = 63, bits: int = 0) -> bytes:
-    """The header of a scan of one component: spectral selection and successive approximation."""
+    """Make the header of a scan of one component.
+
+    Args:
+        component: the component.
+        first: first coefficient of the spectral selection.
+        last: last coefficient of the spectral selection.
+        bits: bit positions of the successive approximation.
+    """
     return segment(0xDA, bytes((1, component, 0, first, last, bits)))
 
 
 def _repeated_scan(side: int, count: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again, with its data."""
+    """Make a progressive JPEG file whose last scan is repeated with its data."""
     data = encoded(Image.new("L", (side, side)), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + data[-2:]
@@ -146,16 +163,18 @@ def _solid(kind: str, side: int, **options: Any) -> bytes:
 def tiff(
     tags: Mapping[int, tuple[int, int, int | bytes]], data: bytes = b"", *, pages: int = 1
 ) -> bytes:
-    """A little-endian TIFF; each tag is its type, count, and value or bytes of its values.
+    """Make a little-endian TIFF file; all its pages have the same tags and the same data.
 
-    The place of `data` is 8; the directories of all pages share it and the bytes of the tags.
+    Args:
+        tags: number of each tag -> its type, its count, and its value or the bytes of its values.
+        data: data of the image, at offset 8 of the file.
+        pages: number of pages.
     """
     blob, table = bytearray(data), bytearray(struct.pack("<H", len(tags)))
     for tag, (kind, count, value) in sorted(tags.items()):
         if isinstance(value, bytes):
-            place, value = 8 + len(blob), value
+            table += struct.pack("<HHII", tag, kind, count, 8 + len(blob))
             blob += value
-            table += struct.pack("<HHII", tag, kind, count, place)
         else:
             table += struct.pack("<HHII", tag, kind, count, value)
     start = 8 + len(blob)
@@ -209,7 +228,7 @@ def _tiled(width: int, height: int, tile: int, data: bytes, **kind: int) -> byte
 
 
 def _profile(padding: int, salt: int = 0) -> bytes:
-    """sRGB with so many bytes more, different for each salt."""
+    """Make an sRGB profile with `padding` bytes more; each salt gives a different one."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile += struct.pack("<I", salt) + bytes(padding)
     profile[:4] = struct.pack(">I", len(profile))
@@ -217,7 +236,7 @@ def _profile(padding: int, salt: int = 0) -> bytes:
 
 
 def _table_profile(grid: int, channels: int = 3) -> bytes:
-    """An ICC profile whose A2B0 is a table of grid ** channels points (ICC.1:2010, 10.9)."""
+    """Make an ICC profile with a table A2B0 of grid ** channels points (ICC.1:2010, 10.9)."""
     table = b"mft1" + bytes(4) + bytes((channels, 3, grid, 0))
     table += b"".join(struct.pack(">i", 65536 * (i % 4 == 0)) for i in range(9))
     table += bytes(range(256)) * channels + bytes(3 * grid**channels) + bytes(range(256)) * 3
@@ -255,7 +274,7 @@ def _tiff_with_profile(profile: bytes) -> bytes:
 
 
 def _exif_loop() -> bytes:
-    """EXIF whose directories point at themselves."""
+    """Make EXIF data whose directories point at themselves."""
     tags = b"".join(struct.pack("<HHII", tag, 4, 1, 8) for tag in (0x14A, 0x8769, 0x8825, 0xA005))
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, 4) + tags + struct.pack("<I", 8)
 
@@ -270,7 +289,7 @@ def _gif_frame(width: int, height: int, data: bytes = b"\x02\x44\x01\0", left: i
 
 
 def _blocks(data: bytes) -> bytes:
-    """GIF's sub-blocks, at most 255 bytes each."""
+    """Cut data into GIF's sub-blocks, which have at most 255 bytes each."""
     cut = (data[start : start + 255] for start in range(0, len(data), 255))
     return b"".join(bytes([len(each)]) + each for each in cut) + b"\0"
 
@@ -294,7 +313,7 @@ def _riff_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _animated_webp(width: int, height: int, frames: int) -> bytes:
-    """Tiny frames on a large canvas."""
+    """Make an animated WebP file with tiny frames on a canvas of the given size."""
     image = encoded(Image.new("RGB", (2, 2)), "WEBP", lossless=True)[12:]
     canvas = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     frame = bytes(6) + b"\x01\0\0" * 2 + b"\x0a\0\0\0" + image
@@ -312,7 +331,7 @@ def _webp_with(kind: bytes, flag: int, content: bytes) -> bytes:
 
 
 def _jpeg2000(old: bytes, new: bytes, side: int = 256) -> bytes:
-    """A codestream whose SIZ segment is changed (ISO 15444-1, A.5.1)."""
+    """Make a JPEG 2000 codestream and change its SIZ segment (ISO 15444-1, A.5.1)."""
     data = encoded(Image.new("L", (side, side)), "JPEG2000", no_jp2=True)
     assert old in data
     return data.replace(old, new, 1)
@@ -331,7 +350,7 @@ def _many_components(count: int) -> bytes:
 
 
 def _avif(side: int, claimed: int) -> bytes:
-    """An AVIF whose header claims another size than its contents have."""
+    """Make an AVIF file whose header claims another size than the image has."""
     data = encoded(Image.new("RGB", (side, side)), "AVIF", speed=10)
     old = b"ispe" + bytes(4) + struct.pack(">II", side, side)
     assert old in data
@@ -343,7 +362,7 @@ def _plain_ppm(kind: bytes, width: int, height: int, token: bytes, top: bytes = 
 
 
 def _mpo_loop() -> bytes:
-    """A JPEG whose APP2 promises 65,535 pictures, all at the start of the file."""
+    """Make a JPEG file whose APP2 segment lists 65,535 pictures, all at the start of the file."""
     entries = struct.pack("<HHHII", 3, 0xB000, 7, 4, 0x30303130)[2:]
     entries += struct.pack("<HHII", 0xB001, 4, 1, 65535)
     entries += struct.pack("<HHII", 0xB002, 7, 16 * 4000, 50)
@@ -374,7 +393,7 @@ def _deep_jpegs() -> dict[str, Callable[[], bytes]]:
 
 
 SINGLE: Mapping[str, Callable[[], bytes]] = {
-    # More pixels once resized, or while decoded, than the file has.
+    # These have more pixels when they are resized, or while they are decoded, than in the file.
     "png-65000x1": lambda: png(65_000, 1, 8, RGB),
     "png-1x65000": lambda: png(1, 65_000, 8, RGB),
     "png-20000x1": lambda: png(20_000, 1),
@@ -432,7 +451,7 @@ SINGLE: Mapping[str, Callable[[], bytes]] = {
     "jpeg-fill-bytes": lambda: _before_jpeg(b"\xff" * 10_000_000),
     "exif-loop": lambda: _before_jpeg(segment(0xE1, _exif_loop())),
     "png-exif-loop": lambda: png(8, 8, before=chunk(b"eXIf", _exif_loop()[6:])),
-    # Much beside the pixels.
+    # These contain much besides pixels.
     "png-texts": lambda: png(8, 8, before=chunk(b"zTXt", b"k\0\0" + zeros(1_000_000)) * 2000),
     "png-text-of-a-gigabyte": lambda: png(8, 8, before=chunk(b"zTXt", b"k\0\0" + zeros(1 << 30))),
     "png-texts-behind": lambda: png(8, 8, after=chunk(b"zTXt", b"k\0\0" + zeros(1_000_000)) * 2000),
@@ -455,7 +474,7 @@ SINGLE: Mapping[str, Callable[[], bytes]] = {
     "webp-canvas-in-bounds": lambda: _animated_webp(7000, 7000, 2),
     "webp-large-profile": lambda: _webp_with(b"ICCP", 0x20, _profile(25_000_000)),
     "webp-large-exif": lambda: _webp_with(b"EXIF", 0x08, _exif_loop()[6:] + bytes(25_000_000)),
-    # TIFF: everything in it is a pointer.
+    # TIFF: nearly everything in it is a pointer.
     "tiff-tile-of-40000": lambda: _tiled(16, 16, 40_000, zeros(1000), compression=8),
     "tiff-tile-of-40000-raw": lambda: _tiled(16, 16, 40_000, bytes(1000)),
     "tiff-tile-of-40000-lzw": lambda: _tiled(16, 16, 40_000, b"\x80\x00\x80", compression=5),
@@ -515,7 +534,7 @@ SINGLE: Mapping[str, Callable[[], bytes]] = {
     ),
     "tiff-loop": lambda: _loop(),
     "tiff-large-profile": lambda: _tiff_with_profile(_profile(28_000_000)),
-    # Colour.
+    # Colour profiles.
     "icc-large-table": lambda: _tiff_with_profile(_table_profile(200)),
     "icc-four-channels": lambda: encoded(
         Image.new("CMYK", (8, 8)), "TIFF", icc_profile=_table_profile(50, 4)
@@ -538,7 +557,7 @@ SINGLE: Mapping[str, Callable[[], bytes]] = {
     "ppm-header-digits": lambda: b"P5\n" + b"9" * 10_000_000 + b" 1\n255\n",
     "ppm-header-comments": lambda: b"P5\n" + b"#\n" * 10_000_000 + b"1 1\n255\n0",
     "ppm-no-data": lambda: b"Pf\n7071 7071\n-1.0\n",
-    # Codecs of their own.
+    # JPEG 2000 and AVIF.
     "j2k-a-million-tiles": lambda: _jpeg2000(_siz(256, 256, 256), _siz(7000, 7000, 7)),
     "j2k-50-million-tiles": lambda: _jpeg2000(_siz(256, 256, 256), _siz(7000, 7000, 1)),
     "j2k-tile-larger-than-image": lambda: _jpeg2000(_siz(256, 256, 256), _siz(256, 256, 2**31 - 1)),
@@ -561,7 +580,7 @@ def _before_jpeg(content: bytes) -> bytes:
 
 
 def overlapping_tags(count: int, size: int) -> bytes:
-    """A TIFF whose private tags all have the same bytes."""
+    """Make a TIFF file whose private tags all refer to the same bytes."""
     tags = _image_tags(4, 4) | {273: (_LONG, 1, 8), 278: (_LONG, 1, 4), 279: (_LONG, 1, 16)}
     first = 400
     tags |= dict.fromkeys(range(first, min(first + count, 65536)), (_UNDEFINED, size, 8))
@@ -569,7 +588,7 @@ def overlapping_tags(count: int, size: int) -> bytes:
 
 
 def _loop() -> bytes:
-    """A TIFF whose only directory follows itself."""
+    """Make a TIFF file whose only directory names itself as the next one."""
     data = bytearray(_striped(4, 4, bytes(16)))
     data[-4:] = data[4:8]
     return bytes(data)
@@ -608,21 +627,14 @@ FRAMES: Mapping[str, Callable[[], bytes]] = {
     "tiff-loop": _loop,
     "png-second-size": lambda: _apng(3, 2, 2) + chunk(b"fcTL", bytes(26)),
 }
-"""Animations and pages, to be sent with frames=true."""
+"""Animations and files of several pages, which are sent with ``frames=true``."""
 
 
 def many_profiles(count: int) -> list[bytes]:
-    """TIFFs with large ICC profiles that all differ, as caches keep them."""
+    """Make TIFF files with large ICC profiles that all differ, so that a cache would grow."""
     return [_tiff_with_profile(_profile(1_000_000, salt)) for salt in range(count)]
 
 
 def gray(side: int = 8) -> bytes:
-    """A small good PNG."""
+    """Make a small good PNG file."""
     return png(side, side)
-
-
-def to_bytes(image: Image.Image, kind: str) -> bytes:
-    """An encoded image."""
-    target = io.BytesIO()
-    image.save(target, kind)
-    return target.getvalue()

@@ -1,4 +1,7 @@
-"""Options, policies and names that are long, deep or odd, and are said again in answers."""
+"""Makes requests whose options, policies or sample names are long, deep or odd.
+
+Answers quote many of them, so an answer could become too long.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +150,7 @@ VALUES: Mapping[str, tuple[str, str]] = {
 
 
 def _names(names: list[bytes]) -> dict[str, Callable[[], Request]]:
-    """One list of bad sample names in all the forms that give samples names."""
+    """Make requests with a list of bad sample names, in all wire forms that name samples."""
     return {
         "tar": lambda: raw(b"".join(entry(name, b"x") for name in names) + bytes(1024)),
         "form": lambda: multipart((name.decode("latin1"), "image/png", b"x") for name in names),
@@ -238,7 +241,7 @@ OPTIONS: Mapping[str, Callable[[], Request]] = {
         ).items()
     },
 }
-"""Requests whose options or names are the attack."""
+"""Requests with good images, but with hostile options or names."""
 
 ANSWERABLE = frozenset(
     {
@@ -289,7 +292,7 @@ ANSWERABLE = frozenset(
         "names-60000-zip-skipped",
     }
 )
-"""Those that a server may as well answer."""
+"""Names of the requests to which a correct answer is as good as a refusal."""
 
 
 def _nest(depth: int) -> object:

@@ -1,4 +1,4 @@
-"""What is odd around the body: headers, encodings, and the parts of forms."""
+"""Makes requests with odd headers, encodings and form parts around their content."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ TRANSPORT: Mapping[str, Callable[[], Request]] = {
     "form-part-charset-unknown": lambda: _part_headers(b"Content-Type: text/plain; charset=x-none"),
     "form-options-alone": lambda: form((), [("policy", b"any")]),
 }
-"""Requests that are odd on their way."""
+"""Requests with odd headers, encodings or form parts."""
 
 _HARMLESS = (
     *("accept-", "br-", "data-uri", "deflate-", "form-", "gzip-", "header", "identity-"),
@@ -199,7 +199,7 @@ ANSWERABLE = frozenset(name for name in TRANSPORT if name.startswith(_HARMLESS))
     "type-json-for-image",
     "type-text-large",
 }
-"""Those that a server may as well answer."""
+"""Names of the requests to which a correct answer is as good as a refusal."""
 
 REFUSED_BY_FRONTEND = frozenset(
     {
@@ -214,4 +214,4 @@ REFUSED_BY_FRONTEND = frozenset(
         "form-part-type-long",
     }
 )
-"""Those that TorchServe's Java does not take for HTTP, or for a form."""
+"""Names of the requests that TorchServe's frontend may refuse before any worker sees them."""

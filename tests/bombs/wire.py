@@ -1,7 +1,7 @@
-"""Requests as a client sends them, and as the worker sees them.
+"""Makes requests in every wire form, as a client sends them and as the worker sees them.
 
-`Request` holds both, so that one attack serves a test with a real server, a test of the service in
-this process, and the corpus of the fuzzers.
+A `Request` contains both. Tests with a real server, tests of the service in this process and the
+fuzzers' seeds can therefore use the same requests.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ WorkerPart = tuple[str, str, bytes]
 
 @dataclass(frozen=True)
 class Request:
-    """One request.
+    """A request over REST, or a gRPC call.
 
     Attributes:
-        body: on the wire.
-        headers: in order; a Content-Length is added when the request is sent.
-        path: of a REST route.
-        parts: what TorchServe makes of the body.
-        host: whether to send a Host header.
-        inputs: of a gRPC call, which has no body, headers or path.
+        body: body as it is sent.
+        headers: headers in order; Content-Length is added when the request is sent.
+        path: path of the REST route.
+        parts: the parts that TorchServe makes of the body and gives to the worker.
+        host: whether a Host header is sent.
+        inputs: inputs of a gRPC call, which has no body, headers or path; None for REST.
     """
 
     body: bytes = b""
@@ -52,14 +52,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Bomb:
-    """An attack.
+    """A hostile request.
 
     Attributes:
-        name: for the test's id.
-        make: builds the request; called once.
+        name: name of the test case.
+        make: makes the request; called once.
         answerable: whether a quick correct answer is as good as a refusal.
-        refused_by_frontend: whether TorchServe's Java may refuse it in its own way: with a closed
-            connection or a 500 of its own, before any worker sees it.
+        refused_by_frontend: whether TorchServe's frontend may refuse the request in its own way,
+            with a closed connection or a 500, before any worker sees it.
     """
 
     name: str
@@ -76,7 +76,15 @@ def raw(
     host: bool = True,
     **headers: str,
 ) -> Request:
-    """A request whose body is the one sample, bundle or document; header names with underscores."""
+    """Make a request whose body is a sample, a bundle or a document.
+
+    Args:
+        body: the body.
+        content_type: content type of the body; if it is empty, no such header is sent.
+        path: path of the route.
+        host: whether a Host header is sent.
+        headers: further headers, with underscores in their names instead of hyphens.
+    """
     named = [(name.replace("_", "-"), value) for name, value in headers.items()]
     if content_type:
         named.insert(0, ("Content-Type", content_type))
@@ -87,14 +95,14 @@ def raw(
 def form(
     files: Iterable[bytes] = (), fields: Iterable[tuple[str, bytes]] = (), name: str = "file"
 ) -> Request:
-    """A multipart form of image parts and of text fields, in this order."""
+    """Make a form of images and, after them, text fields."""
     parts: list[WorkerPart] = [(name, "image/png", content) for content in files]
     parts += [(name, "", content) for name, content in fields]
     return multipart(parts)
 
 
 def multipart(parts: Iterable[WorkerPart], *, end: bool = True) -> Request:
-    """A multipart form of any parts; those with a content type get a file name."""
+    """Make a form of any parts; parts with a content type get a file name."""
     parts = tuple(parts)
     body = bytearray()
     for name, content_type, content in parts:
@@ -109,19 +117,19 @@ def multipart(parts: Iterable[WorkerPart], *, end: bool = True) -> Request:
 
 
 def document(content: object, *, path: str = V1, content_type: str = "application/json") -> Request:
-    """A JSON body: of an object, or of bytes that need not be valid."""
+    """Make a request whose body is JSON, or bytes that need not be valid JSON."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
     return raw(body, content_type, path=path)
 
 
 def instances(*images: bytes, parameters: Mapping[str, Any] | None = None) -> Request:
-    """KServe v1 with images in base64."""
+    """Make a request of KServe v1 with images in base64."""
     encoded = [{"b64": base64.b64encode(each).decode()} for each in images]
     return document({"instances": encoded, "parameters": dict(parameters or {})})
 
 
 def v2_json(*images: bytes, **keys: Any) -> Request:
-    """Open Inference v2 with one BYTES input, in base64; further keys of the request."""
+    """Make a request of Open Inference v2 with images in base64, and with further keys."""
     tensor = {
         "name": "images",
         "datatype": "BYTES",
@@ -133,7 +141,7 @@ def v2_json(*images: bytes, **keys: Any) -> Request:
 
 
 def v2_binary(header: object, data: bytes) -> Request:
-    """Open Inference v2 with the binary tensor extension."""
+    """Make a request of Open Inference v2 with the binary tensor extension."""
     head = header if isinstance(header, bytes) else json.dumps(header).encode()
     request = raw(head + data, path=V2)
     return Request(
@@ -145,7 +153,7 @@ def v2_binary(header: object, data: bytes) -> Request:
 
 
 def v2_images(*images: bytes, **keys: Any) -> Request:
-    """Open Inference v2 with one BYTES input as binary data; further keys of the request."""
+    """Make a request of Open Inference v2 with images as binary data, and with further keys."""
     data = b"".join(struct.pack("<I", len(each)) + each for each in images)
     tensor = {
         "name": "images",
@@ -157,13 +165,13 @@ def v2_images(*images: bytes, **keys: Any) -> Request:
 
 
 def call(**inputs: bytes) -> Request:
-    """A gRPC call."""
+    """Make a gRPC call."""
     parts = tuple((name, "", content) for name, content in inputs.items())
     return Request(inputs=inputs, parts=parts)
 
 
 def tar(entries: Mapping[str, bytes]) -> bytes:
-    """A tar file of the given entries."""
+    """Make a tar file of entries."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
         for name, content in entries.items():
@@ -174,7 +182,7 @@ def tar(entries: Mapping[str, bytes]) -> bytes:
 
 
 def zipped(entries: Mapping[str, bytes]) -> bytes:
-    """A zip file of the given entries, deflated."""
+    """Make a zip file of deflated entries."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
@@ -200,4 +208,4 @@ FORMS: Mapping[str, Callable[..., Request]] = {
     "zip": lambda *images: raw(_in(zipped, images)),
     "grpc": lambda *images: call(file=images[0] if len(images) == 1 else _in(tar, images)),
 }
-"""Every way in which images reach the service: a function of one or several encoded images."""
+"""Every wire form in which images reach the service, as a function of their files."""

@@ -1,4 +1,4 @@
-"""Archives and servers that several modules use."""
+"""An archive and a server that several test modules share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def probe_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def probe_server(probe_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of probes-1.0.mar that tests may ask, but not change."""
+    """A server of probes-1.0.mar; tests may send it requests, but must not change it."""
     settings = ServerSettings(probe_store, ("probes-1.0.mar",), overrides=throw_away())
     with Server.start(settings, tmp_path_factory.mktemp("probe-run")) as server:
         server.wait_ready()

@@ -1,8 +1,8 @@
-"""An adopted ensemble answers as the archives that it was made from do on a stock server.
+"""Tests that an adopted ensemble gives the answers of the original archives on a stock server.
 
-TorchServe's image_classifier imports captum for explanations, which no test asks for. Where captum
-is not installed, the archives that are served get a captum without contents; those that are adopted
-are as torch-model-archiver wrote them.
+TorchServe's image_classifier imports captum for explanations, which these tests do not use. If
+captum is not installed, the archives on the stock server get an empty captum. The archives that are
+adopted stay as torch-model-archiver wrote them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 pytestmark = pytest.mark.e2e
 
 TOLERANCE = 1e-4
-"""Largest difference of one score; measured 4.0e-5.
+"""Largest allowed difference of a score; 4.0e-5 was measured.
 
-The normalised pixels differ by one rounding of float32 (4.8e-7), which these networks amplify:
-their scores in plain float32 differ from those in float64 by 2.2e-5 on the same pixels.
+The normalised pixels differ by one rounding of float32 (4.8e-7). These networks amplify that: on
+equal pixels their scores in float32 differ by 2.2e-5 from those in float64.
 """
 
 NUM_TOP = 5
-"""Labels that image_classifier answers."""
+"""Number of labels in an answer of image_classifier."""
 
 RESPONSE_SECONDS = 300
 NAMES = ("eager", "scripted", "compiled")
@@ -46,7 +46,7 @@ SIZES = [(500, 375), (256, 300), (224, 224), (180, 97)] * 2
 
 
 def photographs(seed: int = 0) -> list[bytes]:
-    """Files of several sizes and formats, with smooth shapes and noise."""
+    """Make image files of several sizes and formats, with smooth shapes and noise."""
     generator = np.random.default_rng(seed)
     files = []
     for index, (width, height) in enumerate(SIZES):
@@ -62,7 +62,7 @@ def photographs(seed: int = 0) -> list[bytes]:
 
 
 def preprocessed(files: list[bytes]) -> Tensor:
-    """As image_classifier does it."""
+    """Preprocess images as image_classifier does."""
     transform = transforms.Compose(
         [
             transforms.Resize(256),
@@ -113,11 +113,21 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(store: Path, run_folder: Path, models: tuple[str, ...], check: bool) -> list[object]:
-    """The answer to each photograph of each model, in order."""
+    """Serve models and send every photograph to each of them.
+
+    Args:
+        store: folder with the archives.
+        run_folder: folder for the server's files.
+        models: file names of the archives.
+        check: whether they are archives of this project, which are checked and asked for scores.
+
+    Returns:
+        The answers to the first photograph in the order of the models, then to the second, ...
+    """
     settings = ServerSettings(store, models, overrides=throw_away())
     with Server.start(settings, run_folder, check_archives=check) as server:
         server.wait_ready()
-        found = []
+        contents = []
         for file in photographs():
             for model in models:
                 name = model.partition(".")[0].partition("-")[0]
@@ -128,8 +138,8 @@ def answers(store: Path, run_folder: Path, models: tuple[str, ...], check: bool)
                     timeout=RESPONSE_SECONDS,
                 )
                 assert answer.status_code == 200, answer.text
-                found.append(answer.json())
-        return found
+                contents.append(answer.json())
+        return contents
 
 
 def test_labels_and_scores_are_the_originals(originals: Path, tmp_path: Path) -> None:
@@ -147,11 +157,11 @@ def test_labels_and_scores_are_the_originals(originals: Path, tmp_path: Path) ->
 
     adoption = adopt([originals / f"{n}.mar" for n in NAMES], tmp_path / "out", name="both")
     build_archive(adoption.spec, tmp_path / "store")
-    found = answers(tmp_path / "store", tmp_path / "run", ("both-1.0.mar",), True)
+    adopted = answers(tmp_path / "store", tmp_path / "run", ("both-1.0.mar",), True)
 
     labels_seen: dict[str, set[str]] = {name: set() for name in NAMES}
     largest = 0.0
-    for index, answer in enumerate(found):
+    for index, answer in enumerate(adopted):
         (prediction,) = answer["predictions"]  # type: ignore[index]
         for position, name in enumerate(NAMES):
             of_stock = expected[index * len(NAMES) + position]

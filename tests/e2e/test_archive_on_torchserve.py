@@ -1,4 +1,4 @@
-"""The presence and digits archives on a real TorchServe, as a client meets them."""
+"""Tests the archive of the presence example on a real TorchServe, through its clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.archive_layout import MANIFEST
 from torchserve_ensemble.handlers.base.errors import WorkerDiedError
 from torchserve_ensemble.handlers.deployment import load_service
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.serving.properties_file import read_properties
 from torchserve_ensemble.serving.server import Server
@@ -59,7 +59,8 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     write_entries(contents | {linear: contents[linear][:-1]}, store / "bad.mar")
     marks = store / "marks"
     marks.mkdir()
-    # Byte code that Python takes without a look at its source, and what its very start imports.
+    # Python runs this byte code without comparing it with its source, and imports sitecustomize
+    # when it starts. Both leave a mark if they run.
     (store / "plant.py").write_text(f"open({str(marks / 'byte code')!r}, 'w').close()\n")
     unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
     py_compile.compile(
@@ -101,8 +102,11 @@ def test_every_image_of_one_name_is_answered_as_if_alone(
     server: Server, images: tuple[bytes, ...]
 ) -> None:
     together = post(server, list(images), policy="any").json()["predictions"]
+    # The frontend drops the parts' file names, "image.png", so that the field's name is left.
+    assert [each["sample"] for each in together] == [f"file[{i}]" for i in range(len(images))]
     for image, prediction in zip(images, together, strict=True):
         alone = post(server, [image], policy="any").json()["predictions"][0]
+        assert alone["sample"] == "file"
         assert alone["label"] == prediction["label"]
         assert alone["score"] == pytest.approx(prediction["score"], abs=1e-6)
 
@@ -205,13 +209,16 @@ def test_an_altered_archive_does_not_reach_torchserve(
 
 
 def test_byte_code_of_an_altered_archive_never_runs(server: Server) -> None:
-    """As `torchserve --start` loads it: what the worker can check, and what it cannot."""
+    """The worker refuses byte code even if the archive was not checked before TorchServe loads it.
+
+    It cannot prevent that sitecustomize.py runs, because that happens when Python starts.
+    """
     with pytest.raises(WorkerDiedError) as caught:
         server.register("planted.mar", check_archive=False)
     assert "handlers/__pycache__/service.cpython-" in caught.value.message
     assert "sitecustomize.py is not listed in archive.json" in caught.value.message
     store = Path(read_properties(server.run_folder / "config.properties")["model_store"])
-    # Python's own start comes before any check in the worker: see docs/trust.md.
+    # Python starts before the worker can check anything; docs/trust.md explains it.
     assert [mark.name for mark in (store / "marks").iterdir()] == ["start"]
 
 

@@ -1,7 +1,8 @@
-"""No request stops a worker: each bomb gets its own refusal, soon and in little memory.
+"""Tests that no request stops a worker: each bomb is refused quickly and with little memory.
 
-A real server with its default limits, one worker, and members whose preprocessings differ. Beside
-each bomb two good requests are on their way, which TorchServe may put into the same batch.
+The tests use a real server with its default limits, one worker, and members with different
+preprocessings. Two good requests are sent together with each bomb, and TorchServe may put them into
+the same batch.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ pytestmark = pytest.mark.e2e
 
 CONFIG = Path(__file__).parents[2] / "config.properties"
 MAX_CPU_SECONDS = 2.0
-MAX_MEMORY = 300 * 1024**2
+MAX_MEMORY_BYTES = 300 * 1024**2
 MAX_ANSWER_BYTES = 100_000
 MAX_REQUEST_BYTES = 35_000_000
-# Where a bomb goes off all the same, the worker is ended soon, for the sake of the machine.
+# A worker that exceeds one of these is killed, so that a bomb cannot exhaust the machine.
 _GIVE_UP_CPU_SECONDS = 3 * MAX_CPU_SECONDS
-_GIVE_UP_MEMORY = 4 * MAX_MEMORY
+_GIVE_UP_MEMORY_BYTES = 4 * MAX_MEMORY_BYTES
 _GIVE_UP_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _DARK, _BRIGHT = image(0.1), image(0.9)
@@ -44,7 +45,13 @@ _NEIGHBOURS = ((_DARK, "dark"), (_BRIGHT, "bright"))
 
 @dataclass
 class Answer:
-    """What came back: status 0 if nothing did."""
+    """The answer to a request.
+
+    Attributes:
+        status: HTTP status; 0 if there was no answer.
+        body: body of the answer.
+        problem: why there was no answer, or what went wrong while sending.
+    """
 
     status: int = 0
     body: bytes = b""
@@ -53,30 +60,39 @@ class Answer:
 
 @dataclass
 class Outcome:
-    """What one bomb did."""
+    """What a bomb did to the worker and to the requests beside it.
+
+    Attributes:
+        answer: answer to the bomb.
+        neighbours: answers to the good requests that were sent with it.
+        cpu_seconds: CPU time that the worker used.
+        memory_bytes: most memory that the worker had in addition to before.
+        same_worker: whether the worker survived.
+        killed: whether the test killed the worker because it exceeded a limit.
+    """
 
     answer: Answer
     neighbours: list[Answer]
     cpu_seconds: float
-    memory: int
+    memory_bytes: int
     same_worker: bool
-    ended: bool = field(default=False)
+    killed: bool = field(default=False)
 
 
 class Target:
-    """A server under attack, and its worker's process."""
+    """A server to which bombs are sent, and its worker's process."""
 
     def __init__(
         self,
         server: Server,
         grpc_address: str,
         *,
-        give_up: tuple[float, int] = (_GIVE_UP_CPU_SECONDS, _GIVE_UP_MEMORY),
+        give_up: tuple[float, int] = (_GIVE_UP_CPU_SECONDS, _GIVE_UP_MEMORY_BYTES),
     ) -> None:
         self._server = server
         self._address = urlsplit(server.inference_address).netloc
         self._grpc_address = grpc_address
-        self._give_up_cpu_seconds, self._give_up_memory = give_up
+        self._give_up_cpu_seconds, self._give_up_memory_bytes = give_up
         self.worker = self._find_worker()
 
     def _find_worker(self) -> psutil.Process:
@@ -89,12 +105,12 @@ class Target:
         return worker
 
     def attack(self, request: Request) -> Outcome:
-        """Send a request beside good ones, and watch the worker."""
+        """Send a request together with good ones, and measure what the worker needs."""
         if not self._lives():
             self._recover()
         worker = self.worker
         before, base = _cpu(worker), worker.memory_info().rss
-        # From now on the kernel's high-water mark is that of this request.
+        # This resets the kernel's record of the largest memory, so that it belongs to this request.
         Path(f"/proc/{worker.pid}/clear_refs").write_text("5")
         answer, neighbours = Answer(), [Answer() for _ in _NEIGHBOURS]
         bodies = [each for each, _ in _NEIGHBOURS]
@@ -105,21 +121,21 @@ class Target:
         senders.append(threading.Thread(target=self.send, args=(request, answer), daemon=True))
         for sender in senders:
             sender.start()
-        ended = self._wait(senders, before, base)
+        killed = self._wait(senders, before, base)
         for sender in senders:
             sender.join(_GIVE_UP_SECONDS)
-        lives = self._lives() and not ended
+        lives = self._lives() and not killed
         return Outcome(
             answer,
             neighbours,
             cpu_seconds=_cpu(worker) - before if lives else float("nan"),
-            memory=_peak(worker) - base if lives else -1,
+            memory_bytes=_peak_bytes(worker) - base if lives else -1,
             same_worker=lives and self._find_worker().pid == worker.pid,
-            ended=ended,
+            killed=killed,
         )
 
     def _wait(self, senders: list[threading.Thread], before: float, base: int) -> bool:
-        """Until all are answered; whether the worker had to be ended."""
+        """Wait until all requests are answered, and return whether the worker had to be killed."""
         deadline = time.monotonic() + _GIVE_UP_SECONDS
         while any(sender.is_alive() for sender in senders):
             time.sleep(_POLL_SECONDS)
@@ -128,7 +144,7 @@ class Target:
             except psutil.Error:
                 continue
             late = time.monotonic() > deadline
-            if late or spent > self._give_up_cpu_seconds or memory > self._give_up_memory:
+            if late or spent > self._give_up_cpu_seconds or memory > self._give_up_memory_bytes:
                 self.worker.kill()
                 psutil.wait_procs([self.worker], timeout=_GIVE_UP_SECONDS)
                 return True
@@ -141,7 +157,7 @@ class Target:
             return False
 
     def _recover(self) -> None:
-        """Wait for TorchServe's next worker."""
+        """Wait until TorchServe has started another worker."""
         deadline = time.monotonic() + _GIVE_UP_SECONDS
         old = self.worker.pid
         while True:
@@ -155,7 +171,7 @@ class Target:
             time.sleep(_POLL_SECONDS)
 
     def send(self, request: Request, into: Answer) -> None:
-        """Send over the transport that the request is made for."""
+        """Send a request over REST or gRPC, and write its answer into `into`."""
         if request.inputs is None:
             self._post(request, into)
             return
@@ -182,7 +198,8 @@ class Target:
             try:
                 connection.endheaders(request.body)
             except OSError as error:
-                # Refused while the body is still on its way: the answer may be there.
+                # The server may have refused the request before it had the whole body. Then its
+                # answer can still be read.
                 into.problem = repr(error)
             response = connection.getresponse()
             into.body, into.status = response.read(), response.status
@@ -197,7 +214,8 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _peak(process: psutil.Process) -> int:
+def _peak_bytes(process: psutil.Process) -> int:
+    """Largest resident memory of a process since its record was reset."""
     for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -205,7 +223,7 @@ def _peak(process: psutil.Process) -> int:
 
 
 def build_target_store(folder: Path, store: Path) -> None:
-    """An archive of three members that resize, crop and turn gray, each in its own way."""
+    """Build an archive of three members with different preprocessings."""
     probes(folder, task="presence", policies={"default": "majority"})
     spec = json.loads((folder / "ensemble.yaml").read_text())
     spec["preprocessing"] = {
@@ -234,7 +252,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 def verdict(bomb: Bomb, outcome: Outcome) -> list[str]:
-    """Everything that is wrong with what a bomb did."""
+    """List everything that is wrong with the outcome of a bomb."""
     answer, problems = outcome.answer, []
     expected = answer.status == 200 and bomb.answerable
     refused = 400 <= answer.status < 500 or (bomb.refused_by_frontend and _by_frontend(answer))
@@ -242,15 +260,15 @@ def verdict(bomb: Bomb, outcome: Outcome) -> list[str]:
         problems.append(f"status {answer.status} {answer.problem}: {answer.body[:300]!r}")
     if len(answer.body) > MAX_ANSWER_BYTES:
         problems.append(f"an answer of {len(answer.body)} bytes")
-    if outcome.ended:
-        problems.append("had to be ended")
+    if outcome.killed:
+        problems.append("the worker had to be killed")
     elif not outcome.same_worker:
         problems.append("the worker died")
     else:
         if outcome.cpu_seconds > MAX_CPU_SECONDS:
             problems.append(f"{outcome.cpu_seconds:.1f} s of CPU")
-        if outcome.memory > MAX_MEMORY:
-            problems.append(f"{outcome.memory / 1024**2:.0f} MiB more memory")
+        if outcome.memory_bytes > MAX_MEMORY_BYTES:
+            problems.append(f"{outcome.memory_bytes / 1024**2:.0f} MiB more memory")
     for (_, label), neighbour in zip(_NEIGHBOURS, outcome.neighbours, strict=True):
         if neighbour.status != 200 or _label(neighbour) != label:
             problems.append(f"a neighbour got {neighbour.status}: {neighbour.body[:100]!r}")
@@ -258,7 +276,7 @@ def verdict(bomb: Bomb, outcome: Outcome) -> list[str]:
 
 
 def _by_frontend(answer: Answer) -> bool:
-    """Whether TorchServe's Java refused a request, which no worker then sees."""
+    """Whether TorchServe's frontend refused the request before any worker saw it."""
     return answer.status == 0 or b"ErrorDataDecoderException" in answer.body
 
 
@@ -269,15 +287,15 @@ def _label(answer: Answer) -> str | None:
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.name)
-def test_a_bomb_is_answered_alone_soon_and_in_little_memory(target: Target, bomb: Bomb) -> None:
+def test_a_bomb_is_answered_quickly_and_with_little_memory(target: Target, bomb: Bomb) -> None:
     request = bomb.make()
     assert len(request.body) < MAX_REQUEST_BYTES
     outcome = target.attack(request)
     assert not verdict(bomb, outcome)
 
 
-def test_the_worker_keeps_nothing_of_the_bombs(target: Target) -> None:
-    """Caches of profiles, names or policies would grow with every request."""
+def test_the_workers_memory_does_not_grow_with_every_bomb(target: Target) -> None:
+    """It would grow if profiles, names or policies were cached without a limit."""
     attack = next(bomb for bomb in BOMBS if bomb.name == "20-large-profiles:multipart")
     target.attack(attack.make())
     before = target.worker.memory_info().rss

@@ -1,6 +1,7 @@
-"""A real server is changed, drained and stopped under clients that check every answer.
+"""Tests that a real server is changed, drained and stopped without harm to its clients.
 
-The long version of this, with the figures of docs/operations.md, is ``benchmarks.swaps``.
+The clients check every answer. ``benchmarks.swaps`` does the same for longer, and measures the
+waiting times in docs/operations.md.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.e2e
 IMAGES = [("dark", image(0.1)), ("bright", image(0.9))]
 RIGHT = ["dark", "bright"]
 
-# A member that takes as long as a file beside the archives says, or ends its worker.
+# A member that reads from a file how many seconds it takes, or that its worker shall die.
 SLOW = """
 import os
 import time
@@ -66,7 +67,7 @@ class Slow(nn.Module):
 
 @pytest.fixture(scope="module")
 def pace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that says how many seconds a batch takes, or that a worker dies."""
+    """The file with the number of seconds that a batch takes, or with "die"."""
     return tmp_path_factory.mktemp("pace") / "seconds"
 
 
@@ -103,7 +104,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, pace: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose tests leave it with version 1.0 and one worker."""
+    """A server that every test must leave with version 1.0 and one worker."""
     with _start(store, tmp_path_factory.mktemp("run")) as server:
         yield server
 
@@ -132,7 +133,7 @@ def _start(store: Path, run_folder: Path) -> Server:
 
 
 def _alive(family: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that run; this process may still have to read the status of one that has ended."""
+    """Select the processes that run; a zombie has ended, but nobody has read its status yet."""
     return [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
@@ -162,7 +163,14 @@ def _pending(server: Server) -> int:
 def _in_flight(
     server: Server, pace: Path, count: int, seconds: str = "1.5"
 ) -> Iterator[list[Future[list[str]]]]:
-    """Requests on their way, so many that every worker has one and others wait."""
+    """Send requests, and wait until every worker computes one and the others are in the queue.
+
+    Args:
+        server: the server.
+        pace: the file with the number of seconds that a batch takes.
+        count: number of requests.
+        seconds: how long each request takes.
+    """
     pace.write_text(seconds)
     with server.management() as management, ThreadPoolExecutor(count) as pool:
         (version,) = management.describe("slow")
@@ -171,28 +179,28 @@ def _in_flight(
         yield futures
 
 
-def test_swaps_and_scalings_lose_nothing_and_hold_up_nobody(server: Server) -> None:
+def test_replacing_and_scaling_lose_no_request_and_hold_up_no_client(server: Server) -> None:
     def ask(images: Images) -> list[Any]:
         return plain.predict("slow", images)["predictions"]
 
     questions = [(IMAGES, ask_once(server))]
     with (
         InferenceClient(server.inference_address, retries=0, timeout=20) as plain,
-        checked_clients([ask] * 8, questions) as found,
+        checked_clients([ask] * 8, questions) as outcomes,
     ):
         time.sleep(2)
         begin = time.monotonic()
-        normal = found.longest(begin - 1, begin)
+        normal = outcomes.longest(begin - 1, begin)
         for old, new in (("1.0", "1.1"), ("1.1", "1.0")):
             assert _verb(server, "register", f"slow-{new}.mar") == 0
             assert _verb(server, "set-default", "slow", new) == 0
             assert _verb(server, "unregister", "slow", old) == 0
         for workers in ("2", "1"):
             assert _verb(server, "scale", "slow", workers) == 0
-        longest = found.longest(begin, time.monotonic())
-    assert found.lost == []
-    assert found.wrong == 0
-    assert len(found.waits) > 100
+        longest = outcomes.longest(begin, time.monotonic())
+    assert outcomes.lost == []
+    assert outcomes.wrong == 0
+    assert len(outcomes.waits) > 100
     assert longest < normal + 1
 
 
@@ -221,14 +229,14 @@ def test_scaling_down_and_unregistering_wait_for_what_is_computed(
     assert _verb(server, "unregister", "slow", "1.1") == 0
 
 
-def test_the_wait_has_a_bound(
+def test_draining_ends_after_the_drain_timeout(
     server: Server, pace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _verb(server, "scale", "slow", "2") == 0
     with _in_flight(server, pace, 4, "2") as futures:
         assert _verb(server, "scale", "slow", "1", "--drain-timeout", "0.3") == 1
     assert "still computes: wait, raise --drain-timeout" in capsys.readouterr().err
-    assert [future.result() for future in futures] == [RIGHT] * 4, "refused: nothing was ended"
+    assert [future.result() for future in futures] == [RIGHT] * 4, "no worker was ended"
     with server.management() as management:
         assert len(management.describe("slow")[0].workers) == 2
     with _in_flight(server, pace, 4, "2") as futures:
@@ -239,7 +247,7 @@ def test_the_wait_has_a_bound(
         pace.unlink()
 
 
-def test_a_version_that_is_asked_for_by_name_is_not_unregistered(
+def test_a_version_that_clients_keep_naming_is_not_unregistered(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _verb(server, "register", "slow-1.1.mar") == 0
@@ -274,7 +282,7 @@ def test_the_default_of_several_versions_stays(server: Server) -> None:
         Changes(management).unregister("slow", "1.1")
 
 
-def test_new_workers_that_die_take_the_change_back(server: Server, pace: Path) -> None:
+def test_a_change_is_undone_if_its_new_workers_die(server: Server, pace: Path) -> None:
     pace.write_text("die")
     with server.management() as management:
         changes = Changes(management, WorkerLog(server_log(server.run_folder)))
@@ -353,14 +361,14 @@ def test_stop_answers_what_has_arrived(store: Path, tmp_path: Path, pace: Path) 
     with _start(store, tmp_path / "run") as server:
         family = server.processes()
         with _in_flight(server, pace, 6) as futures:
-            assert _verb(server, "stop", "--drain-timeout", "0.2") == 1, "and nothing is ended"
+            assert _verb(server, "stop", "--drain-timeout", "0.2") == 1, "no process is ended"
             assert _verb(server, "stop") == 0
         assert [future.result() for future in futures] == [RIGHT] * 6
         pace.unlink()
     assert not _alive(family)
 
 
-def test_stop_ends_what_a_lost_launcher_left(store: Path, tmp_path: Path) -> None:
+def test_stop_ends_the_processes_of_a_killed_launcher(store: Path, tmp_path: Path) -> None:
     with _start(store, tmp_path / "run") as server:
         family = server.processes()
         assert len(family) == 3

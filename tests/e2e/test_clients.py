@@ -1,4 +1,4 @@
-"""What TorchServe's frontend answers to other projects' clients, as docs/requests.md lists it."""
+"""Tests what docs/requests.md lists: how TorchServe's frontend answers clients of other servers."""
 
 from __future__ import annotations
 

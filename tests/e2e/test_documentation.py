@@ -1,6 +1,6 @@
-"""Every ```sh block of README.md and docs/requests.md works as it is printed.
+"""Tests that every ```sh block of README.md and docs/requests.md works as it is printed.
 
-The test changes the ports only: it puts free ones into the commands and into config.properties.
+The tests change only the ports: they put free ones into the commands and into config.properties.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def runnable_blocks(document: str) -> list[str]:
 
 
 class Reader:
-    """A reader who types the commands of the documents, in a new folder with some images."""
+    """A reader who types the commands of a document, in a new folder with some images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ class Reader:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         temporary = folder / "temporary"
         temporary.mkdir()
-        # A plain torchserve would hand PYTHONPATH on to its workers; a reader has not set it.
+        # A plain torchserve would pass PYTHONPATH on to its workers. A reader has not set it.
         self.environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         self.environment |= {"PATH": path, "TEMP": str(temporary), "COLUMNS": "120"}
         self.environment["JAVA_HOME"] = str(find_java().home)
@@ -73,7 +73,7 @@ class Reader:
 
     def types(self, text: str, **variables: str) -> str:
         """Run lines one after the other and return their output; a failing line fails the test."""
-        # The output goes to a file, since a server that keeps running would keep a pipe open.
+        # The output goes to a file, because a server that keeps running would keep a pipe open.
         output = self.folder / "output.txt"
         with output.open("w") as file:
             status = subprocess.call(
@@ -164,7 +164,7 @@ def wait_until_gone(reader: Reader) -> None:
 
 
 def belongs_to(reader: Reader, process: psutil.Process) -> bool:
-    """Whether a process was started by the reader, by its temporary folder."""
+    """Whether the reader started a process, which has the reader's temporary folder then."""
     try:
         return bool(process.environ().get("TEMP") == reader.environment["TEMP"])
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""What was tuned is what is served: `evaluate` gives the metrics of `tune`."""
+"""Tests that `evaluate` measures a served ensemble with the same metrics as `tune`."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_tune_build_serve_evaluate(
     report = tmp_path / "report"
     command = ["tune", str(spec), "--data", str(data), "--target", target]
     assert main([*command, "--report", str(report)]) == 0
-    found = json.loads((report / "report.json").read_text())
-    (expected,) = (c for c in found["candidates"] if c["policy"] == found["chosen"])
+    content = json.loads((report / "report.json").read_text())
+    (expected,) = (c for c in content["candidates"] if c["policy"] == content["chosen"])
     archive = build_archive(spec, tmp_path / "store")
     settings = ServerSettings(tmp_path / "store", (archive.name,), overrides=throw_away())
     with Server.start(settings, tmp_path / "run") as server:
@@ -42,6 +42,6 @@ def test_tune_build_serve_evaluate(
         assert main([*command, "--policy", "tuned", "--run-folder", str(tmp_path / "run")]) == 0
     served = json.loads(capsys.readouterr().out)["combined"]
     for name, value in expected["in_sample"].items():
-        # Areas look at scores, which differ in the last digit between batch sizes.
+        # Areas depend on the scores, whose last digits differ between batch sizes.
         tolerance = 1e-6 if name in ("auroc", "average_precision") else 0
         assert served[name] == pytest.approx(value, abs=tolerance, rel=0), name

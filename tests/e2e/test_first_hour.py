@@ -1,4 +1,4 @@
-"""docs/first-hour.md works from its first block to its last, as a reader would type it."""
+"""Tests that all blocks of docs/first-hour.md work one after another, as a reader types them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_first_hour(tmp_path: Path) -> None:
         picture = Image.linear_gradient("L").convert("RGB").resize((320, 240))
         (tmp_path / name).write_bytes(encoded(picture, "PNG"))
     page = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
-    # A block of Python may be titled with the file that it belongs into.
+    # The title of a Python block is the name of the file into which it belongs.
     blocks = re.findall(
         r'^```(python|yaml|sh)(?: title="([^"\n]+)")?\n(.*?)^```', page, re.DOTALL | re.MULTILINE
     )
@@ -41,7 +41,7 @@ def test_first_hour(tmp_path: Path) -> None:
     assert [kind for kind, _, _ in blocks] == kinds
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    told = []
+    outputs = []
     try:
         for kind, file_name, text in blocks:
             if kind == "yaml" or file_name:
@@ -52,7 +52,7 @@ def test_first_hour(tmp_path: Path) -> None:
                 if kind == "python"
                 else ["bash", "-euo", "pipefail", "-c", localised(text)]
             )
-            # To a file: a server that stays behind would keep a pipe open.
+            # The output goes to a file, because a server that keeps running would keep a pipe open.
             output = tmp_path / "output.txt"
             with output.open("w") as file:
                 status = subprocess.call(
@@ -64,16 +64,16 @@ def test_first_hour(tmp_path: Path) -> None:
                     stderr=subprocess.STDOUT,
                     timeout=180,
                 )
-            told.append(output.read_text())
-            assert status == 0, f"{text}\n{told[-1]}"
+            outputs.append(output.read_text())
+            assert status == 0, f"{text}\n{outputs[-1]}"
     finally:
         server = Server.attach(tmp_path / ".ts-ensemble")
         if server is not None:
             server.stop()
-    _, predicted, checked, served, asked, replaced = told
+    _, predicted, checked, served, over_http, replaced = outputs
     assert "shufflenet" in predicted
     assert "2 with the same decision" in checked
     assert "READY" in served
-    assert '"code": 400' in asked or '"code":400' in asked
-    assert asked.count('"sample"') == 2
+    assert '"code": 400' in over_http or '"code":400' in over_http
+    assert over_http.count('"sample"') == 2
     assert "stopped" in replaced

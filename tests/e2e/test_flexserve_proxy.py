@@ -1,7 +1,7 @@
-"""FlexServe's clients work when nothing but their base URL changes, behind a real nginx.
+"""Tests that FlexServe's clients work behind a real nginx when only their base URL changes.
 
-The client is written anew from the description of FlexServe's own: it opens every file of a folder,
-posts all of them under the name ``file``, and prints the JSON.
+The client here was written from the description of FlexServe's own client: it opens every file of a
+folder, posts all of them under the name ``file``, and prints the JSON of the answer.
 """
 
 from __future__ import annotations

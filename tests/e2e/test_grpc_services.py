@@ -1,4 +1,4 @@
-"""TorchServe's own gRPC services, called through stubs made of its own .proto files."""
+"""Tests TorchServe's own gRPC services with stubs that are generated from its .proto files."""
 
 from __future__ import annotations
 

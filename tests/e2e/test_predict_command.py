@@ -1,4 +1,4 @@
-"""``ts-ensemble predict`` against a server and locally."""
+"""Tests ``ts-ensemble predict`` with a server and without one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_files_folders_and_patterns(
     assert labels(out) == EXPECTED
 
 
-def test_locally_the_same(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_predictions_are_the_same(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     probes(tmp_path, task="presence", policies={"default": "majority"})
     spec = str(tmp_path / "ensemble.yaml")
     out = predict(capsys, "--local", spec, str(images), "--format", "lines", "--per-request", "2")
@@ -98,6 +100,6 @@ def test_mistakes_are_one_line_and_status_1(
         (["probes", str(images), "--option", "fields"], "write NAME=VALUE"),
     ):
         assert main(["predict", *arguments, *run_folder]) == 1
-        told = capsys.readouterr().err
-        assert words in told
-        assert "Traceback" not in told
+        printed = capsys.readouterr().err
+        assert words in printed
+        assert "Traceback" not in printed

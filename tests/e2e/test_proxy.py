@@ -1,4 +1,4 @@
-"""deploy/nginx.conf, as it is but for addresses and certificates, before a real TorchServe."""
+"""Tests deploy/nginx.conf in front of a real TorchServe; only addresses and certificates differ."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ pytestmark = [
         reason="nginx or openssl is not installed: apt-get install nginx-light openssl",
     ),
 ]
-HALF_OPEN = 200
-BOUND_SECONDS = 10
+NUM_HALF_OPEN = 200
+PROXY_TIMEOUT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Proxy:
     certificate: Path
 
     def session(self, source: str = "127.0.0.1") -> requests.Session:
-        """Another source address is another client to nginx."""
+        """Make a session of a client; nginx takes each source address for another client."""
         session = requests.Session()
         session.trust_env = False
         session.verify = str(self.certificate)
@@ -57,6 +57,8 @@ class Proxy:
 
 
 class _From(HTTPAdapter):
+    """Sends requests from a given source address."""
+
     def __init__(self, source: str) -> None:
         self._source = source
         super().__init__()
@@ -129,7 +131,7 @@ def test_management_is_not_reachable(proxy: Proxy, path: str) -> None:
         assert b" 404 " in read(connection).partition(b"\r\n")[0]
 
 
-def test_a_request_without_host_has_one_when_it_arrives(proxy: Proxy) -> None:
+def test_nginx_adds_a_host_header_if_there_is_none(proxy: Proxy) -> None:
     with proxy.connect() as connection:
         body = image(0.9)
         head = f"POST /predictions/probes HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -142,7 +144,7 @@ def test_a_body_above_the_limit_is_refused_unread(proxy: Proxy) -> None:
         connection.sendall(head(proxy, 100 * 1024**2 + 1))
         assert b" 413 " in read(connection).partition(b"\r\n")[0]
     with proxy.connect() as connection:
-        # Without a length the limit is met on the way.
+        # Without a length nginx finds out while it reads the body.
         connection.sendall(head(proxy, None))
         chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
         try:
@@ -173,7 +175,7 @@ def test_half_open_uploads_are_cut_while_others_are_answered(
     began = time.monotonic()
     with ExitStack() as stack:
         stopped: list[socket.socket] = []
-        for number in range(HALF_OPEN):
+        for number in range(NUM_HALF_OPEN):
             connection = stack.enter_context(proxy.connect())
             connection.sendall(head(proxy, 10**7) + bytes(1000) if number % 2 else b"POST /pre")
             stopped.append(connection)
@@ -182,7 +184,7 @@ def test_half_open_uploads_are_cut_while_others_are_answered(
         opened = time.monotonic()
         answered = 0
         with proxy.session("127.0.0.2") as session:
-            while time.monotonic() < opened + BOUND_SECONDS + 5 and stopped:
+            while time.monotonic() < opened + PROXY_TIMEOUT_SECONDS + 5 and stopped:
                 before = time.monotonic()
                 answer = session.post(proxy.url("/predictions/probes"), data=image(0.9), timeout=5)
                 assert answer.status_code == 200
@@ -192,12 +194,12 @@ def test_half_open_uploads_are_cut_while_others_are_answered(
                 time.sleep(0.2)
     assert stopped == [], f"open {time.monotonic() - began:.0f} s after the first"
     assert answered > 10
-    # TorchServe heard of none of them.
+    # None of these requests reached TorchServe.
     log = (probe_server.run_folder / "logs" / "access_log.log").read_text()
     assert not re.search(r'"POST /pre ', log)
 
 
-def test_one_client_has_a_bound_on_requests_at_once(proxy: Proxy) -> None:
+def test_the_requests_of_one_client_at_a_time_are_limited(proxy: Proxy) -> None:
     with ExitStack() as stack:
         for _ in range(16):
             connection = stack.enter_context(proxy.connect("127.0.0.3"))
@@ -221,7 +223,7 @@ def head(proxy: Proxy, length: int | None) -> bytes:
 
 
 def read(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes, or has nothing more to say for a while."""
+    """Read until the other side closes the connection, or sends nothing for ten seconds."""
     connection.settimeout(10)
     content = b""
     try:

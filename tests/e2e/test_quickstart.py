@@ -1,4 +1,4 @@
-"""The main job, as the README's first command runs it."""
+"""Tests the quickstart, which is the README's first command."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parent.parent.parent
 
 
-def table(told: str, title: str) -> dict[str, list[float]]:
-    """First column -> numbers of a printed table."""
+def table(output: str, title: str) -> dict[str, list[float]]:
+    """Read a printed table: first cell of each row -> numbers of the other cells."""
     rows = {}
-    for line in told.partition(title)[2].partition("└")[0].splitlines():
+    for line in output.partition(title)[2].partition("└")[0].splitlines():
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         if len(cells) > 1 and re.fullmatch(r"[\d.]+", cells[1]):
             rows[cells[0]] = [float(cell) for cell in cells[1:]]
@@ -25,7 +25,7 @@ def table(told: str, title: str) -> dict[str, list[float]]:
 
 
 def test_quickstart_trains_builds_serves_and_measures(tmp_path: Path) -> None:
-    """Weights that are there already are used again, so only the first run takes its full time."""
+    """The quickstart uses existing weights again, so that only the first run trains members."""
     command = [sys.executable, "-m", "examples.quickstart", "--free-ports"]
     command += ["--run-folder", str(tmp_path)]
     result = subprocess.run(
@@ -36,14 +36,14 @@ def test_quickstart_trains_builds_serves_and_measures(tmp_path: Path) -> None:
         text=True,
         timeout=400,
     )
-    told = result.stdout
+    output = result.stdout
     assert result.returncode == 0, result.stderr
-    assert "one image alone: " in told
-    accuracy = table(told, "digits: accuracy")
+    assert "one image alone: " in output
+    accuracy = table(output, "digits: accuracy")
     members = [accuracy[name][0] for name in ("convolutional", "perceptron", "resnet18")]
     assert accuracy["mean"][0] >= sorted(members)[1], "soft voting is no worse than most members"
     assert min(members) > 0.9
-    presence = table(told, "presence of an eight: 43 among 450 images")
+    presence = table(output, "presence of an eight: 43 among 450 images")
     single = [presence[name] for name in ("linear", "perceptron", "convolutional")]
     assert presence["high-sensitivity"][0] > max(sensitivity for sensitivity, *_ in single)
     assert presence["high-specificity"][1] > max(specificity for _, specificity, *_ in single)

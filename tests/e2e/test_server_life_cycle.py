@@ -1,4 +1,4 @@
-"""Starting, watching and stopping a real TorchServe."""
+"""Tests that a real TorchServe is started, found and stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARCHIVE = "probes-1.0.mar"
 
 
 def test_start_ask_stop(probe_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without java on PATH or in JAVA_HOME, with tokens, and with a hostile PYTHONPATH."""
+    """A server with tokens works without Java on PATH, and with a hostile PYTHONPATH."""
     hostile = tmp_path / "hostile"
     (hostile / "handlers").mkdir(parents=True)
     (hostile / "handlers" / "__init__.py").write_text("raise RuntimeError('not the archive')")
@@ -88,7 +88,7 @@ def test_a_server_whose_launcher_was_killed_runs_on(
         assert main(["token", "inference", *folder]) == 0
         assert main(["doctor", "--config", "none", *folder]) == 0
         assert not Server.remove_remains(run_folder)
-        # Nor where somebody removed the state.
+        # The same holds if somebody has removed server.json.
         state = (run_folder / "server.json").rename(run_folder / "kept.json")
         with pytest.raises(ServerError, match="that server.json does not name"):
             Server.start(settings, run_folder)
@@ -110,13 +110,13 @@ def test_a_server_whose_launcher_was_killed_runs_on(
                 process.kill()
 
 
-def test_what_a_server_leaves_is_for_its_user_alone(
+def test_only_its_user_can_read_the_files_of_a_server(
     probe_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Also where the shell's umask hides nothing, and `serve` prints no token."""
+    """This holds even if the umask is 0. `serve` prints no token, and workers inherit none."""
     monkeypatch.setenv("TS_ENSEMBLE_TOKEN", "secret-of-a-client")
     run_folder = tmp_path / "run"
     overrides = throw_away() | {"disable_token_authorization": "false"}
@@ -148,8 +148,8 @@ def test_what_a_server_leaves_is_for_its_user_alone(
                     management.register(url)
 
 
-def test_two_serves_at_once(probe_store: Path, tmp_path: Path) -> None:
-    """One serves, the others say why not, and it stays unharmed."""
+def test_several_serves_at_the_same_time(probe_store: Path, tmp_path: Path) -> None:
+    """One of them starts its server, and the others end with the reason."""
     run_folder = tmp_path / "run"
     processes = []
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Score cache, compiled members and profiling on a real TorchServe."""
+"""Tests the score cache, OpenVINO and `profile` on a real TorchServe."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from compiled_files import needs_compiler
 from member_files import net, write_code, write_ensemble
 from PIL import Image
 from probe_ensemble import image, probes
 from safetensors.torch import save_file
 
-from torchserve_ensemble.archiver import trial
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.inputs.example_inputs import example_images
@@ -34,12 +32,12 @@ def post(server: Server, model: str, files: list[bytes]) -> dict[str, object]:
         timeout=60,
     )
     answer.raise_for_status()
-    found: dict[str, object] = answer.json()
-    return found
+    content: dict[str, object] = answer.json()
+    return content
 
 
 def counter(server: Server, overrides: dict[str, str], name: str) -> float:
-    """A counter's value in Prometheus' form."""
+    """Read a counter from TorchServe's metrics in Prometheus' format."""
     text = requests.get(f"{overrides['metrics_address']}/metrics", timeout=30).text
     return sum(float(value) for value in re.findall(rf"^{name}{{[^}}]*}} ([\d.e+]+)", text, re.M))
 
@@ -61,35 +59,32 @@ def test_repeats_come_from_the_score_cache_and_are_counted(tmp_path: Path) -> No
         described = requests.get(
             f"{server.management_address}/models/probes?customized=true", timeout=30
         ).json()
-        told = described[0]["customizedMetadata"]["score_cache"]
-        assert (told["hits"], told["misses"], told["samples"]) == (2, 2, 2)
+        cache = described[0]["customizedMetadata"]["score_cache"]
+        assert (cache["hits"], cache["misses"], cache["samples"]) == (2, 2, 2)
         assert counter(server, overrides, "ScoreCacheHits") == 2
         assert counter(server, overrides, "ScoreCacheMisses") == 2
 
 
-@needs_compiler
-def test_compiled_members_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So small a member is no faster compiled.
-    monkeypatch.setattr(trial, "_MIN_SPEED_UP", 0.001)
+def test_members_are_served_with_openvino(tmp_path: Path) -> None:
     write_code(tmp_path)
     save_file(net().state_dict(), tmp_path / "w.safetensors")
     one = {"name": "one", "architecture": "net.py:Net", "weights": "w.safetensors"}
-    write_ensemble(tmp_path, [one], runtime={"compile": True})
+    write_ensemble(tmp_path, [one], runtime={"engine": "openvino"})
     archive = build_archive(tmp_path / "ensemble.yaml", tmp_path)
     pixels = example_images(1)[0]
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     settings = ServerSettings(tmp_path, (archive.name,), overrides=throw_away())
     with Server.start(settings, tmp_path / "run") as server:
         server.wait_ready()
-        found = post(server, "trees", [(tmp_path / "a.png").read_bytes()])
+        answer = post(server, "trees", [(tmp_path / "a.png").read_bytes()])
         log = server_log(tmp_path / "run").read_text()
-    assert "one: the compiled executable runs, in float32" in log
+    assert "one: runs with openvino in float32" in log
     small = torch.nn.functional.interpolate(
         pixels.unsqueeze(0).float(), (4, 4), mode="bilinear", antialias=True
     )
     with torch.inference_mode():
         expected = net()(small / 255).softmax(dim=1).max()
-    (prediction,) = found["predictions"]  # type: ignore[misc]
+    (prediction,) = answer["predictions"]  # type: ignore[misc]
     assert prediction["score"] == pytest.approx(float(expected), abs=1e-2)
 
 

@@ -1,4 +1,7 @@
-"""Every form of request on a real TorchServe gives what the same images give one by one."""
+"""Tests that every wire form gives the answers that the same images get one by one.
+
+The tests use a real TorchServe, and the clients of Triton and KServe.
+"""
 
 from __future__ import annotations
 
@@ -54,18 +57,22 @@ def one_by_one(probe_server: Server) -> Answers:
     return answers
 
 
-def same(found: Answers, expected: Answers) -> None:
-    assert [label for label, _ in found] == [label for label, _ in expected]
-    # Across batch sizes kernels may add in another order; these members' sums differ by no more.
+def same(answers: Answers, expected: Answers) -> None:
+    """Check that labels are equal, and scores but for rounding."""
+    assert [label for label, _ in answers] == [label for label, _ in expected]
+    # Kernels may add in another order in batches of other sizes. These members' sums then differ by
+    # no more than this.
     scores = [score for _, score in expected]
-    assert [score for _, score in found] == pytest.approx(scores, abs=1e-6)
+    assert [score for _, score in answers] == pytest.approx(scores, abs=1e-6)
 
 
 def of_json(content: dict[str, Any]) -> Answers:
+    """Read labels and scores from an answer in JSON."""
     return [(p["label"], p["score"]) for p in content["predictions"]]
 
 
 def of_outputs(content: Any) -> Answers:
+    """Read labels and scores from the outputs of an Open Inference answer."""
     labels = [v.decode() if isinstance(v, bytes) else v for v in content("label").tolist()]
     return list(zip(labels, content("score").tolist(), strict=True))
 
@@ -148,7 +155,7 @@ def test_a_raw_body_of_any_format(probe_server: Server, form: str) -> None:
 
 
 def test_flexserves_client(probe_server: Server, one_by_one: Answers) -> None:
-    """It posts every image under one name, and reads {member: [class, ...]}."""
+    """FlexServe's client posts every image under one name, and reads {member: [class, ...]}."""
     single = requests.post(
         url(probe_server, "/predictions/probes"),
         files=[("file", ("a.png", IMAGES[3], "image/png"))],
@@ -245,7 +252,7 @@ def test_tritons_client_sees_the_refusal(triton_client: triton.InferenceServerCl
         triton_client.infer("probes", [sent])
 
 
-def test_grpc_is_equal_to_the_last_digit(probe_server: Server) -> None:
+def test_grpc_answers_equal_rest_answers_to_the_last_digit(probe_server: Server) -> None:
     images = [(f"{i}.png", each) for i, each in enumerate(IMAGES)]
     with probe_server.client() as rest, probe_server.client(transport="grpc") as grpc:
         for options in ({}, {"policy": "any", "include": "scores,uncertainty"}):
@@ -266,13 +273,14 @@ def test_any_number_of_images_in_order(probe_server: Server, one_by_one: Answers
     numbered = [(f"{i}.png", IMAGES[i % len(IMAGES)]) for i in range(200)]
     numbered[77] = ("bad.png", b"junk")
     with probe_server.client() as client:
-        found = list(
+        predictions = list(
             client.predict_all("probes", iter(numbered), options={"on_error": "skip"}, at_once=3)
         )
-    assert [prediction.raw["sample"] for prediction in found] == [name for name, _ in numbered]
-    assert isinstance(found[77], Prediction)
-    assert found[77].error is not None
-    for index, prediction in enumerate(found):
+    names = [name for name, _ in numbered]
+    assert [prediction.raw["sample"] for prediction in predictions] == names
+    assert isinstance(predictions[77], Prediction)
+    assert predictions[77].error is not None
+    for index, prediction in enumerate(predictions):
         if index != 77:
             assert prediction.label == one_by_one[index % len(IMAGES)][0]
 
@@ -320,7 +328,7 @@ def test_too_many_samples(probe_server: Server) -> None:
     ),
     header=st.sampled_from([None, "0", "5", "99999", "-1", "x"]),
 )
-def test_whatever_comes_the_worker_answers(
+def test_the_worker_answers_any_body_of_any_type(
     probe_server: Server, body: bytes, content_type: str, header: str | None
 ) -> None:
     headers = {"Content-Type": content_type} if content_type else {}

@@ -1,1 +1,1 @@
-"""Coverage-guided fuzzing of every parser and of the whole service; ``scripts/fuzz`` runs it."""
+"""Fuzzes every parser and the whole service, guided by coverage; ``scripts/fuzz`` runs it."""

@@ -1,7 +1,7 @@
-"""Fuzz one target after another; see ``--help``.
+"""Fuzzes one target after another; ``--help`` lists the options.
 
-Only this project and the Python code that reads what clients send are instrumented: coverage of
-torch or pydantic would tell the fuzzer nothing about us.
+The fuzzer sees the coverage of this project, and of the libraries in Python that read what clients
+send. The coverage of torch or pydantic would not lead it to new paths in this project.
 """
 
 from __future__ import annotations
@@ -14,19 +14,31 @@ import tempfile
 from pathlib import Path
 
 _INSTRUMENTED = ["torchserve_ensemble", "tarfile", "zipfile", "gzip", "PIL", "safetensors"]
-_EXTRA_SECONDS = 60
 
 
 def main() -> int:
-    """Run the targets that are named, or all; the exit code says whether something was found."""
+    """Fuzz the targets that are named, or all; the exit status is 1 if there are findings."""
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
-    parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
-    parser.add_argument("--runs", type=int, default=-1, help="inputs for each target")
-    parser.add_argument("--seed", type=int, default=1, help="of the random numbers; 0: by time")
-    parser.add_argument("--corpus", type=Path, help="keep what was learnt here, and go on from it")
-    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--list", action="store_true", help="name the targets")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="targets to fuzz; default all")
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="seconds for each target (default 60)"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=-1, help="inputs for each target; default: until time is up"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of the random numbers; 0 takes the time"
+    )
+    parser.add_argument(
+        "--corpus", type=Path, help="folder that keeps the inputs that reached new code"
+    )
+    parser.add_argument(
+        "--findings",
+        type=Path,
+        default=Path("fuzz-findings"),
+        help="folder for inputs that are findings",
+    )
+    parser.add_argument("--list", action="store_true", help="list the targets and end")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.alone:
@@ -38,7 +50,7 @@ def main() -> int:
         return 0
     unknown = sorted(set(arguments.targets) - set(TARGETS))
     if unknown:
-        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
+        parser.error(f"unknown target {', '.join(unknown)}; choose from {', '.join(TARGETS)}")
     failed = [name for name in arguments.targets or TARGETS if _run(name, arguments) != 0]
     if failed:
         print(f"findings in {', '.join(failed)}: see {arguments.findings}")
@@ -46,7 +58,7 @@ def main() -> int:
 
 
 def _run(name: str, arguments: argparse.Namespace) -> int:
-    """A process for each target: libFuzzer ends its own."""
+    """Fuzz a target in a process of its own, because libFuzzer ends its process."""
     command = [sys.executable, "-m", "fuzzing", "--alone", name]
     for option in ("seconds", "runs", "seed", "corpus", "findings"):
         value = getattr(arguments, option)
@@ -56,7 +68,7 @@ def _run(name: str, arguments: argparse.Namespace) -> int:
 
 
 def _fuzz(name: str, program: str, arguments: argparse.Namespace) -> None:
-    """Fuzz until an input is a finding, or the inputs or the time are used up. Never returns."""
+    """Fuzz a target until there is a finding or the limits are reached; the process then ends."""
     import atheris
 
     with atheris.instrument_imports(include=_INSTRUMENTED):
@@ -74,7 +86,7 @@ def _fuzz(name: str, program: str, arguments: argparse.Namespace) -> None:
             "max_total_time": arguments.seconds,
             "seed": arguments.seed,
             "max_len": MAX_INPUT_BYTES,
-            # Wall time, of a machine that may be busy; the target itself checks CPU time.
+            # This is wall time, which may be long on a busy machine; the target checks CPU time.
             "timeout": int(15 * MAX_CPU_SECONDS),
             "rss_limit_mb": 3000,
             "print_final_stats": 1,
@@ -86,7 +98,7 @@ def _fuzz(name: str, program: str, arguments: argparse.Namespace) -> None:
             flags["dict"] = dictionary
 
         def mutate(data: bytes, size: int) -> bytes:
-            # Looked up anew: Atheris replaces it when the fuzzing begins.
+            # Atheris replaces this function when the fuzzing begins, so it is looked up each time.
             return bytes(atheris.Mutate(data, size))
 
         mutator = {"custom_mutator": target.mutator(mutate)} if target.mutator else {}

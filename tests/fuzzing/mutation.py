@@ -1,5 +1,7 @@
-"""Changes that keep JSON valid: of random bytes hardly any would, and the parser behind it, which
-is what is fuzzed, would see nothing.
+"""Changes JSON so that it stays valid JSON.
+
+Random changes of bytes would nearly always make it invalid. Then only the JSON parser would be
+fuzzed, and not the code that reads its result.
 """
 
 from __future__ import annotations
@@ -10,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from fuzzing.encoding import decode_request, encode_request
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 
 Mutate = Callable[[bytes, int], bytes]
-"""libFuzzer's own change of some bytes, to a length of at most so much."""
+"""libFuzzer's own change of some bytes; takes the bytes and their maximum length."""
 
 Mutator = Callable[[bytes, int, int], bytes]
-"""Changes an input, to a length of at most so much, by a seed of random numbers."""
+"""Changes an input; takes the input, its maximum length and a seed of random numbers."""
 
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63) - 1, int("9" * 400), 0.5, 1e39,
@@ -28,7 +30,14 @@ _MAX_DEPTH = 60
 
 
 def change_json(data: bytes, mutate: Mutate, random: random.Random, size: int) -> bytes:
-    """The same document with one value or key changed; other bytes are changed as bytes."""
+    """Change one value or key of a JSON document; bytes that are no JSON are changed as bytes.
+
+    Args:
+        data: the document.
+        mutate: libFuzzer's own change.
+        random: source of random numbers.
+        size: maximum length of the result.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -41,7 +50,7 @@ def change_json(data: bytes, mutate: Mutate, random: random.Random, size: int) -
 
 
 def _changed(value: Any, random: random.Random, mutate: Mutate, depth: int) -> Any:
-    """Walk down by chance, and change what is there."""
+    """Walk down the document at random, and change the value at which the walk ends."""
     inner = isinstance(value, dict | list) and value and depth < _MAX_DEPTH
     if not inner or random.random() < 0.15:
         return _other(value, random, mutate)
@@ -72,6 +81,7 @@ def _changed(value: Any, random: random.Random, mutate: Mutate, depth: int) -> A
 
 
 def _other(value: Any, random: random.Random, mutate: Mutate) -> Any:
+    """Replace a value by a changed one or by another one."""
     match value:
         case str() if random.random() < 0.6:
             return _text(value, random, mutate)
@@ -87,7 +97,7 @@ def _other(value: Any, random: random.Random, mutate: Mutate) -> Any:
 
 
 def _text(value: str, random: random.Random, mutate: Mutate) -> str:
-    """Texts inside JSON may be JSON again, as objects in form fields are."""
+    """Change a text; if it is JSON itself, as objects in form fields are, it stays JSON."""
     encoded = value.encode("utf-8", "surrogatepass")
     if value[:1] in ("{", "[") and random.random() < 0.7:
         changed = change_json(encoded, mutate, random, len(encoded) + 1000)
@@ -96,39 +106,39 @@ def _text(value: str, random: random.Random, mutate: Mutate) -> str:
     return changed.decode("utf-8", "replace")
 
 
-def json_mutator(mutate: Mutate, skipped: int = 0) -> Mutator:
-    """A custom mutator of JSON after so many other bytes."""
+def json_mutator(mutate: Mutate, num_bytes_before: int = 0) -> Mutator:
+    """Make a mutator of inputs that are JSON after a number of other bytes."""
 
     def change(data: bytes, size: int, seed: int) -> bytes:
-        chance = random.Random(seed)
-        if chance.random() < 0.2:
+        generator = random.Random(seed)
+        if generator.random() < 0.2:
             return mutate(data, size)
-        head, body = data[:skipped], data[skipped:]
-        return head + change_json(body, mutate, chance, size - len(head))
+        head, body = data[:num_bytes_before], data[num_bytes_before:]
+        return head + change_json(body, mutate, generator, size - len(head))
 
     return change
 
 
 def request_mutator(mutate: Mutate) -> Mutator:
-    """A custom mutator of encoded requests: one part's bytes or JSON, or the order of the parts."""
+    """Make a mutator of encoded requests, which changes one part or the list of parts."""
 
     def change(data: bytes, size: int, seed: int) -> bytes:
-        chance = random.Random(seed)
-        if chance.random() < 0.3:
+        generator = random.Random(seed)
+        if generator.random() < 0.3:
             return mutate(data, size)
         request = decode_request(data)
         parts = list(request.parts)
         if not parts:
             return mutate(data, size)
-        position = chance.randrange(len(parts))
-        match chance.randrange(10):
+        position = generator.randrange(len(parts))
+        match generator.randrange(10):
             case 0:
                 del parts[position]
             case 1:
-                parts.insert(chance.randrange(len(parts)), parts[position])
+                parts.insert(generator.randrange(len(parts)), parts[position])
             case _:
                 part = parts[position]
-                value = change_json(bytes(part.value), mutate, chance, size)
+                value = change_json(bytes(part.value), mutate, generator, size)
                 parts[position] = Part(part.name, part.content_type, value)
         return encode_request(RawRequest(parts, request.headers))[:size]
 

@@ -1,7 +1,8 @@
-"""What is fuzzed: functions of any bytes that raise nothing but what is documented, and seeds.
+"""The targets of fuzzing: functions that must take any bytes, and seeds for each of them.
 
-The limits are small, so that a run's time goes into many inputs and not into many pixels; what the
-default limits hold is shown by the bombs on a real server.
+A target may raise only the errors that the function documents. The limits on requests are small, so
+that the time of a run goes into many inputs and not into many pixels. ``tests/bombs`` tests the
+default limits on a real server.
 """
 
 from __future__ import annotations
@@ -42,22 +43,17 @@ from torchserve_ensemble.handlers.policies import Catalogue, parse_policy
 from torchserve_ensemble.handlers.requests.budget import RequestBudget
 from torchserve_ensemble.handlers.requests.open_inference import parse_infer_request
 from torchserve_ensemble.handlers.requests.options import OPTION_NAMES, parse_options
-from torchserve_ensemble.handlers.requests.parsing import (
-    BODY,
-    Part,
-    RawRequest,
-    lower_case,
-    parse_request,
-)
+from torchserve_ensemble.handlers.requests.parsing import parse_request
+from torchserve_ensemble.handlers.requests.raw_request import BODY, Part, RawRequest, lower_case
 from torchserve_ensemble.handlers.service import EnsembleService
 from torchserve_ensemble.handlers.spec import Limits, parse_spec
 from torchserve_ensemble.serving.properties_file import read_properties
 
 MAX_INPUT_BYTES = 16_384
-"""Longer seeds are left out: a fuzzer learns more from many short inputs."""
+"""Longer seeds are left out, because a fuzzer learns more from many short inputs."""
 
 MAX_CPU_SECONDS = 2.0
-"""For one input, whatever it is."""
+"""An input that takes longer is a finding."""
 
 _MAX_REFUSAL_BYTES = 100_000
 _MAX_ANSWER_BYTES = 2_000_000
@@ -71,18 +67,18 @@ LIMITS = Limits(**_LIMITS)
 
 
 class Finding(Exception):
-    """An input that the target did not answer as it promises."""
+    """The target did not treat an input as it promises."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to fuzz.
+    """A function to fuzz.
 
     Attributes:
-        run: takes any bytes; raises only where something is wrong.
+        run: the function. It must take any bytes; an exception is a finding.
         seeds: inputs from which the fuzzer starts.
-        mutator: makes changes that keep an input's structure, from libFuzzer's own.
-        words: that inputs are made of.
+        mutator: makes a mutator that keeps the structure of inputs, from libFuzzer's own change.
+        words: words of which inputs are made.
     """
 
     run: Callable[[bytes], None]
@@ -91,7 +87,7 @@ class Target:
     words: Iterable[str] = ()
 
     def check(self, data: bytes) -> None:
-        """Run one input; also a finding if it takes too long."""
+        """Run the function on an input, and raise `Finding` if it takes too long."""
         start = time.process_time()
         self.run(data)
         spent = time.process_time() - start
@@ -99,7 +95,7 @@ class Target:
             raise Finding(f"one input took {spent:.1f} s")
 
     def corpus(self) -> Iterator[bytes]:
-        """The seeds that are short enough."""
+        """Select the seeds that are short enough."""
         return (seed for seed in self.seeds() if len(seed) <= MAX_INPUT_BYTES)
 
 
@@ -109,7 +105,7 @@ def _request(data: bytes) -> None:
 
 
 def _bundle(data: bytes) -> None:
-    """A body, and the same with its frames taken apart."""
+    """Parse a body twice: as it is, and with every frame as a sample."""
     for headers in ({}, {"frames": "true"}):
         with suppress(RequestError):
             parse_request(RawRequest([Part(BODY, "", data)], headers), LIMITS)
@@ -120,7 +116,7 @@ def _tar(data: bytes) -> None:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """The blocks of a tar that look like headers get the checksums of what they hold."""
+    """Correct the checksum of each block of a tar file that looks like a header."""
     blocks = bytearray(data)
     for start in range(0, len(blocks) - 511, 512):
         if blocks[start + 257 : start + 262] == b"ustar":
@@ -142,27 +138,30 @@ def _png(data: bytes) -> None:
 
 
 def _with_sums(data: bytes) -> bytes:
-    """The chunks of a PNG get the checksums of what they hold."""
-    repaired, place = bytearray(data), 8
-    while place + 12 <= len(repaired):
-        (length,) = struct.unpack_from(">I", repaired, place)
-        end = place + 8 + length
+    """Correct the checksum of each chunk of a PNG file."""
+    repaired, start = bytearray(data), 8
+    while start + 12 <= len(repaired):
+        (length,) = struct.unpack_from(">I", repaired, start)
+        end = start + 8 + length
         if end + 4 > len(repaired):
             break
-        struct.pack_into(">I", repaired, end, zlib.crc32(repaired[place + 4 : end]))
-        place = end + 4
+        struct.pack_into(">I", repaired, end, zlib.crc32(repaired[start + 4 : end]))
+        start = end + 4
     return bytes(repaired)
 
 
 def _infer(data: bytes) -> None:
-    """The first two bytes say where the JSON ends; beyond the end there is no binary data."""
+    """Parse an Open Inference request whose first two bytes are the length of its JSON.
+
+    If that is more than there is, the request has no binary data.
+    """
     length, body = int.from_bytes(data[:2], "little"), data[2:]
     with suppress(RequestError):
         parse_infer_request(body, length if length <= len(body) else None, RequestBudget(LIMITS))
 
 
 def _options(data: bytes) -> None:
-    """JSON as in parameters; each value as text too, as forms and headers carry it."""
+    """Parse options as JSON has them, and again with every value as text, as forms have them."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError):
@@ -182,7 +181,7 @@ _CATALOGUES = [
 
 
 def _decoded(data: bytes) -> str:
-    """Text, with lone surrogates, which JSON can spell."""
+    """Decode a text; it may contain lone surrogates, because JSON can express them."""
     try:
         return data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -190,12 +189,12 @@ def _decoded(data: bytes) -> str:
 
 
 def _policy(data: bytes) -> None:
-    """The first byte chooses the task; after a NUL come parameters in JSON."""
-    text, _, given = _decoded(data[1:]).partition("\0")
+    """Parse a policy. The first byte chooses the task; parameters in JSON follow after a NUL."""
+    text, _, parameters_json = _decoded(data[1:]).partition("\0")
     parameters: dict[str, object] = {}
     with suppress(ValueError, RecursionError):
-        found = json.loads(given)
-        parameters = found if isinstance(found, dict) else {}
+        content = json.loads(parameters_json)
+        parameters = content if isinstance(content, dict) else {}
     with suppress(RequestError):
         parse_policy(text, parameters, _CATALOGUES[(data[0] if data else 0) % len(_CATALOGUES)])
 
@@ -232,7 +231,7 @@ _GOOD = RawRequest([Part("file", "image/png", images.png(4, 4))])
 
 @cache
 def _alone() -> bytes:
-    """The good request's answer without neighbours."""
+    """The answer to the good request if it is alone in its batch."""
     (answer,) = _service().answer([_GOOD])
     if answer.status != 200:
         raise Finding(f"a good request was answered {answer.body!r}")
@@ -240,7 +239,7 @@ def _alone() -> bytes:
 
 
 def _answers(data: bytes) -> None:
-    """A request between two good ones, whose answers must not change."""
+    """Answer a request in a batch between two good ones, whose answers must not change."""
     before, answer, after = _service().answer([_GOOD, decode_request(data), _GOOD])
     for neighbour in (before, after):
         if neighbour.status != 200 or not _alike(json.loads(neighbour.body), json.loads(_alone())):
@@ -249,7 +248,10 @@ def _answers(data: bytes) -> None:
 
 
 def _alike(one: object, other: object) -> bool:
-    """Equal JSON, but that float32 kernels add in another order in batches of another size."""
+    """Whether two JSON values are equal but for rounding.
+
+    In batches of different sizes float32 kernels add numbers in a different order.
+    """
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -260,11 +262,11 @@ def _alike(one: object, other: object) -> bool:
 
 
 def _check_answer(answer: Response) -> None:
-    # 504: the client's own deadline had passed.
+    # 504 is no finding: it says that the client's own deadline was over.
     if answer.status >= 500 and answer.status != 504:
         raise Finding(f"status {answer.status}: {answer.body[:500]!r}")
-    most = _MAX_ANSWER_BYTES if answer.status == 200 else _MAX_REFUSAL_BYTES
-    if len(answer.body) > most:
+    max_bytes = _MAX_ANSWER_BYTES if answer.status == 200 else _MAX_REFUSAL_BYTES
+    if len(answer.body) > max_bytes:
         raise Finding(f"status {answer.status}: an answer of {len(answer.body)} bytes")
     if answer.content_type == "application/json":
         json.loads(answer.body)
@@ -276,7 +278,7 @@ def _raw(attack: bombs.Request) -> RawRequest:
 
 @cache
 def _requests() -> tuple[bytes, ...]:
-    """Good requests of every form, and the bombs that are small; making them takes a while."""
+    """Good requests in every wire form, and the small bombs; they are made once, being slow."""
     return tuple(_every_request())
 
 
@@ -450,7 +452,7 @@ TARGETS: Mapping[str, Target] = {
     "request": Target(_request, _requests, request_mutator, OPTION_NAMES),
     "bundle": Target(_bundle, _bundles),
     "tar": Target(_tar, _tars),
-    "infer": Target(_infer, _infers, partial(json_mutator, skipped=2)),
+    "infer": Target(_infer, _infers, partial(json_mutator, num_bytes_before=2)),
     "options": Target(_options, _option_texts, json_mutator),
     "policy": Target(_policy, _policies, words=_POLICY_WORDS),
     "spec": Target(_spec, _specs, words=_SPEC_WORDS),
@@ -461,4 +463,4 @@ TARGETS: Mapping[str, Target] = {
         for kind in _FORMATS
     },
 }
-"""By name."""
+"""All targets, by name."""

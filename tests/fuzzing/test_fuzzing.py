@@ -1,4 +1,4 @@
-"""The fuzzers find what they should, take seeds that are good, and run for a moment."""
+"""Tests of the fuzzers: seeds are no findings, slow inputs are, and short runs find nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fuzzing import targets
 from fuzzing.encoding import decode_request, encode_request
 from fuzzing.mutation import json_mutator, request_mutator
 from fuzzing.targets import TARGETS, Finding, Target
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 
 _RUNS = 2_000
 
@@ -66,7 +66,7 @@ def test_a_request_survives_its_encoding() -> None:
 
 
 @pytest.mark.parametrize("maker", [json_mutator, request_mutator])
-def test_changes_keep_to_the_length_and_are_many(maker: object) -> None:
+def test_changes_are_many_and_within_the_maximum_length(maker: object) -> None:
     change = maker(lambda data, size: data[:size])  # type: ignore[operator]
     seed = b'{"policy": "any", "weights": {"a": 1}, "members": ["a", "b"]}'
     data = (
@@ -79,7 +79,7 @@ def test_changes_keep_to_the_length_and_are_many(maker: object) -> None:
     assert max(map(len, changed)) <= 200
 
 
-def test_bombs_have_names_of_their_own() -> None:
+def test_no_two_bombs_have_the_same_name() -> None:
     names = [bomb.name for bomb in BOMBS]
     assert len(set(names)) == len(names)
     assert all(name.isprintable() and " " not in name for name in names)

@@ -16,7 +16,7 @@ from probe_ensemble import ask, form, image, probes, read, refusal
 from torchserve_ensemble.handlers import service as service_module
 from torchserve_ensemble.handlers.base.errors import SpecError
 from torchserve_ensemble.handlers.engine import runtime
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
 DARK, DIM, GRAY, BRIGHT = image(0.1), image(0.4), image(0.6), image(0.9)
@@ -242,7 +242,7 @@ class TestFailedMembers:
         service = probes(tmp_path, arguments={"b": {"nan_below": 0.2}})
         told = refusal(service, BRIGHT, DARK)
         assert told["code"] == 500
-        assert "sample 1 (file): member b: its scores are not finite" in told["message"]
+        assert "sample 1 (file[1]): member b: its scores are not finite" in told["message"]
 
     def test_neutral_asks_for_as_many_votes_as_before(self, tmp_path: Path) -> None:
         """b is missing; a says bright, c dark: one vote of three is no majority, of two a tie."""
@@ -482,7 +482,7 @@ class TestKernels:
     def test_a_slow_ensemble_is_ready_after_the_full_batch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(service_module, "_WARM_SECONDS", 0.0)
+        monkeypatch.setattr(service_module, "_MAX_WARM_UP_SECONDS", 0.0)
         assert self.sizes_before_ready(tmp_path, monkeypatch) == [5]
 
     @pytest.mark.parametrize("own", [None, "77"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from probe_ensemble import image, probes
 
 from torchserve_ensemble.handlers.base.errors import SpecError
@@ -120,3 +122,20 @@ def test_outputs_are_the_members_own_in_the_order_of_the_data(tmp_path: Path) ->
     expected = 10 * (levels - torch.tensor([[0.25], [0.5], [0.75]]))
     assert torch.allclose(found.logits[:, :, 0], expected, atol=1e-4)
     assert torch.allclose(found.scores, found.logits.sigmoid())
+
+
+def test_members_see_images_as_in_the_worker(tmp_path: Path) -> None:
+    """Also where the preprocessing has a window for 16-bit images."""
+    probes(
+        tmp_path,
+        preprocessing={"small": {"resize": [2, 2], "window": {"center": 500, "width": 1000}}},
+    )
+    spec = load_spec(tmp_path / "ensemble.yaml")
+    for label, value in (("dark", 100), ("bright", 900)):
+        folder = tmp_path / "data" / label
+        folder.mkdir(parents=True)
+        Image.fromarray(np.full((4, 4), value, np.uint16)).save(folder / "a.png")
+    found = member_outputs(spec, tmp_path, read_labelled(tmp_path / "data", spec))
+    bright = spec.labels.index("bright")
+    is_bright = found.scores.mean(dim=0)[:, bright] > 0.5
+    assert torch.equal(is_bright, found.targets[:, bright].bool())

@@ -48,10 +48,10 @@ def _adopt(arguments: argparse.Namespace) -> int:
         version=arguments.version,
         labels=arguments.labels,
     )
-    for sentence in adoption.adopted:
+    for sentence in adoption.members:
         print(sentence)
     print("\nWhat the archives do not say (also in the spec):")
-    for sentence in adoption.unknown:
+    for sentence in adoption.notes:
         print(f"- {sentence}")
     print(f"\n{adoption.spec}: read it, then run ts-ensemble build {adoption.spec}")
     return 0

@@ -38,8 +38,8 @@ def add_command(subparsers: Subparsers) -> None:
         "--samples",
         type=Path,
         metavar="FOLDER",
-        help="images like those that will be sent; on them, compiled members (runtime.compile in "
-        "the spec) must give the scores of the saved members",
+        help="images like those that will be sent: members that run with another engine than torch "
+        "must answer on them as the saved ones do",
     )
     build.set_defaults(run=_build)
 

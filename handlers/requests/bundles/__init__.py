@@ -1,12 +1,12 @@
-"""Several samples in one body: a tar or zip of images, a batch of numbers, an animation.
+"""Takes apart a body that holds several samples: a zip, a tar, an array or an animation.
 
-What a body is, its first bytes say; names and content types are never trusted.
+The first bytes of a body tell what it is. File names and content types are not trusted.
 """
 
 from __future__ import annotations
 
 from ..budget import RequestBudget
-from . import archives, frames, tensors
+from . import frames, tar_files, tensors, zip_files
 from .items import Frame, Item, Unreadable
 from .tensors import rows
 
@@ -16,22 +16,22 @@ __all__ = ["Frame", "Item", "Unreadable", "rows", "unpack"]
 def unpack(
     data: bytes, *, name: str, split_frames: bool, budget: RequestBudget
 ) -> list[Item] | None:
-    """The samples of a bundle, in its order; None if the bytes are none.
+    """Take a bundle apart into its samples, in its order; return None for any other body.
 
     Args:
-        data: a body or part.
-        name: for messages and for samples without a name of their own.
-        split_frames: take an animation or a TIFF of several pages apart.
-        budget: of the request, used up while reading.
+        data: the body, or a part of a form.
+        name: name of the part, for messages and for samples that have no name in the bundle.
+        split_frames: whether animations, and TIFF files of several pages, are bundles.
+        budget: budget of the request, in which samples and unpacked bytes are counted.
 
     Raises:
-        RequestError: a bundle that is damaged, empty, or holds no samples.
-        TooLargeError: a bundle beyond what is left of the budget.
+        RequestError: the bundle is damaged or holds no sample.
+        TooLargeError: the bundle exceeds what the budget has left.
     """
-    if archives.is_zip(data):
-        return archives.unzip(data, name, budget)
-    if archives.is_tar(data):
-        return archives.untar(data, name, budget)
+    if zip_files.is_zip(data):
+        return zip_files.unzip(data, name, budget)
+    if tar_files.is_tar(data):
+        return tar_files.untar(data, name, budget)
     if data.startswith(tensors.NPY):
         return tensors.from_npy(data, name, budget)
     if tensors.is_safetensors(data):

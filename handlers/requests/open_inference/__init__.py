@@ -2,7 +2,9 @@
 
 Specification: https://github.com/kserve/open-inference-protocol (inference REST) and
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md.
-A pure codec: bytes to arrays and back, with no knowledge of ensembles.
+
+This package converts between bytes and arrays, and knows nothing of ensembles. `reading` parses
+requests, `tensor_data` decodes the elements of their tensors, and `writing` encodes answers.
 """
 
 from .reading import parse_infer_request

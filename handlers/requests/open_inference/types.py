@@ -1,4 +1,4 @@
-"""Requests and tensors of the protocol."""
+"""Requests and tensors of the protocol, and its datatypes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ DTYPES: Mapping[str, str] = {
     "FP32": "<f4",
     "FP64": "<f8",
 }
-"""How numpy lays out each datatype; BYTES and BF16 have no such layout."""
+"""The NumPy dtype of each datatype that has one; BYTES and BF16 have none."""
 
 
 @dataclass(frozen=True)
 class InputTensor:
-    """One input.
+    """One input tensor of a request.
 
     Attributes:
-        datatype: as sent.
-        shape: as sent; that of `data`.
-        data: BYTES are an object array of bytes, FP16 and BF16 float32, all others as sent.
-        parameters: the input's own.
+        name: name of the tensor; no other input of the request has it.
+        datatype: datatype that the client declared.
+        shape: shape of the tensor, which is also that of `data`.
+        data: the elements: bytes in an object array for BYTES, float32 for FP16 and BF16, and the
+            dtype of `DTYPES` for all other datatypes.
+        parameters: parameters of this tensor.
     """
 
     name: str
@@ -48,7 +50,12 @@ class InputTensor:
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """An output that the client wants, and whether as binary data."""
+    """An output that the client names.
+
+    Attributes:
+        name: name of the output.
+        binary: whether the client wants it as binary data and not as JSON.
+    """
 
     name: str
     binary: bool = False
@@ -56,14 +63,14 @@ class RequestedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """One request.
+    """One inference request.
 
     Attributes:
-        id: to be sent back.
-        parameters: of the request, the protocol's own included.
-        inputs: in the order sent; names are all different.
-        outputs: None asks for all.
-        binary_output: outputs that are not named are wanted as binary data.
+        id: identifier that the answer repeats; None if the client sent none.
+        parameters: parameters of the request, options as well as those of the protocol.
+        inputs: the input tensors in the order in which they were sent.
+        outputs: the outputs that the client names; None if it names none and gets all.
+        binary_output: whether a client that names no outputs gets them as binary data.
     """
 
     id: str | None
@@ -75,7 +82,15 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One output; BYTES take an object array of bytes."""
+    """One output tensor of an answer.
+
+    Attributes:
+        name: name of the output.
+        datatype: datatype of the protocol: a key of `DTYPES`, or `BYTES`.
+        shape: shape of the tensor.
+        data: the elements; for BYTES an object array of bytes.
+        binary: whether to write it as binary data and not as JSON.
+    """
 
     name: str
     datatype: str

@@ -1,4 +1,4 @@
-"""From outputs to a body."""
+"""Writes an answer: JSON, which binary tensor data may follow."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ def encode_infer_response(
     parameters: Mapping[str, Any],
     outputs: Iterable[OutputTensor],
 ) -> tuple[bytes, int | None]:
-    """Write a response.
+    """Encode an answer.
+
+    Args:
+        model_name: name of the model.
+        model_version: version of the model.
+        id: identifier of the request; None if it had none.
+        parameters: parameters of the answer.
+        outputs: the output tensors, in order.
 
     Returns:
-        The body, and the length of its JSON if binary data follow it.
+        The body, and the number of bytes of its JSON; None if no binary data follow the JSON.
     """
     content: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
     if id is not None:
         content["id"] = id
     content["parameters"] = dict(parameters)
     sections = []
-    content["outputs"] = written = []
+    content["outputs"] = entries = []
     for output in outputs:
         entry: dict[str, Any] = {
             "name": output.name,
@@ -41,13 +48,14 @@ def encode_infer_response(
             entry["parameters"] = {"binary_data_size": len(section)}
         else:
             entry["data"] = _to_json(output)
-        written.append(entry)
-    header = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    encoded = header.encode("utf-8")
+        entries.append(entry)
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    encoded = text.encode("utf-8")
     return (encoded + b"".join(sections), len(encoded)) if sections else (encoded, None)
 
 
 def _to_binary(output: OutputTensor) -> bytes:
+    """Encode the elements as little-endian numbers, or as BYTES that follow their lengths."""
     if output.datatype == BYTES:
         values = output.data.reshape(-1).tolist()
         return b"".join(struct.pack("<I", len(value)) + value for value in values)
@@ -55,9 +63,11 @@ def _to_binary(output: OutputTensor) -> bytes:
 
 
 def _to_json(output: OutputTensor) -> list[Any]:
-    """Flat, row by row; floats as the shortest decimals that read back alike, null if not finite.
+    """Make a flat list of the elements, row by row.
 
-    float32 goes through its text because the decimals of the same number as float64 are longer.
+    A float becomes the shortest decimal that reads back as the same number of its dtype; NaN and
+    infinity become None. Converting a float32 to Python's float64 would give a longer decimal, so
+    it goes through its text.
     """
     flat = output.data.reshape(-1)
     if output.datatype == BYTES:

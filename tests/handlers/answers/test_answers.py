@@ -1,4 +1,4 @@
-"""Numbers as they are written, and the score that stands for a sample."""
+"""Numbers in JSON are short and exact; the score of a sample is that of its best chosen label."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_the_score_is_that_of_the_best_label_chosen(
     number = st.sampled_from([-0.0, 0.0, 0.1, 0.5, 1.0])
     row = st.lists(st.tuples(st.booleans(), number), min_size=labels, max_size=labels)
     rows = data.draw(st.lists(row, min_size=samples, max_size=samples))
-    found = _best_scores(
+    best = _best_scores(
         torch.tensor([[score for _, score in row] for row in rows]),
         torch.tensor([[chosen for chosen, _ in row] for row in rows]),
     )
-    # The first of equals: 0.0 and -0.0 are written differently.
-    assert repr(to_json_numbers(found)) == repr([max(row, key=tuple)[1] for row in rows])
+    # Of equal scores the first one counts: 0.0 and -0.0 are written differently.
+    assert repr(to_json_numbers(best)) == repr([max(row, key=tuple)[1] for row in rows])

@@ -1,4 +1,4 @@
-"""The forms of an answer say the same."""
+"""All response formats contain the same labels and scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torchserve_ensemble.handlers.answers.encoding import Response
 from torchserve_ensemble.handlers.answers.json_lines import MEDIA_TYPE as LINES
 from torchserve_ensemble.handlers.answers.tensors import MEDIA_TYPE as TENSORS
-from torchserve_ensemble.handlers.requests.parsing import HEADER_LENGTH, Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import HEADER_LENGTH, Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
 DARK, GRAY, BRIGHT = image(0.1), image(0.6), image(0.9)
@@ -56,7 +56,7 @@ def infer(
     return response
 
 
-def test_lines(service: EnsembleService) -> None:
+def test_json_lines_are_the_predictions_of_the_json_answer(service: EnsembleService) -> None:
     expected = read(answer(service, DARK, b"junk", BRIGHT, on_error="skip"))
     response = answer(service, DARK, b"junk", BRIGHT, on_error="skip", accept=LINES)
     assert response.content_type == LINES
@@ -67,7 +67,7 @@ def test_lines(service: EnsembleService) -> None:
     assert response.headers["ensemble-version"] == "1.0"
 
 
-def test_flexserve(service: EnsembleService) -> None:
+def test_flexserve_lists_the_labels_of_each_member(service: EnsembleService) -> None:
     response = answer(service, DARK, b"junk", GRAY, on_error="skip", response="flexserve")
     assert read(response) == {
         "a": ["dark", None, "bright"],
@@ -76,23 +76,25 @@ def test_flexserve(service: EnsembleService) -> None:
     }
 
 
-def test_flexserves_classify(service: EnsembleService) -> None:
-    """FlexServe answers its route /classify for the first file alone, without lists."""
+def test_flexserve_classify_has_the_label_of_the_first_sample(service: EnsembleService) -> None:
+    """FlexServe's route /classify answers for the first file only, and without lists."""
     response = answer(service, GRAY, DARK, response="flexserve-classify")
     assert read(response) == {"a": "bright", "b": "bright", "c": "dark"}
 
 
-def test_tensors(service: EnsembleService, tmp_path: Path) -> None:
+def test_tensors_are_the_scores_of_the_json_answer(
+    service: EnsembleService, tmp_path: Path
+) -> None:
     expected = read(answer(service, DARK, GRAY, include="scores"))["predictions"]
     response = answer(service, DARK, b"junk", GRAY, on_error="skip", accept=TENSORS)
-    found = load(response.body)
-    assert found["answered"].tolist() == [True, False, True]
-    assert found["scores"].isnan().any(dim=1).tolist() == [False, True, False]
+    tensors = load(response.body)
+    assert tensors["answered"].tolist() == [True, False, True]
+    assert tensors["scores"].isnan().any(dim=1).tolist() == [False, True, False]
     for row, prediction in zip((0, 2), expected, strict=True):
-        assert found["scores"][row].tolist() == pytest.approx(list(prediction["scores"].values()))
+        assert tensors["scores"][row].tolist() == pytest.approx(list(prediction["scores"].values()))
         for position, name in enumerate("abc"):
             member = prediction["members"][name]["scores"].values()
-            assert found["member_scores"][position, row].tolist() == pytest.approx(list(member))
+            assert tensors["member_scores"][position, row].tolist() == pytest.approx(list(member))
     (tmp_path / "answer").write_bytes(response.body)
     with safe_open(tmp_path / "answer", "pt") as file:
         metadata = file.metadata()
@@ -111,7 +113,9 @@ def test_tensors(service: EnsembleService, tmp_path: Path) -> None:
         ("nonsense", "application/json"),
     ],
 )
-def test_accept(service: EnsembleService, accept: str, content_type: str) -> None:
+def test_the_accept_header_chooses_the_format(
+    service: EnsembleService, accept: str, content_type: str
+) -> None:
     assert answer(service, DARK, accept=accept).content_type == content_type
 
 
@@ -142,7 +146,7 @@ class TestOpenInference:
         assert response.status == 400
         assert "output 'lable' does not exist" in read(response)["error"]
 
-    def test_mistakes_come_as_the_protocol_says(self, service: EnsembleService) -> None:
+    def test_a_refusal_has_the_key_error_of_the_protocol(self, service: EnsembleService) -> None:
         response = infer(service, DARK, policy="nonsense")
         content = read(response)
         assert response.status == 400
@@ -162,13 +166,13 @@ class TestOpenInference:
     def test_pixels_and_inputs(self, service: EnsembleService) -> None:
         pixels = np.full((1, 4, 4, 3), 230, np.uint8)
         inputs = np.full((1, 3, 2, 2), 230 / 255, np.float32)
-        found = [self.numbers(service, each) for each in (pixels, inputs)]
+        both = [self.scores(service, each) for each in (pixels, inputs)]
         expected = read(answer(service, image(230 / 255), include="scores"))["predictions"][0]
-        for scores in found:
+        for scores in both:
             assert scores == pytest.approx(list(expected["scores"].values()), abs=1e-6)
 
     @staticmethod
-    def numbers(service: EnsembleService, array: np.ndarray[Any, Any]) -> list[float]:
+    def scores(service: EnsembleService, array: np.ndarray[Any, Any]) -> list[float]:
         datatype = "UINT8" if array.dtype == np.uint8 else "FP32"
         document = {
             "inputs": [
@@ -208,7 +212,9 @@ class TestPreprocessedInputs:
             ([1, 2], "send (channels, height, width)"),
         ],
     )
-    def test_mistakes(self, service: EnsembleService, instance: Any, words: str) -> None:
+    def test_numbers_that_no_member_accepts_are_refused(
+        self, service: EnsembleService, instance: Any, words: str
+    ) -> None:
         document = {"instances": [instance]}
         (response,) = service.answer([RawRequest([Part("body", "application/json", document)])])
         assert response.status == 400
@@ -220,7 +226,7 @@ class TestPreprocessedInputs:
         assert response.status == 400
         assert "member a: " in read(response)["message"]
 
-    def test_members_of_different_preprocessing_take_images_alone(self, tmp_path: Path) -> None:
+    def test_members_with_different_preprocessings_accept_images_only(self, tmp_path: Path) -> None:
         service = probes(tmp_path)
         members = json.loads((tmp_path / "ensemble.yaml").read_text())["members"]
         members[0]["preprocessing"] = {"resize": [4, 4]}

@@ -1,4 +1,4 @@
-"""What an archive says of itself."""
+"""The record of an archive: its digest, its text, and what is refused as a record."""
 
 from __future__ import annotations
 

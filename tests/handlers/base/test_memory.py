@@ -1,4 +1,4 @@
-"""malloc keeps the memory of large tensors, unless the environment says otherwise."""
+"""malloc keeps the memory of freed large tensors, unless the environment sets it otherwise."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fresh_python import printed_by
 
 from torchserve_ensemble.handlers.base.memory import keep_activations
 
-# Pages that the system had to give, for sixty tensors of 40 MB one after the other. malloc needs a
-# few until a gap is large enough for the next tensor and its alignment.
+# Prints how many pages the system gave to the process for sixty tensors of 40 MB, one after the
+# other. malloc needs a few new pages until it has a gap for such a tensor with its alignment.
 CODE = """
 import resource, torch
 from torchserve_ensemble.handlers.base.memory import keep_activations
@@ -24,7 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries do as they do")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_the_system_gives_the_memory_of_large_tensors_once() -> None:
     faults = {}
     for keep in (True, False):

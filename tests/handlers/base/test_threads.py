@@ -1,4 +1,4 @@
-"""Threads: results stay in order, errors arrive, and torch keeps its own number of threads."""
+"""The pool keeps results in order, raises errors, and restores torch's number of threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_first_error_arrives(pool: ThreadPool) -> None:
 
 
 def test_things_are_done_at_the_same_time(pool: ThreadPool) -> None:
-    """Each waits for the two others; in turn they would wait for ever."""
+    """Each task waits for the two others. One after the other they would wait for ever."""
     together = threading.Barrier(3)
     pool.map(lambda _: together.wait(timeout=30), range(3))
 

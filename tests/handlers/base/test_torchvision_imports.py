@@ -1,4 +1,4 @@
-"""torchvision without torch's compiler, in processes of their own."""
+"""torchvision is imported without torch's compiler; each test uses a new process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that share a choice, or a batch, are answered as each would be alone."""
+"""Tests that requests which share a batch or a choice are answered as if each were alone."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ from torchserve_ensemble.handlers.policies import (
     StackingModel,
 )
 from torchserve_ensemble.handlers.requests.options import RequestOptions, parse_options
-from torchserve_ensemble.handlers.requests.parsing import RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
-MEMBERS = 6
-LEVELS = 16
+NUM_MEMBERS = 6
+NUM_LEVELS = 16
 TASKS = ("classification", "presence", "multilabel", "regression")
 
 
 def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
-    """Six members whose scores of an image stand in a table, so that they are the same each time.
+    """Load an ensemble of six members whose scores come from a table of 16 levels of brightness.
 
-    Some fail on some images, and one gives logits for some alone.
+    The scores of an image are therefore exactly equal in every batch. Some members fail on some
+    images, and one member gives logits for some images only.
     """
     folder.mkdir()
     service = probes(
@@ -51,10 +52,10 @@ def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
     )
     generator = torch.Generator().manual_seed(7)
     labels = len(service.spec.score_labels)
-    logits = torch.randn(MEMBERS, LEVELS, labels, generator=generator)
+    logits = torch.randn(NUM_MEMBERS, NUM_LEVELS, labels, generator=generator)
     logits[:, 0] = 0.25
     scores = logits.softmax(dim=-1) if task == "classification" else logits.sigmoid()
-    states = torch.full((MEMBERS, LEVELS), int(State.ANSWERED), dtype=torch.uint8)
+    states = torch.full((NUM_MEMBERS, NUM_LEVELS), int(State.ANSWERED), dtype=torch.uint8)
     states[2, 5] = states[3, 5] = states[1, 9] = State.FAILED
     states[0, 11] = State.LATE
     states[:, 13] = State.FAILED
@@ -68,15 +69,15 @@ def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
         end: float,
     ) -> MemberScores:
         resized = [image.by_preprocessing[0] for image in images]
-        levels = [int(each.pixels[0, 0, 0]) // LEVELS for each in resized if each is not None]
-        found = MemberScores(
+        levels = [int(each.pixels[0, 0, 0]) // NUM_LEVELS for each in resized if each is not None]
+        outputs = MemberScores(
             scores=scores[:, levels],
             logits=logits[:, levels],
             states=torch.where(asked, states[:, levels], torch.tensor(0, dtype=torch.uint8)),
         )
-        for member, sample in (found.states == State.FAILED).nonzero().tolist():
-            found.reasons[member, sample] = f"no table for {levels[sample]}"
-        return found
+        for member, sample in (outputs.states == State.FAILED).nonzero().tolist():
+            outputs.reasons[member, sample] = f"no table for {levels[sample]}"
+        return outputs
 
     service._runtime.run = run  # type: ignore[method-assign,assignment]
     return service
@@ -92,7 +93,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     }
 
 
-IMAGES = [image((level + 0.5) * LEVELS / 255) for level in range(LEVELS)]
+IMAGES = [image((level + 0.5) * NUM_LEVELS / 255) for level in range(NUM_LEVELS)]
 POLICIES = (
     *("mean", "weighted_mean", "median", "trimmed_mean", "geometric_mean", "product", "logit_mean"),
     *("borda", "max", "any", "majority", "at_least(k=5)", "plurality", "weighted_vote"),
@@ -117,14 +118,14 @@ OPTIONS = {
 }
 
 
-def some_request(chance: random.Random) -> RawRequest:
-    """Mostly a good one."""
-    samples = chance.choices(IMAGES, k=chance.choice([1, 1, 2, 3]))
-    if chance.random() < 0.1:
+def random_request(generator: random.Random) -> RawRequest:
+    """Make a request with random images and options, of which most are good."""
+    samples = generator.choices(IMAGES, k=generator.choice([1, 1, 2, 3]))
+    if generator.random() < 0.1:
         samples[-1] = b"junk"
-    names = chance.sample(sorted(OPTIONS), chance.choice([0, 1, 1, 2]))
-    options = {name: chance.choice(OPTIONS[name]) for name in names}
-    return form(*samples, on_error=chance.choice(["fail", "skip"]), **options)
+    names = generator.sample(sorted(OPTIONS), generator.choice([0, 1, 1, 2]))
+    options = {name: generator.choice(OPTIONS[name]) for name in names}
+    return form(*samples, on_error=generator.choice(["fail", "skip"]), **options)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -132,10 +133,10 @@ def some_request(chance: random.Random) -> RawRequest:
 def test_each_byte_of_an_answer_is_as_if_it_were_alone(
     services: dict[tuple[str, str], EnsembleService], task: str, rule: str
 ) -> None:
-    service, chance = services[task, rule], random.Random(task + rule)
+    service, generator = services[task, rule], random.Random(task + rule)
     answered = 0
     for _ in range(40):
-        batch = [some_request(chance) for _ in range(8)]
+        batch = [random_request(generator) for _ in range(8)]
         together = service.answer(batch)
         service._chooser._choices.clear()
         assert together == [service.answer([request])[0] for request in batch]
@@ -156,7 +157,7 @@ def test_what_cannot_be_written_together_is_written_alone(
     assert service.answer(batch) == expected
 
 
-ALIKE: list[dict[str, Any]] = [
+SIMILAR_OPTIONS: list[dict[str, Any]] = [
     {},
     *({"policy": "at_least", "policy_parameters": {"k": k}} for k in (1, 1.0, True, "1", 2, [1])),
     *({"policy": "mean", "policy_parameters": {"threshold": t}} for t in (0.0, -0.0, None, 1)),
@@ -173,8 +174,8 @@ ALIKE: list[dict[str, Any]] = [
 ]
 
 
-def told(chooser: Chooser, options: RequestOptions) -> Any:
-    """All that a choice says, or its refusal."""
+def content_of_choice(chooser: Chooser, options: RequestOptions) -> Any:
+    """Everything that a choice contains, or the message of its refusal."""
     try:
         choice = chooser.choose(options)
     except PolicyError as error:
@@ -185,14 +186,14 @@ def told(chooser: Chooser, options: RequestOptions) -> Any:
     return policy, tensors, choice.members, choice.deadline_ms, choice.lazy, repr(choice.options)
 
 
-class TestKeptChoices:
-    def test_a_kept_choice_says_what_a_new_one_does(
+class TestCachedChoices:
+    def test_a_cached_choice_equals_a_new_one(
         self, services: dict[tuple[str, str], EnsembleService]
     ) -> None:
         chooser = services["presence", "fail"]._chooser
-        for options in map(parse_options, ALIKE * 2):
+        for options in map(parse_options, SIMILAR_OPTIONS * 2):
             new = Chooser(chooser.spec, chooser.catalogue, chooser.model)
-            assert told(chooser, options) == told(new, options)
+            assert content_of_choice(chooser, options) == content_of_choice(new, options)
 
     def test_equal_options_share_a_choice(
         self, services: dict[tuple[str, str], EnsembleService]
@@ -203,12 +204,14 @@ class TestKeptChoices:
         assert (one.options.stream, one.options.frame_order) == (None, None)
         assert chooser.choose(parse_options({"policy": "any", "top_k": 1})) is not one
 
-    def test_they_are_bounded(self, services: dict[tuple[str, str], EnsembleService]) -> None:
+    def test_their_number_is_bounded(
+        self, services: dict[tuple[str, str], EnsembleService]
+    ) -> None:
         chooser = services["presence", "fail"]._chooser
         first = chooser.choose(parse_options({"top_k": 1}))
         for count in range(2, 600):
             chooser.choose(parse_options({"top_k": count}))
-            assert chooser.choose(parse_options({"top_k": 1})) is first, "asked for last"
+            assert chooser.choose(parse_options({"top_k": 1})) is first, "the most recent one"
         assert len(chooser._choices) == 256
         chooser.choose(parse_options({"policy": "at_least", "policy_parameters": {"k": "1"}}))
         before = set(chooser._choices)
@@ -217,7 +220,7 @@ class TestKeptChoices:
         assert set(chooser._choices) == before
 
     @pytest.mark.parametrize("k", ["99", '"x"', "[[[1]]]", "{}", "true"])
-    def test_a_refusal_is_not_kept(
+    def test_a_refusal_is_not_cached(
         self, services: dict[tuple[str, str], EnsembleService], k: str
     ) -> None:
         chooser = services["presence", "fail"]._chooser
@@ -229,7 +232,7 @@ class TestKeptChoices:
 
 
 class TestMissingMembers:
-    """What each sample says of the members that failed or were late for it."""
+    """Each sample reports the members that failed on it or were late for it."""
 
     @staticmethod
     def service(
@@ -241,7 +244,16 @@ class TestMissingMembers:
         task: str = "presence",
         **failures: Any,
     ) -> EnsembleService:
-        """Members a, b ... of which each sample has the given states, one list a member."""
+        """Load an ensemble whose members answer, fail or are late as given.
+
+        Args:
+            folder: folder for the files.
+            states: for each member the state of each sample.
+            reasons: (member, sample) -> why the member fails.
+            members: number of members, which are named a, b ...
+            task: the task of the spec.
+            failures: keys of the spec under ``failures``.
+        """
         bounds = (0.1, 0.2, 0.3, 0.4, 0.6)[:members]
         service = probes(
             folder, task=task, bounds=bounds, failures={"deadline_ms": 1e9, **failures}
@@ -249,17 +261,17 @@ class TestMissingMembers:
         run_all = service._runtime.run
 
         def run(images: Sequence[PreparedImage], **options: Any) -> MemberScores:
-            found = run_all(images, **options)
+            outputs = run_all(images, **options)
             for member, of_samples in enumerate(states):
                 for sample, state in enumerate(of_samples[: len(images)]):
                     if state is State.FAILED:
                         reason = (reasons or {}).get((member, sample), "broken")
-                        found.fail(member, torch.tensor([sample]), reason)
+                        outputs.fail(member, torch.tensor([sample]), reason)
                     if state is State.LATE:
-                        found.states[member, sample] = state
+                        outputs.states[member, sample] = state
                     if state is not State.ANSWERED:
-                        found.scores[member, sample] = found.logits[member, sample] = torch.nan
-            return found
+                        outputs.scores[member, sample] = outputs.logits[member, sample] = torch.nan
+            return outputs
 
         service._runtime.run = run  # type: ignore[method-assign,assignment]
         return service
@@ -330,7 +342,7 @@ class TestMissingMembers:
         rows = ask(service, *[image(0.5)] * 3, **options, on_error="skip")["predictions"]
         failed, late = (row["error"] for row in rows[:2])
         assert (failed["code"], failed["type"]) == (500, "MemberError")
-        assert "sample 0 (file): member b: broken; " in failed["message"]
+        assert "sample 0 (file[0]): member b: broken; " in failed["message"]
         assert needs in failed["message"]
         assert (late["code"], late["type"]) == (504, "LateError")
         assert needs in late["message"]
@@ -339,9 +351,9 @@ class TestMissingMembers:
     def test_both_missing_members_are_named(self, tmp_path: Path) -> None:
         states = [[self.NO], [self.LATE], [self.YES]]
         service = self.service(tmp_path, states, on_failure="drop")
-        told = refusal(service, image(0.5), policy="b or c")
-        assert told["code"] == 500
-        assert "member a: broken; member b: had not begun in time; " in told["message"]
+        error = refusal(service, image(0.5), policy="b or c")
+        assert error["code"] == 500
+        assert "member a: broken; member b: had not begun in time; " in error["message"]
 
     @pytest.mark.parametrize("rule", ["drop", "neutral"])
     @pytest.mark.parametrize("policy", ["weighted_mean", "a or weighted_vote"])
@@ -350,11 +362,11 @@ class TestMissingMembers:
     ) -> None:
         service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure=rule)
         weights = '{"a": 0, "b": 0, "c": 0}'
-        told = refusal(service, image(0.5), policy=policy, weights=weights)
-        assert (told["code"], told["type"]) == (400, "PolicyError")
-        assert "voting weights of a, b, c are all 0" in told["message"]
-        told = refusal(service, image(0.5), policy="at_least(k=3)", members="a,c")
-        assert told["code"] == 400
+        error = refusal(service, image(0.5), policy=policy, weights=weights)
+        assert (error["code"], error["type"]) == (400, "PolicyError")
+        assert "voting weights of a, b, c are all 0" in error["message"]
+        error = refusal(service, image(0.5), policy="at_least(k=3)", members="a,c")
+        assert error["code"] == 400
 
     @pytest.mark.parametrize("kind", ["stacking", "per_class_weights"])
     def test_a_fitted_policy_without_one_of_its_members(self, tmp_path: Path, kind: str) -> None:
@@ -365,11 +377,12 @@ class TestMissingMembers:
             "per_class_weights": ClassWeightsModel(names, torch.tensor([[0.0], [1.0], [0.0]])),
         }
         chooser = service._chooser
-        offer = replace(chooser.catalogue, fitted=fitted)
-        service._chooser = Chooser(chooser.spec, offer, chooser.model)
-        told = refusal(service, image(0.5), policy=kind)
-        assert (told["code"], told["type"]) == (500, "MemberError")
-        assert "member b: broken; the" in told["message"] or "all have weight 0" in told["message"]
+        catalogue = replace(chooser.catalogue, fitted=fitted)
+        service._chooser = Chooser(chooser.spec, catalogue, chooser.model)
+        error = refusal(service, image(0.5), policy=kind)
+        message = error["message"]
+        assert (error["code"], error["type"]) == (500, "MemberError")
+        assert "member b: broken; the" in message or "all have weight 0" in message
 
     def test_policies_that_can_do_without_a_member_do(self, tmp_path: Path) -> None:
         service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure="drop")

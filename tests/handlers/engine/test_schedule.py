@@ -1,4 +1,4 @@
-"""The schedule: every sample is computed once, side by side where that ends sooner."""
+"""Tests that the schedule computes every sample once, and side by side if that ends sooner."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_complete(several: list[Work], tasks: list[Task]) -> None:
     assert len(alone) == len(set(alone))
 
 
-def test_members_run_side_by_side_where_that_ends_sooner() -> None:
+def test_members_run_side_by_side_if_that_ends_sooner() -> None:
     balanced = [Work(1, 0.02, 8), Work(1, 0.02, 8)]
     assert plan(balanced, 2) == [Task(0, (slice(0, 1),)), Task(1, (slice(0, 1),))]
     one_big = [Work(8, 0.1, 8), Work(8, 0.001, 8)]

@@ -1,4 +1,4 @@
-"""Repeated images are answered as before, without running members, in bounded memory."""
+"""Tests that repeated images get the same answer without running members, in bounded memory."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ def service(tmp_path: Path) -> EnsembleService:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Samples that members had to see, for each batch."""
-    seen: list[int] = []
+    """For each batch the number of samples that the members were run on."""
+    num_samples: list[int] = []
     original = Runtime.run
 
     def spy(self: Runtime, images: Any, **settings: Any) -> MemberScores:
-        seen.append(len(images))
+        num_samples.append(len(images))
         return original(self, images, **settings)
 
     monkeypatch.setattr(Runtime, "run", spy)
-    return seen
+    return num_samples
 
 
 def counts(service: EnsembleService) -> tuple[int, int]:
+    """Hits and misses of a service's cache."""
     assert service.cache is not None
     return service.cache.hits, service.cache.misses
 
 
-def test_it_is_off_by_default(tmp_path: Path) -> None:
+def test_the_cache_is_off_by_default(tmp_path: Path) -> None:
     service = probes(tmp_path)
     assert service.cache is None
     assert service.describe()["score_cache"] is None
@@ -71,7 +72,7 @@ def test_each_request_has_its_own_policy_over_the_same_scores(
     assert ran == [1, 0]
 
 
-def test_members_that_were_not_asked_are_run_later(
+def test_members_that_an_earlier_request_left_out_are_run_later(
     service: EnsembleService, ran: list[int]
 ) -> None:
     ask(service, DIM, members="a,b")
@@ -90,7 +91,7 @@ def test_damaged_images_and_neighbours(service: EnsembleService) -> None:
         assert [p["label"] for p in read(mixed)["predictions"]] == ["dark", "bright"]
 
 
-def test_failures_are_not_kept(tmp_path: Path, ran: list[int]) -> None:
+def test_failures_are_not_cached(tmp_path: Path, ran: list[int]) -> None:
     service = probes(
         tmp_path,
         arguments={"b": {"raises_above": 0.8}},
@@ -102,12 +103,13 @@ def test_failures_are_not_kept(tmp_path: Path, ran: list[int]) -> None:
     assert ran == [2, 1]
 
 
-def test_lazy_requests_do_without(service: EnsembleService) -> None:
+def test_lazy_requests_do_not_use_the_cache(service: EnsembleService) -> None:
     ask(service, DIM, policy="any", lazy="true")
     assert counts(service) == (0, 0)
 
 
 def outputs(value: float) -> MemberScores:
+    """The scores of two members for one sample, all of them equal to a value."""
     return MemberScores(
         scores=torch.full((2, 1, 3), value),
         logits=torch.full((2, 1, 3), value),
@@ -120,32 +122,33 @@ def test_the_archive_is_part_of_the_key() -> None:
 
 
 @given(st.lists(st.integers(0, 9), max_size=60), st.integers(0, 6000))
-def test_memory_is_bounded_and_the_last_ones_stay(asked: list[int], max_bytes: int) -> None:
+def test_the_least_recently_used_entries_are_evicted(images: list[int], max_bytes: int) -> None:
     cache = ScoreCache(max_bytes, "a")
-    for number in asked:
+    for number in images:
         key = cache.key(bytes([number]))
-        found = cache.get(key, [0, 1])
-        if found is not None:
-            assert float(found.scores[0, 0]) == number
+        entry = cache.get(key, [0, 1])
+        if entry is not None:
+            assert float(entry.scores[0, 0]) == number
         else:
             cache.put(key, outputs(number), 0)
         assert cache.bytes <= max_bytes
         assert cache.bytes == sum(entry.size_bytes for entry in cache._entries.values())
-    assert cache.hits + cache.misses == len(asked)
-    room = max_bytes // CachedScores(*(t[:, 0] for t in vars_of(outputs(0)))).size_bytes
-    latest = list(dict.fromkeys(reversed(asked)))[:room]
+    assert cache.hits + cache.misses == len(images)
+    capacity = max_bytes // cached(outputs(0)).size_bytes
+    latest = list(dict.fromkeys(reversed(images)))[:capacity]
     assert set(cache._entries) == {cache.key(bytes([number])) for number in latest}
 
 
-def vars_of(found: MemberScores) -> tuple[torch.Tensor, ...]:
-    return found.scores, found.logits, found.states
+def cached(outputs: MemberScores) -> CachedScores:
+    """The cache entry of the first sample."""
+    return CachedScores(outputs.scores[:, 0], outputs.logits[:, 0], outputs.states[:, 0])
 
 
 def test_reasons_follow_their_samples() -> None:
     computed = outputs(1.0)
     computed.fail(1, torch.tensor([0]), "broken")
-    known = CachedScores(*(t[:, 0] for t in vars_of(outputs(5.0))))
-    whole = merge_cached(computed, [1], {0: known, 2: known})
+    entry = cached(outputs(5.0))
+    whole = merge_cached(computed, [1], {0: entry, 2: entry})
     assert whole.reasons == {(1, 1): "broken"}
     assert whole.scores[0, :, 0].tolist() == [5.0, 1.0, 5.0]
     assert whole.states.tolist() == [[1, 1, 1], [1, 2, 1]]

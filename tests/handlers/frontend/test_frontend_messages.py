@@ -1,4 +1,4 @@
-"""The reader of the frontend's messages, against TorchServe's own."""
+"""`FrontendMessages` reads the same as TorchServe's own reader, except for parts over the limit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ END = struct.pack("!i", -1)
 
 
 def sized(content: bytes) -> bytes:
+    """The content after its length, as it stands in a message."""
     return struct.pack("!i", len(content)) + content
 
 
 def message(requests: list[Request]) -> bytes:
+    """The message of one batch, as the frontend sends it."""
     written = b""
     for identifier, headers, parts in requests:
         written += sized(identifier)
@@ -34,15 +36,15 @@ def message(requests: list[Request]) -> bytes:
 
 
 def read(data: bytes, messages: FrontendMessages | None) -> list[dict[str, Any]]:
-    """What is read over a real connection; None: by TorchServe itself."""
+    """Read a message over a real connection, with TorchServe's own reader if `messages` is None."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         sender = threading.Thread(target=theirs.sendall, args=(data,))
         sender.start()
         reader = messages.retrieve_inference_msg if messages else protocol._retrieve_inference_msg
-        found: list[dict[str, Any]] = reader(ours)
+        requests: list[dict[str, Any]] = reader(ours)
         sender.join()
-        return found
+        return requests
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -64,7 +66,7 @@ def test_reads_what_torchserve_reads(requests: list[Request]) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**18 - 1, 2**18, 2**18 + 1, 5_000_000])
-def test_large_values(size: int) -> None:
+def test_large_values_are_read_as_torchserve_reads_them(size: int) -> None:
     data = message([(b"id", [], [("body", "", bytes(size)), ("policy", "", b"any")])] * 2)
     assert read(data, FrontendMessages(100)) == read(data, None)
 

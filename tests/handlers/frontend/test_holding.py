@@ -1,4 +1,4 @@
-"""A worker is held on request, by its owner alone, and never for ever."""
+"""A worker is held as long as the server's owner wants, within a limit, and by nobody else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from torchserve_ensemble.handlers.frontend import holding
-from torchserve_ensemble.handlers.frontend.holding import hold_if_asked, hold_seconds
+from torchserve_ensemble.handlers.frontend.holding import hold_if_requested, hold_seconds
 
 
 @pytest.fixture
@@ -19,14 +19,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_without_a_request_nothing_happens(folder: Path) -> None:
-    hold_if_asked(60)
+def test_without_the_file_the_worker_is_not_held(folder: Path) -> None:
+    hold_if_requested(60)
     assert list(folder.iterdir()) == []
 
 
-def test_until_it_is_released(folder: Path) -> None:
+def test_a_worker_is_held_until_it_is_released(folder: Path) -> None:
     (folder / f"ts-ensemble-hold-{os.getpid()}").touch()
-    thread = threading.Thread(target=hold_if_asked, args=(60,))
+    thread = threading.Thread(target=hold_if_requested, args=(60,))
     thread.start()
     held = folder / f"ts-ensemble-held-{os.getpid()}"
     deadline = time.monotonic() + 10
@@ -43,17 +43,17 @@ def test_a_hold_that_nobody_releases_ends(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(holding, "MAX_HOLD_SECONDS", 0.05)
     assert hold_seconds(60) == 0.05
     (folder / f"ts-ensemble-hold-{os.getpid()}").touch()
-    hold_if_asked(60)
+    hold_if_requested(60)
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
-def test_somebody_else_cannot_hold_it(folder: Path) -> None:
-    asked = folder / f"ts-ensemble-hold-{os.getpid()}"
-    asked.touch()
-    os.chown(asked, 12345, -1)
-    hold_if_asked(60)
-    assert asked.exists()
+def test_another_user_cannot_hold_a_worker(folder: Path) -> None:
+    request = folder / f"ts-ensemble-hold-{os.getpid()}"
+    request.touch()
+    os.chown(request, 12345, -1)
+    hold_if_requested(60)
+    assert request.exists()
 
 
 def test_a_hold_ends_before_torchserve_takes_the_answer_for_lost() -> None:

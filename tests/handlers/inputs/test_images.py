@@ -453,5 +453,5 @@ def test_bands_give_the_pixels_of_the_whole(
     data = encoded(picture, kind, exif=exif)
     whole = decode(data)
     assert tuple(whole.shape) == ((3, 5, 7) if orientation > 4 else (3, 7, 5))
-    monkeypatch.setattr(colors, "_PIXELS_IN_BAND", 5)
+    monkeypatch.setattr(colors, "_PIXELS_PER_BAND", 5)
     assert torch.equal(decode(data), whole)

@@ -16,7 +16,8 @@ from torchvision.models import get_model_weights, get_weight, list_models
 from torchvision.transforms import InterpolationMode, v2
 
 from torchserve_ensemble.handlers.base.errors import SpecError
-from torchserve_ensemble.handlers.inputs.preprocessing import Preprocessor, group, resolve
+from torchserve_ensemble.handlers.inputs.preprocessing import Preprocessor
+from torchserve_ensemble.handlers.inputs.resolving import group, resolve
 from torchserve_ensemble.handlers.spec import Color, Interpolation, Preprocessing
 
 CPU = torch.device("cpu")
@@ -73,6 +74,16 @@ class TestResolve:
     def test_other_names_are_refused(self, name: str, message: str) -> None:
         with pytest.raises(SpecError, match=message):
             resolve(Preprocessing(weights=name))
+
+    @pytest.mark.parametrize("name", ["imagenet", "ResNet18_Weights.DEFAULT"])
+    def test_a_normalization_by_name(self, name: str) -> None:
+        by_name = resolve(Preprocessing(crop=8, normalize=name))
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        assert by_name == resolve(Preprocessing(crop=8, mean=mean, std=std))
+
+    def test_a_normalization_that_does_not_exist(self) -> None:
+        with pytest.raises(SpecError, match="did you mean 'imagenet'"):
+            resolve(Preprocessing(crop=8, normalize="imagenets"))
 
     @pytest.mark.parametrize(
         ("one", "other"),

@@ -142,6 +142,9 @@ members: [{{name: m, weights: m.onnx}}]
         ("{resize: [8, 8], resize_library: pillow, antialias: false}", "antialias"),
         ("{resize: [8, 8], resize_library: pillow, interpolation: nearest-exact}", "interpolation"),
         ("{resize: [8, 8], resize_library: pilow}", "did you mean 'pillow'"),
+        ("{resize: [8, 8], normalize: imagenet, mean: [0.5]}", "normalize: sets mean and std"),
+        ("{resize: [8, 8], normalize: imagenet, color: grayscale}", "normalize: is for color: rgb"),
+        ("{resize: [8, 8], normalize: imagenet, value_range: [-1, 1]}", "normalize: is for"),
     ],
 )
 def test_settings_that_contradict_each_other(keys: str, message: str, tmp_path: Path) -> None:

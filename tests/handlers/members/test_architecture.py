@@ -1,4 +1,4 @@
-"""Architectures by name and by file."""
+"""Architectures are built by their torchvision name, or from a class in the user's file."""
 
 from __future__ import annotations
 
@@ -91,12 +91,15 @@ class TestFile:
         build(tmp_path, "net.py:Net")
         stamp = (tmp_path / "net.py").stat().st_mtime_ns
         write_code(tmp_path, CODE.replace("outputs=3", "outputs=4"))
-        # As old as the first and as long, so that only its contents tell.
+        # The new file has the time and the length of the first, so that only the contents differ.
         os.utime(tmp_path / "net.py", ns=(stamp, stamp))
         assert build(tmp_path, "net.py:Net").get_submodule("head").out_features == 4
 
     def test_imports_its_neighbours(self, tmp_path: Path) -> None:
-        """Also while it is built; the path is restored, and no two ensembles share neighbours."""
+        """It may also do so while it is built.
+
+        Afterwards Python's path is as before, and no module is shared with another ensemble.
+        """
         before = list(sys.path)
         for name in ("one", "two"):
             folder = tmp_path / name
@@ -122,7 +125,7 @@ class TestFile:
             (CODE, "net.py:Nett", "net.py has no class or function 'Nett'; did you mean 'Net'?"),
             ("import nowhere_to_be_found", "net.py:Net", "listed in extra_files"),
             ("def (", "net.py:Net", "net.py cannot be imported: SyntaxError"),
-            ("def make():\n    return 3", "net.py:make", "gave int, not a torch.nn.Module"),
+            ("def make():\n    return 3", "net.py:make", "returned int, not a torch.nn.Module"),
             (CODE, "net.py:Net", "failed: TypeError"),
             (CODE, "other.py:Net", "other.py cannot be read: No such file"),
             (CODE, "timm.resnet18", "neither torchvision.models.NAME nor FILE.py:CLASS"),

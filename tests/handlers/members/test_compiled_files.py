@@ -1,4 +1,4 @@
-"""Machine code runs only from an archive's own folder, and only where the spec asks for it."""
+"""Tests that executables are loaded only from the folder of a checked archive."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from probe_ensemble import ask, image, probes
 
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import ArchiveError
-from torchserve_ensemble.handlers.members import aot_library
+from torchserve_ensemble.handlers.members import compiled
 from torchserve_ensemble.handlers.members.compiled_record import RECORD, CompiledRecord
 from torchserve_ensemble.handlers.members.target import Target
 
 
 def compiled_record(*files: str, **keys: object) -> str:
-    """The record of a member `a` whose libraries are these files."""
+    """Make the JSON of a record: a member `a` with these files as its executable."""
     executable = {
-        "engine": "aot_inductor",
+        "engine": "openvino",
         "members": ["a"],
         "files": files,
-        "batch_sizes": list(range(1, len(files) + 1)),
-        "dynamic": len(files) == 1,
+        "max_batch_size": None,
         "precision": "float32",
         "shape": [3, 2, 2],
         "difference": 0,
@@ -33,15 +32,15 @@ def compiled_record(*files: str, **keys: object) -> str:
     return json.dumps({"target": target, "executables": [executable | keys]})
 
 
-def test_machine_code_beside_a_spec_is_never_loaded(
+def test_executables_beside_a_spec_are_never_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither by `predict --local` nor by a build: no record vouches for it there."""
+    """Nothing has checked files beside a spec, so `predict --local` does not load them either."""
     (tmp_path / "compiled").mkdir()
-    (tmp_path / RECORD).write_text(compiled_record("compiled/a.so"))
+    (tmp_path / RECORD).write_text(compiled_record("compiled/a.xml"))
     (tmp_path / "compiled" / "outputs.safetensors").write_bytes(b"damaged, if it were read")
-    monkeypatch.setattr(aot_library, "AotLibrary", None)
-    service = probes(tmp_path, runtime={"compile": True})
+    monkeypatch.setattr(compiled, "OpenVinoModel", None)
+    service = probes(tmp_path, runtime={"engine": "auto"})
     assert ask(service, image(0.9))["predictions"][0]["label"] == "bright"
     (tmp_path / "image.png").write_bytes(image(0.9))
     spec, picture = str(tmp_path / "ensemble.yaml"), str(tmp_path / "image.png")
@@ -64,7 +63,7 @@ def test_machine_code_beside_a_spec_is_never_loaded(
         "compiled\\a.so",
     ],
 )
-def test_libraries_lie_in_the_folder_of_compiled_members(file: str) -> None:
+def test_libraries_outside_the_folder_of_compiled_members_are_refused(file: str) -> None:
     with pytest.raises(ArchiveError, match="does not lie in compiled/"):
         CompiledRecord.from_json(compiled_record(file))
     with pytest.raises(ArchiveError, match="does not lie in compiled/"):
@@ -77,12 +76,11 @@ def test_libraries_lie_in_the_folder_of_compiled_members(file: str) -> None:
         {"engine": "other"},
         {"members": []},
         {"files": []},
-        {"batch_sizes": [1, 2]},
-        {"dynamic": False, "files": ["compiled/a.so", "compiled/b.so"]},
+        {"engine": "torch"},
         {"surprise": 1},
     ],
 )
-def test_what_does_not_fit_together_is_refused(keys: dict[str, object]) -> None:
+def test_a_record_that_contradicts_itself_is_refused(keys: dict[str, object]) -> None:
     with pytest.raises(ArchiveError, match="is damaged"):
         CompiledRecord.from_json(compiled_record("compiled/a.so", **keys))
 
@@ -93,9 +91,3 @@ def test_what_does_not_fit_together_is_refused(keys: dict[str, object]) -> None:
 def test_a_damaged_record(text: str) -> None:
     with pytest.raises(ArchiveError, match=r"compiled/compiled\.json is damaged"):
         CompiledRecord.from_json(text)
-
-
-def test_a_file_that_is_no_library_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "a.so").write_bytes(b"nothing")
-    with pytest.raises(OSError, match="a.so"):
-        aot_library.AotLibrary(tmp_path / "a.so", (3,), 1)

@@ -1,4 +1,4 @@
-"""Members answer the same in every layout and precision that is chosen for them."""
+"""Tests that members give the same answers in whatever layout and precision they run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchserve_ensemble.handlers.spec import EnsembleSpec, Precision, Runtime
 
 
 class Wide(nn.Module):
-    """Enough convolution weights to be laid out with channels last."""
+    """A network with enough convolution weights to run with channels last."""
 
     def __init__(self, *, views: bool = False) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def batch() -> Tensor:
 def run(
     module: nn.Module, precision: Precision = Precision.FLOAT32, **settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """Outputs as loaded, and accelerated."""
+    """Compute the outputs of a module as it is, and after its optimisation."""
     plain = loaded(module)(batch())
     chosen = spec(precision, **settings)
     changed = accelerate(loaded(module), chosen, chosen.members[0], batch())
@@ -77,7 +77,7 @@ def test_a_module_that_needs_its_layout_keeps_it() -> None:
     assert module.second.weight.is_contiguous()
 
 
-def test_small_members_are_left_alone() -> None:
+def test_small_members_are_not_changed() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))
     plain, changed = run(module)
     assert torch.equal(changed, plain)
@@ -92,7 +92,9 @@ def test_bfloat16_stays_within_parity() -> None:
     assert 0 < difference < 1e-2
 
 
-def test_bfloat16_that_changes_answers_is_refused_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_that_changes_answers_is_refused_or_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(execution, "is_bfloat16_fast", lambda device: True)
     with pytest.raises(MemberError, match="more than 1e-09; set runtime.precision to float32"):
         run(Wide(), Precision.BFLOAT16, tolerance=1e-9)

@@ -1,4 +1,4 @@
-"""Fused members give the answers that they give one by one."""
+"""Tests that fused members give the answers that each of them gives alone."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ BRANCHES = """
 
 
 def load(folder: Path, architectures: Sequence[str], temperatures: Sequence[float] = ()) -> Runtime:
+    """Load an ensemble with a member of each architecture, all with different weights."""
     write_code(folder, CODE + BRANCHES)
     members = []
     for seed, architecture in enumerate(architectures):
@@ -47,7 +48,7 @@ def load(folder: Path, architectures: Sequence[str], temperatures: Sequence[floa
 
 
 def both(runtime: Runtime, asked: Tensor | None = None) -> tuple[MemberScores, MemberScores]:
-    """The scores of the members fused, and one by one."""
+    """Compute the scores of the fused members, and then of each member alone."""
     images = example_images(6)
     together = runtime.run(images, asked=asked)
     runtime._executables = Executables(runtime._executables.single)
@@ -55,12 +56,14 @@ def both(runtime: Runtime, asked: Tensor | None = None) -> tuple[MemberScores, M
 
 
 def fused_of(runtime: Runtime) -> FusedMembers:
+    """Return the only fused members of a runtime."""
     (joint,) = runtime._executables.joint
     assert isinstance(joint, FusedMembers)
     return joint
 
 
 def sizes(runtime: Runtime) -> list[int]:
+    """Number of members in each joint executable."""
     return [len(joint.members) for joint in runtime._executables.joint]
 
 
@@ -73,7 +76,7 @@ def test_answers_are_those_of_the_members_alone(tmp_path: Path) -> None:
     assert together.scores.std(dim=0).min() > 1e-4, "each member has its own weights"
 
 
-def test_the_weights_are_there_once(tmp_path: Path) -> None:
+def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
     runtime = load(tmp_path, ["Net"] * 3)
     joint = fused_of(runtime)
     for row, single in enumerate(runtime._executables.single):
@@ -83,7 +86,7 @@ def test_the_weights_are_there_once(tmp_path: Path) -> None:
             assert value.data_ptr() == joint.state[name][row].data_ptr()
 
 
-def test_samples_that_not_all_members_see(tmp_path: Path) -> None:
+def test_samples_that_only_some_members_compute(tmp_path: Path) -> None:
     runtime = load(tmp_path, ["Net"] * 3)
     asked = torch.ones((3, 6), dtype=torch.bool)
     asked[1, 2:4] = False
@@ -92,7 +95,7 @@ def test_samples_that_not_all_members_see(tmp_path: Path) -> None:
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def test_other_architectures_stay_apart(tmp_path: Path) -> None:
+def test_members_of_other_architectures_are_not_fused(tmp_path: Path) -> None:
     runtime = load(tmp_path, ["Net", "Branching", "Net", "Branching", "Net"])
     assert fused_of(runtime).members == (0, 2, 4), "a branch on a weight cannot be fused"
     together, alone = both(runtime)
@@ -107,12 +110,12 @@ def test_large_batches_and_large_members_run_one_by_one(
     assert joint.pays_for(32)
     assert not joint.pays_for(33)
     state = {name: value.to("meta") for name, value in joint.state.items()}
-    assert FusedMembers(joint.members, joint.module, state).pays_for(1000), "not on a CPU"
+    assert FusedMembers(joint.members, joint.module, state).pays_for(1000), "pays off a CPU"
     monkeypatch.setattr(fused, "_MAX_PARAMETERS_TO_FUSE", 10)
     assert sizes(load(tmp_path, ["Net"] * 2)) == []
 
 
-def test_fused_members_that_fail_leave_the_members_their_chance(
+def test_each_member_runs_alone_if_the_fused_members_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = load(tmp_path, ["Net"] * 3)

@@ -1,4 +1,4 @@
-"""Scores, and the run that every member must pass before it serves."""
+"""Tests how outputs become scores, and the check that every member must pass before it serves."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ temperatures = st.floats(0.1, 10)
 
 
 def function(forward: Any) -> LoadedMember:
+    """Make a loaded member of a function."""
     return LoadedMember("first", forward, None)
 
 
 def logits(x: Tensor) -> Tensor:
+    """Compute three logits of each input from its first numbers."""
     return x.flatten(1)[:, :3] * 4 - 2
 
 
@@ -35,52 +37,52 @@ class TestScores:
     @given(st.lists(finite, min_size=2, max_size=6), temperatures)
     def test_classification_is_the_softmax(self, row: list[float], temperature: float) -> None:
         raw = torch.tensor([row])
-        found, found_logits = scores(raw, Task.CLASSIFICATION, Output.LOGITS, temperature)
+        result, scaled = scores(raw, Task.CLASSIFICATION, Output.LOGITS, temperature)
         expected = torch.softmax(raw.double() / temperature, dim=1)
-        assert torch.allclose(found.double(), expected, atol=1e-5)
-        assert found_logits is not None
-        assert torch.allclose(found_logits.softmax(dim=1), found)
+        assert torch.allclose(result.double(), expected, atol=1e-5)
+        assert scaled is not None
+        assert torch.allclose(scaled.softmax(dim=1), result)
 
     @given(st.lists(finite, min_size=1, max_size=6), temperatures)
     def test_multilabel_is_the_sigmoid(self, row: list[float], temperature: float) -> None:
         raw = torch.tensor([row])
-        found, found_logits = scores(raw, Task.MULTILABEL, Output.LOGITS, temperature)
-        assert torch.allclose(found, torch.sigmoid(raw / temperature))
-        assert found_logits is not None
-        assert torch.equal(found_logits.sigmoid(), found)
+        result, scaled = scores(raw, Task.MULTILABEL, Output.LOGITS, temperature)
+        assert torch.allclose(result, torch.sigmoid(raw / temperature))
+        assert scaled is not None
+        assert torch.equal(scaled.sigmoid(), result)
 
     @given(finite, finite, temperatures)
     def test_presence_with_two_outputs(
         self, absent: float, present: float, temperature: float
     ) -> None:
         raw = torch.tensor([[absent, present]])
-        found, found_logits = scores(raw, Task.PRESENCE, Output.LOGITS, temperature)
+        result, scaled = scores(raw, Task.PRESENCE, Output.LOGITS, temperature)
         expected = torch.softmax(raw.double() / temperature, dim=1)[:, 1:]
-        assert torch.allclose(found.double(), expected, atol=1e-5)
-        assert found_logits is not None
-        assert torch.allclose(found_logits, torch.tensor([[(present - absent) / temperature]]))
+        assert torch.allclose(result.double(), expected, atol=1e-5)
+        assert scaled is not None
+        assert torch.allclose(scaled, torch.tensor([[(present - absent) / temperature]]))
 
     def test_presence_with_one_output(self) -> None:
-        found, _ = scores(torch.tensor([[0.0], [2.0]]), Task.PRESENCE, Output.LOGITS, 2.0)
-        assert torch.allclose(found, torch.tensor([[0.5], [0.7310586]]))
+        result, _ = scores(torch.tensor([[0.0], [2.0]]), Task.PRESENCE, Output.LOGITS, 2.0)
+        assert torch.allclose(result, torch.tensor([[0.5], [0.7310586]]))
 
     @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL, Task.PRESENCE])
     def test_probabilities_stay(self, task: Task) -> None:
         raw = torch.tensor([[0.2, 0.8]])
-        found, found_logits = scores(raw, task, Output.PROBABILITIES, 1.0)
-        assert torch.equal(found, raw[:, 1:] if task is Task.PRESENCE else raw)
-        assert found_logits is None
+        result, scaled = scores(raw, task, Output.PROBABILITIES, 1.0)
+        assert torch.equal(result, raw[:, 1:] if task is Task.PRESENCE else raw)
+        assert scaled is None
 
     def test_values_stay(self) -> None:
         raw = torch.tensor([[-3.0, 40.0]])
-        found, found_logits = scores(raw, Task.REGRESSION, Output.VALUES, 1.0)
-        assert torch.equal(found, raw)
-        assert found_logits is None
+        result, scaled = scores(raw, Task.REGRESSION, Output.VALUES, 1.0)
+        assert torch.equal(result, raw)
+        assert scaled is None
 
     def test_no_samples(self) -> None:
         for task in (Task.CLASSIFICATION, Task.PRESENCE):
-            found, _ = scores(torch.zeros((0, 2)), task, Output.LOGITS, 1.0)
-            assert found.shape == (0, 1 if task is Task.PRESENCE else 2)
+            result, _ = scores(torch.zeros((0, 2)), task, Output.LOGITS, 1.0)
+            assert result.shape == (0, 1 if task is Task.PRESENCE else 2)
 
 
 class TestLoadedMember:
@@ -144,16 +146,16 @@ class TestCheck:
         check(function(lambda x: logits(x)[:, 0]), task=Task.REGRESSION, labels=1)
 
     @pytest.mark.parametrize(
-        ("task", "labels", "outputs", "wanted"),
+        ("task", "labels", "outputs", "message"),
         [
             (Task.CLASSIFICATION, 2, 3, r"gives \(3, 3\) for 3 samples.*ask for \(3, 2\):"),
             (Task.PRESENCE, 2, 3, r"ask for \(3, 1\) or \(3, 2\)"),
             (Task.REGRESSION, 3, 2, r"ask for \(3, 3\)"),
         ],
     )
-    def test_number_of_outputs(self, task: Task, labels: int, outputs: int, wanted: str) -> None:
+    def test_number_of_outputs(self, task: Task, labels: int, outputs: int, message: str) -> None:
         loaded = function(lambda x: logits(x)[:, :outputs])
-        with pytest.raises(MemberError, match=wanted) as caught:
+        with pytest.raises(MemberError, match=message) as caught:
             check(loaded, task=task, labels=labels)
         assert "ensemble 'trees', member 'first' (w.pt)" in str(caught.value)
 

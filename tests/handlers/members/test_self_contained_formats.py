@@ -1,4 +1,4 @@
-"""Members that carry their own architecture: each format written and read back, and refused."""
+"""TorchScript, torch.export and ONNX: each is read back as written, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import onnx
 import pytest
 import torch
 from member_files import CPU, Planted, batch, check, load, load_error, net
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
+from onnx_files import onnx_model
 from torch import Tensor, nn
 
 from torchserve_ensemble.handlers.base.errors import MemberError
@@ -35,40 +36,6 @@ def script(folder: Path, model: nn.Module | None = None) -> None:
 def export(folder: Path, model: nn.Module | None = None, dynamic: Any = DYNAMIC) -> None:
     program = torch.export.export(model or net(), (batch(2),), dynamic_shapes=dynamic)
     torch.export.save(program, folder / "w.pt2")
-
-
-def onnx_model(
-    folder: Path,
-    *,
-    inputs: int = 1,
-    outputs: int = 1,
-    kind: int = TensorProto.FLOAT,
-    samples: int | str = "batch",
-) -> Tensor:
-    """Writes w.onnx, a linear layer on the flattened image, and returns what it should give."""
-    layer = nn.Linear(48, 3)
-    nodes = [
-        helper.make_node("Flatten", ["x0"], ["flat"]),
-        helper.make_node("Cast", ["flat"], ["cast"], to=TensorProto.FLOAT),
-        helper.make_node("Gemm", ["cast", "weight", "bias"], ["y0"], transB=1),
-        *(helper.make_node("Identity", ["y0"], [f"y{i}"]) for i in range(1, outputs)),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "member",
-        [helper.make_tensor_value_info(f"x{i}", kind, [samples, 3, 4, 4]) for i in range(inputs)],
-        [
-            helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [samples, 3])
-            for i in range(outputs)
-        ],
-        [
-            numpy_helper.from_array(layer.weight.detach().numpy(), "weight"),
-            numpy_helper.from_array(layer.bias.detach().numpy(), "bias"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, folder / "w.onnx")
-    return layer(batch().flatten(1)).detach()
 
 
 class TestTorchScript:
@@ -143,7 +110,7 @@ class TestExported:
         assert expected in load_error(tmp_path, "w.pt2")
 
     def test_planted_sample_inputs(self, tmp_path: Path) -> None:
-        """torch.export.load by itself falls back to unpickling everything, as the end shows."""
+        """torch.export.load alone would run the planted code, as the last two lines show."""
         export(tmp_path)
         trace, path = tmp_path / "trace", tmp_path / "w.pt2"
         buffer = io.BytesIO()
@@ -196,7 +163,15 @@ class TestExported:
 def rewrite(
     path: Path, change: Callable[[str, bytes], bytes], more: dict[str, bytes] | None = None
 ) -> None:
-    """Write an archive again with other contents, uncompressed, as torch's reader wants it."""
+    """Write an archive again with other contents.
+
+    It is not compressed, since torch's reader reads no compressed archives.
+
+    Args:
+        path: the archive.
+        change: returns the new contents of a file from its name and contents.
+        more: name of each further file -> its contents.
+    """
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     root = next(iter(contents)).partition("/")[0]

@@ -1,4 +1,4 @@
-"""Weights into architectures: each format written and read back, and each way not to fit."""
+"""Weights are loaded into architectures from each format; weights that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_weights_without_batch_counters(tmp_path: Path, weights: str) -> None:
 
 
 class TestTorchvision:
-    """These are built without data, so that loading must bring every tensor back."""
+    """torchvision's architectures are built without data, so loading must bring every tensor."""
 
     @pytest.mark.parametrize("weights", ["w.safetensors", "w.pth"])
     @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ class TestTorchvision:
             assert torch.equal(loaded(torch.ones(1, 3, 64, 64)), expected(torch.ones(1, 3, 64, 64)))
 
     def test_the_file_may_change_afterwards(self, tmp_path: Path) -> None:
-        """The weights are copied: one mapped from the file would change with it, or crash."""
+        """The weights are copied. A tensor mapped from the file would change with it, or crash."""
         one = member("w.pth", architecture="torchvision.models.squeezenet1_1")
         expected = torchvision.models.squeezenet1_1()
         save(tmp_path, expected.state_dict())
@@ -188,7 +188,7 @@ class TestNothingButTensorsIsUnpickled:
         assert not trace.exists()
 
     def test_planted_code_does_run_where_nothing_prevents_it(self, tmp_path: Path) -> None:
-        """So that the tests above can fail."""
+        """This shows that the tests above can fail."""
         save(tmp_path, Planted(tmp_path / "trace"))
         torch.load(tmp_path / "w.pth", weights_only=False)
         assert (tmp_path / "trace").exists()

@@ -1,4 +1,4 @@
-"""Timing waits for devices that compute behind the caller's back."""
+"""Tests that timing waits for devices that compute while the caller goes on, such as GPUs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_a_gpu_is_waited_for_before_and_after_each_call(monkeypatch: pytest.Monk
     assert events == ["cuda:1", "call", "cuda:1"]
 
 
-def test_a_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def unexpected(device: object) -> None:
         raise AssertionError
 

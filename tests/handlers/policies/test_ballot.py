@@ -1,4 +1,4 @@
-"""Ballots: shapes, votes and selections. The other policy tests build theirs with `make_ballot`."""
+"""Tests of ballots: shapes, votes, and selections of members."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_classification_vote_is_the_best_label_lowest_index_first() -> None:
     assert one_hot(torch.zeros(0, 3)).shape == (0, 3)
 
 
-def test_selection_takes_everything_of_a_member_along() -> None:
+def test_a_selection_keeps_everything_of_its_members() -> None:
     scores = torch.rand(3, 2, 1)
     ballot = make_ballot(
         Task.PRESENCE,
@@ -55,7 +55,7 @@ def test_a_member_that_gave_no_scores_is_named() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_never_become_votes(bad: float) -> None:
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     with pytest.raises(MemberError, match=r"scores of member m1 are not finite"):
         make_ballot(Task.PRESENCE, [[[0.5]], [[bad]]])
 

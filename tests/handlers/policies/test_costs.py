@@ -1,4 +1,4 @@
-"""What is computed cheaply equals the plain formula, and the expensive steps are not taken."""
+"""Tests that fast computations equal the plain formulas, and avoid expensive operations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ballots import ballots, bound, combine, deciding, make_ballot, without_deadline
+from ballots import ballots, bound, combine, label_tasks, make_ballot, without_deadline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -26,7 +26,11 @@ from torchserve_ensemble.handlers.policies.uncertainty import disagreement, unce
 
 
 class Operations(TorchDispatchMode):
-    """Notes of each operation, by name, how many bytes its largest result has."""
+    """Records the torch operations that run while the context lasts.
+
+    Attributes:
+        largest_bytes: name of each operation -> bytes of its largest result.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +49,7 @@ class Operations(TorchDispatchMode):
 
 
 def classification(members: int, samples: int, labels: int, seed: int = 0) -> Ballot:
-    """Softmaxes, of which some are rounded so that labels are equal."""
+    """Make a ballot of random softmaxes, some of them rounded so that labels have equal scores."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(members, samples, labels, generator=generator).mul(3).softmax(dim=-1)
     scores[:, ::3] = (scores[:, ::3] * 50).round() / 50
@@ -53,7 +57,7 @@ def classification(members: int, samples: int, labels: int, seed: int = 0) -> Ba
 
 
 def pairs_that_differ(votes: Tensor) -> Tensor:
-    """The share of pairs with different votes, from all pairs at once."""
+    """Compute the share of pairs of members with different votes, by comparing all pairs."""
     members = len(votes)
     differ = (votes.unsqueeze(0) != votes.unsqueeze(1)).any(dim=-1)
     return differ.sum(dim=(0, 1)).div(max(members * (members - 1), 1)).float()
@@ -61,15 +65,15 @@ def pairs_that_differ(votes: Tensor) -> Tensor:
 
 class TestDisagreement:
     @without_deadline
-    @given(ballot=ballots(deciding))
-    def test_it_is_the_share_of_pairs(self, ballot: Ballot) -> None:
+    @given(ballot=ballots(label_tasks))
+    def test_disagreement_is_the_share_of_pairs(self, ballot: Ballot) -> None:
         expected = pairs_that_differ(ballot.votes)
         assert torch.equal(disagreement(ballot.votes), expected)
         measured = uncertainty(ballot.scores, ballot.votes, ballot.task).disagreement
         assert torch.equal(measured, expected)
 
     @without_deadline
-    @given(ballot=ballots(deciding))
+    @given(ballot=ballots(label_tasks))
     def test_the_entropies_are_those_of_all_scores_at_once(self, ballot: Ballot) -> None:
         def entropy(probabilities: Tensor) -> Tensor:
             if ballot.task is not Task.CLASSIFICATION:
@@ -99,12 +103,13 @@ class TestDisagreement:
         with Operations() as measured:
             policy.combine(ballot)
             uncertainty(ballot.scores, ballot.votes, ballot.task)
-        assert max(measured.largest_bytes.values()) <= 8 * values, "the scores in float64"
+        float64_bytes = 8 * values
+        assert max(measured.largest_bytes.values()) <= float64_bytes
 
 
 class TestBorda:
     @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 0, 4), (5, 20, 2), (4, 30, 200)])
-    def test_it_counts_the_labels_below(self, shape: tuple[int, int, int]) -> None:
+    def test_borda_counts_the_labels_below(self, shape: tuple[int, int, int]) -> None:
         ballot = classification(*shape)
         scores = ballot.scores
         ordered = scores.sort(dim=-1).values
@@ -114,7 +119,7 @@ class TestBorda:
         expected = points.mean(dim=0) / max(scores.shape[-1] - 1, 1)
         assert torch.equal(combine("borda", ballot).scores, expected.float())
 
-    def test_it_takes_any_layout(self) -> None:
+    def test_borda_takes_any_memory_layout(self) -> None:
         ballot = classification(3, 4, 5)
         turned = make_ballot(Task.CLASSIFICATION, ballot.scores.mT.contiguous().mT)
         assert torch.equal(combine("borda", turned).scores, combine("borda", ballot).scores)
@@ -122,7 +127,7 @@ class TestBorda:
 
 class TestCountedVotes:
     @without_deadline
-    @given(ballot=ballots(deciding), data=st.data())
+    @given(ballot=ballots(label_tasks), data=st.data())
     def test_the_score_is_the_kth_largest(self, ballot: Ballot, data: st.DataObject) -> None:
         members = len(ballot.scores)
         descending = ballot.scores.sort(dim=0, descending=True).values
@@ -131,7 +136,7 @@ class TestCountedVotes:
             assert torch.equal(combine(text, ballot).scores, descending[rank - 1])
 
     @without_deadline
-    @given(ballot=ballots(deciding), more=st.integers(0, 4), data=st.data())
+    @given(ballot=ballots(label_tasks), more=st.integers(0, 4), data=st.data())
     def test_the_bounds_of_some_members(
         self, ballot: Ballot, more: int, data: st.DataObject
     ) -> None:
@@ -149,12 +154,12 @@ class TestCountedVotes:
     def test_an_extreme_is_found_without_sorting(self, text: str) -> None:
         ballot = classification(4, 3, 5)
         policy = bound(text, ballot)
-        with Operations() as seen:
+        with Operations() as operations:
             policy.combine(ballot)
             _outcome_of_counted_votes(ballot, 1, 6)
             _outcome_of_counted_votes(ballot, 6, 6)
             settled(ballot.votes, 0, policy, ballot.task)
-        assert not {name for name in seen.largest_bytes if "sort" in name}
+        assert not {name for name in operations.largest_bytes if "sort" in name}
 
 
 class TestFittedModels:
@@ -188,14 +193,14 @@ class TestFittedModels:
         evidence = torch.einsum("mjl,mnl->nj", confusions, votes.double())
         prior = model.prior.double().clamp(min=smallest).log()
         expected = (prior + evidence).softmax(dim=-1).float()
-        found = policy.combine(ballot).scores
+        combined = policy.combine(ballot).scores
         if task is Task.PRESENCE:
             expected = expected[:, 1:]
-        # The sum's order differs in float64, which shows in the last bit of a float32 at most.
-        torch.testing.assert_close(found, expected, rtol=2e-7, atol=1e-37)
+        # The float64 sums are in another order, which changes at most the last bit of a float32.
+        torch.testing.assert_close(combined, expected, rtol=2e-7, atol=1e-37)
 
     @pytest.mark.parametrize("kind", ["dawid_skene", "stacking"])
-    def test_parameters_are_made_ready_once(self, kind: str) -> None:
+    def test_parameters_are_converted_once(self, kind: str) -> None:
         ballot = classification(self.MEMBERS, 2, self.LABELS)
         inputs = self.MEMBERS * self.LABELS
         stacking = StackingModel(
@@ -204,11 +209,11 @@ class TestFittedModels:
         fitted = {"dawid_skene": self.dawid_skene(self.LABELS), "stacking": stacking}
         policy = bound(kind, ballot, fitted)
         first = policy.combine(ballot)
-        with Operations() as seen:
+        with Operations() as operations:
             second = policy.combine(ballot)
         assert torch.equal(first.scores, second.scores)
         for name in ("_to_copy", "clamp", "log"):
-            assert seen.largest_bytes.get(name, 0) < 8 * self.LABELS**2, name
+            assert operations.largest_bytes.get(name, 0) < 8 * self.LABELS**2, name
 
     def test_stacking_is_its_formula(self) -> None:
         ballot = classification(self.MEMBERS, 9, self.LABELS)
@@ -218,5 +223,5 @@ class TestFittedModels:
         model = StackingModel(ballot.member_names, coefficients, intercept)
         features = ballot.scores.double().permute(1, 0, 2).reshape(9, -1)
         expected = (features @ coefficients.double().T + intercept.double()).softmax(dim=-1)
-        found = combine("stacking", ballot, {"meta": model}).scores
-        assert torch.equal(found, expected.float())
+        combined = combine("stacking", ballot, {"meta": model}).scores
+        assert torch.equal(combined, expected.float())

@@ -1,4 +1,4 @@
-"""Fitted models: files, matching by member name, and the policies that use them."""
+"""Tests of fitted models: their files, matching by member name, and the policies that use them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_file_gives_the_model_back(model: FittedModel, tmp_path: Path) -> None
     assert path.read_bytes() == first
 
 
-def test_files_that_are_no_fitted_model(tmp_path: Path) -> None:
+def test_files_without_a_fitted_model_are_refused(tmp_path: Path) -> None:
     missing, text, plain = (tmp_path / name for name in ("missing", "text", "plain"))
     text.write_text("coefficients: 1")
     save_file({"coefficients": torch.zeros(1, 2)}, plain)
@@ -66,7 +66,7 @@ def test_files_that_are_no_fitted_model(tmp_path: Path) -> None:
         (lambda: ClassWeightsModel(NAMES, torch.tensor([[2.0], [-1.0]])), "negative"),
     ],
 )
-def test_parameters_that_cannot_be(make: Any, message: str) -> None:
+def test_impossible_parameters_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -88,8 +88,8 @@ def test_members_are_matched_by_name() -> None:
         )
 
 
-def test_dawid_skene_trusts_who_errs_less() -> None:
-    # m0 says no, m1, which votes at random, says yes: only m0 counts.
+def test_dawid_skene_ignores_a_member_that_votes_at_random() -> None:
+    # m0 votes no; m1, whose votes are random, votes yes. Only the vote of m0 counts.
     ballot = make_ballot(Task.PRESENCE, [[[0.1]], [[0.9]]])
     policy = bound("dawid_skene", ballot, {"raters": DAWID_SKENE})
     expected = 0.3 * 0.2 / (0.3 * 0.2 + 0.7 * 0.9)
@@ -97,7 +97,7 @@ def test_dawid_skene_trusts_who_errs_less() -> None:
     assert policy.combine(ballot.select([0])).scores.item() == pytest.approx(expected)
 
 
-def test_dawid_skene_defines_the_impossible() -> None:
+def test_dawid_skene_gives_a_score_to_votes_that_it_considers_impossible() -> None:
     model = DawidSkeneModel(NAMES, torch.eye(2).expand(2, 2, 2), torch.tensor([0.5, 0.5]))
     ballot = make_ballot(Task.PRESENCE, [[[0.1]], [[0.9]]])
     assert combine("dawid_skene", ballot, {"m": model}).scores.item() == pytest.approx(0.5)
@@ -113,13 +113,13 @@ def test_class_weights_by_hand() -> None:
 
 def test_the_only_model_of_a_kind_needs_no_name() -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.5]], [[0.1]]])
-    store = {"meta": STACKING, "raters": DAWID_SKENE}
-    assert bound("stacking", ballot, store).text == "stacking(model='meta')"
+    models = {"meta": STACKING, "raters": DAWID_SKENE}
+    assert bound("stacking", ballot, models).text == "stacking(model='meta')"
     with pytest.raises(PolicyError, match="parameter model is missing: one of a, b"):
         bound("stacking", ballot, {"a": STACKING, "b": STACKING})
     assert bound("stacking(model='b')", ballot, {"a": STACKING, "b": STACKING})
     with pytest.raises(PolicyError, match=r"model='raters' is no fitted stacking model"):
-        bound("stacking(model='raters')", ballot, store)
+        bound("stacking(model='raters')", ballot, models)
     with pytest.raises(PolicyError, match="needs a fitted stacking model, and this deployment"):
         bound("stacking", ballot)
 

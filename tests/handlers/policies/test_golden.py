@@ -1,7 +1,7 @@
-"""Policies against figures that other people's libraries computed.
+"""Compares policies with results that the libraries crowd-kit and combo computed.
 
-crowd-kit and combo pull in transformers, pyarrow and numba, so that they are no test dependencies:
-their results on fixed random inputs, and their versions, are in the golden file.
+These libraries depend on transformers, pyarrow and numba, which are too much for the tests. The
+golden file therefore has their results on fixed random inputs, and their versions.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ COMBO = GOLDEN["combo"]
 
 
 def columns(members: int) -> np.ndarray:
-    """(M, N, 1) scores of the first members."""
+    """Scores (M, N, 1) of the first members."""
     return np.array(COMBO["scores"])[:members, :, None]
 
 
 def test_dawid_skene_is_crowd_kits() -> None:
-    """The expectation step of crowd-kit's algorithm, with the error rates that it learned."""
-    known = GOLDEN["dawid_skene"]
-    ballot = make_ballot(Task.CLASSIFICATION, np.eye(3)[np.array(known["votes"])])
+    """The policy equals crowd-kit's expectation step, given the error rates that it learned."""
+    golden = GOLDEN["dawid_skene"]
+    ballot = make_ballot(Task.CLASSIFICATION, np.eye(3)[np.array(golden["votes"])])
     model = DawidSkeneModel(
-        ballot.member_names, torch.tensor(known["confusions"]), torch.tensor(known["prior"])
+        ballot.member_names, torch.tensor(golden["confusions"]), torch.tensor(golden["prior"])
     )
     ours = combine("dawid_skene", ballot, {"raters": model}).scores
-    np.testing.assert_allclose(ours.numpy(), known["posterior"], atol=1e-5)
+    np.testing.assert_allclose(ours.numpy(), golden["posterior"], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def test_simple_combinations_are_combos(policy: str, reference: str) -> None:
     ("policy", "reference"), [("average_of_maximum", "aom"), ("maximum_of_average", "moa")]
 )
 def test_buckets_are_combos(policy: str, reference: str, buckets: int) -> None:
-    """combo shuffles the members before it splits them; its order is kept with its results."""
+    """combo shuffles the members before it splits them, so the golden file has their order too."""
     shuffled = columns(6)[COMBO["order_of_six"]]
     ours = combine(policy, make_ballot(Task.MULTILABEL, shuffled), buckets=buckets).scores
     np.testing.assert_allclose(ours[:, 0].numpy(), COMBO[f"{reference}_{buckets}"], atol=1e-6)
 
 
-def test_plurality_is_combos_majority_vote_but_for_ties() -> None:
+def test_plurality_is_combos_majority_vote_except_for_ties() -> None:
     votes = np.array(GOLDEN["majority_vote"]["votes"])
     ballot = make_ballot(Task.CLASSIFICATION, np.eye(3)[votes])
     decisions = combine("plurality", ballot).decisions

@@ -1,10 +1,10 @@
-"""Laws that hold on every ballot."""
+"""Tests laws that hold for all policies, or for some, on every ballot."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from ballots import GRID, ballots, combine, deciding, make_ballot, texts, without_deadline
+from ballots import GRID, ballots, combine, label_tasks, make_ballot, texts, without_deadline
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,37 +13,34 @@ from torchserve_ensemble.handlers.policies import Ballot
 from torchserve_ensemble.handlers.policies.ballot import LABEL_TASKS, THRESHOLD_TASKS
 from torchserve_ensemble.handlers.policies.uncertainty import uncertainty
 
-"""Scores are multiples of 1 / 16: sums are exact, and ties and thresholds are often hit."""
-
-
 thresholded = st.sampled_from(sorted(THRESHOLD_TASKS))
 
 
 def decisions(text: str, ballot: Ballot) -> torch.Tensor:
-    """The decisions of a policy."""
+    """Apply a policy, and return its decisions (N, C) bool."""
     outcome = combine(text, ballot)
     assert outcome.decisions is not None
     return outcome.decisions
 
 
 @without_deadline
-@given(ballot=ballots(deciding), data=st.data())
+@given(ballot=ballots(label_tasks), data=st.data())
 def test_the_order_of_the_members_does_not_matter(ballot: Ballot, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(ballot.scores))))
     shuffled = ballot.select(order)
-    # Buckets are of neighbours, and a cascade asks in order.
+    # Buckets hold neighbouring members, and a cascade runs members in their order.
     ordered = ("average_of_maximum", "maximum_of_average", "cascade")
     for text in texts(ballot.task):
         if not text.startswith(ordered):
             left, right = combine(text, ballot), combine(text, shuffled)
             torch.testing.assert_close(left.scores, right.scores, atol=1e-6, rtol=0)
-            # Logarithms round, so an exact tie may fall either way.
+            # Logarithms are rounded, so that an exact tie may be decided either way.
             if text not in ("geometric_mean", "product", "logit_mean"):
                 assert torch.equal(decisions(text, ballot), decisions(text, shuffled)), text
 
 
 @without_deadline
-@given(ballot=ballots(deciding))
+@given(ballot=ballots(label_tasks))
 def test_combined_probabilities_stay_probabilities(ballot: Ballot) -> None:
     for text in texts(ballot.task):
         scores = combine(text, ballot).scores
@@ -51,8 +48,8 @@ def test_combined_probabilities_stay_probabilities(ballot: Ballot) -> None:
 
 
 @without_deadline
-@given(ballot=ballots(deciding))
-def test_from_any_to_all(ballot: Ballot) -> None:
+@given(ballot=ballots(label_tasks))
+def test_a_larger_k_never_chooses_more_labels(ballot: Ballot) -> None:
     members = len(ballot.scores)
     assert torch.equal(decisions("any", ballot), decisions("at_least(k=1)", ballot))
     assert torch.equal(decisions("all", ballot), decisions(f"at_least(k={members})", ballot))
@@ -73,7 +70,8 @@ def test_any_is_not_all_of_the_complements(ballot: Ballot) -> None:
     complement = make_ballot(
         ballot.task,
         1 - ballot.scores,
-        # Strictly above 1 - t where the score is strictly below t: half a grid step off both.
+        # 1 - s must reach its threshold exactly if s is below t. Scores are multiples of the grid,
+        # so a threshold half a step above 1 - t does that.
         member_thresholds=1 - ballot.member_thresholds + 0.5 / GRID,
     )
     assert torch.equal(decisions("any", ballot), ~decisions("all", complement))
@@ -95,8 +93,8 @@ def test_with_one_threshold_votes_and_scores_agree(ballot: Ballot) -> None:
 
 
 @without_deadline
-@given(ballot=ballots(deciding))
-def test_members_that_are_equal_are_as_one(ballot: Ballot) -> None:
+@given(ballot=ballots(label_tasks))
+def test_equal_members_decide_as_one_of_them_does(ballot: Ballot) -> None:
     alone = ballot.select([0])
     weighted = torch.ones(3)
     copies = make_ballot(
@@ -113,7 +111,7 @@ def test_members_that_are_equal_are_as_one(ballot: Ballot) -> None:
         thresholds=alone.thresholds,
     )
     for text in texts(ballot.task):
-        if text != "product":  # counts each copy as new evidence
+        if text != "product":  # The product takes each copy as new evidence.
             torch.testing.assert_close(
                 combine(text, copies).scores, combine(text, one).scores, atol=1e-6, rtol=0
             )
@@ -135,7 +133,7 @@ def test_a_higher_score_takes_no_label_away(ballot: Ballot, data: st.DataObject)
         thresholds=ballot.thresholds,
     )
     for text in texts(ballot.task):
-        # A cascade may stop at a confident no, and members that disagree make one abstain.
+        # A cascade may stop at a confident no, and `unanimous` abstains if members disagree.
         if text != "unanimous" and not text.startswith("cascade"):
             assert (combine(text, higher).scores >= combine(text, ballot).scores - 1e-6).all(), text
             if text not in ("geometric_mean", "product", "logit_mean"):
@@ -144,7 +142,7 @@ def test_a_higher_score_takes_no_label_away(ballot: Ballot, data: st.DataObject)
 
 @without_deadline
 @given(ballot=ballots(st.just(Task.CLASSIFICATION)))
-def test_a_classification_by_score_chooses_one_label_the_best(ballot: Ballot) -> None:
+def test_policies_of_scores_choose_exactly_the_best_label(ballot: Ballot) -> None:
     several = ("any", "all", "at_least", "majority", "unanimous")
     for text in texts(Task.CLASSIFICATION):
         if not text.startswith(several):
@@ -154,18 +152,18 @@ def test_a_classification_by_score_chooses_one_label_the_best(ballot: Ballot) ->
 
 
 @without_deadline
-@given(ballot=ballots(deciding), limit=st.integers(0, GRID))
+@given(ballot=ballots(label_tasks), limit=st.integers(0, GRID))
 def test_abstaining_only_ever_takes_decisions_away(ballot: Ballot, limit: int) -> None:
     share = limit / GRID
     outcome = combine("mean", ballot, min_confidence=share, max_disagreement=share)
-    free = decisions("mean", ballot)
+    without_limits = decisions("mean", ballot)
     assert outcome.abstained is not None
     assert outcome.decisions is not None
-    kept = ~outcome.abstained
-    assert torch.equal(outcome.decisions[kept], free[kept])
+    answered = ~outcome.abstained
+    assert torch.equal(outcome.decisions[answered], without_limits[answered])
     assert not outcome.decisions[outcome.abstained].any()
     measured = uncertainty(ballot.scores, ballot.votes, ballot.task).disagreement
-    assert (measured[kept] <= share).all()
+    assert (measured[answered] <= share).all()
 
 
 @without_deadline

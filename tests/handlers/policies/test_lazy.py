@@ -1,4 +1,4 @@
-"""Running members one by one decides as running them all."""
+"""Tests that lazy policies decide as if all members had run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ballots import (
     ballots,
     bound,
     combine,
-    deciding,
+    label_tasks,
     lazily,
     make_ballot,
     panel_of,
@@ -36,14 +36,14 @@ VOTES = ("any", "all", "majority", "plurality", "unanimous")
 
 
 def same(left: Tensor | None, right: Tensor | None) -> bool:
-    """Equal tensors, or neither there."""
+    """Whether two tensors are equal, or both are None."""
     if left is None or right is None:
         return left is right
     return torch.equal(left, right)
 
 
 @without_deadline
-@given(ballot=ballots(deciding), data=st.data())
+@given(ballot=ballots(label_tasks), data=st.data())
 def test_lazy_decisions_are_the_full_ones(ballot: Ballot, data: st.DataObject) -> None:
     members = len(ballot.scores)
     order = list(data.draw(st.permutations(range(members))))
@@ -56,7 +56,7 @@ def test_lazy_decisions_are_the_full_ones(ballot: Ballot, data: st.DataObject) -
 
 
 @without_deadline
-@given(ballot=ballots(deciding), data=st.data())
+@given(ballot=ballots(label_tasks), data=st.data())
 def test_a_lazy_score_bounds_the_full_one(ballot: Ballot, data: st.DataObject) -> None:
     order = list(data.draw(st.permutations(range(len(ballot.scores)))))
     for text in ("any", "all", "majority"):
@@ -72,7 +72,7 @@ def test_a_lazy_score_bounds_the_full_one(ballot: Ballot, data: st.DataObject) -
 
 
 @without_deadline
-@given(ballot=ballots(deciding), limit=st.integers(0, GRID), data=st.data())
+@given(ballot=ballots(label_tasks), limit=st.integers(0, GRID), data=st.data())
 def test_a_lazy_cascade_is_the_full_one(ballot: Ballot, limit: int, data: st.DataObject) -> None:
     order = list(data.draw(st.permutations(range(len(ballot.scores)))))
     policy = bound("cascade", ballot, confidence=limit / GRID)
@@ -86,7 +86,10 @@ def test_a_lazy_cascade_is_the_full_one(ballot: Ballot, limit: int, data: st.Dat
 @pytest.mark.parametrize("task", sorted(LABEL_TASKS))
 @pytest.mark.parametrize("members", [1, 2, 3, 4])
 def test_settled_is_exact(text: str, task: Task, members: int) -> None:
-    """Every vote of every member: settled if and only if no continuation changes the decision."""
+    """A sample is settled if and only if no votes of the remaining members change its decision.
+
+    The test tries all votes of all members.
+    """
     labels = 1 if task is Task.PRESENCE else 2
     if text == "at_least(k=2)" and members < 2:
         return
@@ -110,21 +113,21 @@ def test_settled_is_exact(text: str, task: Task, members: int) -> None:
             claimed = bool(settled(votes, members - run, policy, task)[0])
             if claimed:
                 assert len(answers) == 1, (start, members)
-            elif text != "plurality":  # whose ties the scores break
+            elif text != "plurality":  # Scores, not votes, break the ties of plurality.
                 assert len(answers) > 1, (start, members)
 
 
-def test_open_samples_only_are_run() -> None:
+def test_members_run_only_on_undecided_samples() -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.9], [0.1], [0.1]], [[0.0], [0.9], [0.1]], [[0.2]] * 3])
     members = Members(ballot)
-    outcome = combine_lazily(bound("any", ballot), panel_of(ballot), members, samples=3)
+    outcome = combine_lazily(bound("any", ballot), panel_of(ballot), members, num_samples=3)
     assert members.samples_run == [3, 2, 1]
     assert outcome.members_used is not None
     assert outcome.members_used.tolist() == [1, 2, 3]
     assert outcome.scores.flatten().tolist() == pytest.approx([0.9, 0.9, 0.2])
 
 
-def test_a_cascade_stops_where_it_is_sure() -> None:
+def test_a_cascade_stops_as_soon_as_it_is_confident() -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.95], [0.6]], [[0.1], [0.7]], [[0.1], [0.2]]])
     outcome = combine("cascade(confidence=0.9)", ballot)
     assert outcome.members_used is not None
@@ -150,21 +153,21 @@ def test_a_threshold_of_the_request_counts() -> None:
 
 
 @pytest.mark.parametrize("text", ["mean", "weighted_vote", "any(min_confidence=0.5)", "m0 or m1"])
-def test_what_needs_all_members_is_refused(text: str) -> None:
+def test_policies_that_need_all_members_are_refused(text: str) -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.5]], [[0.5]]])
     policy = bound(text, ballot)
     assert not can_stop_early(policy)
     with pytest.raises(ValueError, match="needs all members"):
-        combine_lazily(policy, panel_of(ballot), Members(ballot), samples=1)
+        combine_lazily(policy, panel_of(ballot), Members(ballot), num_samples=1)
 
 
 def test_wrong_orders_and_too_few_members_are_refused() -> None:
     ballot = make_ballot(Task.PRESENCE, [[[0.5]], [[0.5]]])
     policy = bound("at_least(k=2)", ballot)
     with pytest.raises(ValueError, match="each of 2 members once"):
-        combine_lazily(policy, panel_of(ballot), Members(ballot), samples=1, order=[0, 0])
+        combine_lazily(policy, panel_of(ballot), Members(ballot), num_samples=1, order=[0, 0])
     alone = ballot.select([0])
     with pytest.raises(PolicyError, match="needs more than the 1 members"):
-        combine_lazily(policy, panel_of(alone), Members(alone), samples=1)
+        combine_lazily(policy, panel_of(alone), Members(alone), num_samples=1)
     with pytest.raises(ValueError, match="does not settle by votes"):
         settled(ballot.votes, 1, bound("mean", ballot), ballot.task)

@@ -1,4 +1,4 @@
-"""From text to policy: names, calls, expressions, what is allowed, and messages that help."""
+"""Tests of parsing policies: names, calls, expressions, allowed policies, and error messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torchserve_ensemble.handlers.policies import (
     parse_policy,
 )
 
-OFFER = Catalogue(
+CATALOGUE = Catalogue(
     task=Task.PRESENCE,
     member_names=("cnn", "mlp", "resnet-18"),
     named={"high-sensitivity": "any", "strict": "high-specificity", "high-specificity": "all"},
@@ -38,19 +38,19 @@ BALLOT = replace(
         Task.PRESENCE,
         [[[0.9], [0.2], [0.6]], [[0.4], [0.1], [0.7]], [[0.3], [0.8], [0.9]]],
     ),
-    member_names=OFFER.member_names,
+    member_names=CATALOGUE.member_names,
 )
 
 
-def parse(text: str, offer: Catalogue = OFFER, **parameters: Any) -> BoundPolicy:
-    """A policy of the offer."""
-    return parse_policy(text, parameters, offer)
+def parse(text: str, catalogue: Catalogue = CATALOGUE, **parameters: Any) -> BoundPolicy:
+    """Parse a policy with the test's catalogue, or with another one."""
+    return parse_policy(text, parameters, catalogue)
 
 
-def refusal(text: str, offer: Catalogue = OFFER, **parameters: Any) -> str:
-    """The message that a text is refused with."""
+def refusal(text: str, catalogue: Catalogue = CATALOGUE, **parameters: Any) -> str:
+    """Parse a text that must be refused, and return the message."""
     with pytest.raises(PolicyError) as caught:
-        parse(text, offer, **parameters)
+        parse(text, catalogue, **parameters)
     return caught.value.message
 
 
@@ -78,7 +78,7 @@ def refusal(text: str, offer: Catalogue = OFFER, **parameters: Any) -> str:
 def test_texts_and_their_canonical_form(
     text: str, parameters: Mapping[str, Any], canonical: str
 ) -> None:
-    policy = parse_policy(text, parameters, OFFER)
+    policy = parse_policy(text, parameters, CATALOGUE)
     assert policy.text == canonical
     assert parse(policy.text) == policy
     assert json.loads(json.dumps(policy.parameters)) == policy.parameters
@@ -124,24 +124,24 @@ def test_a_limit_is_rounded_as_the_scores_are() -> None:
 
 def test_an_expression_decides_each_label_of_a_classification() -> None:
     ballot = make_ballot(Task.CLASSIFICATION, [[[0.7, 0.3], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9]]])
-    offer = Catalogue(task=Task.CLASSIFICATION, member_names=("m0", "m1"))
-    outcome = parse("all and mean >= 0.7", offer).combine(ballot)
+    catalogue = Catalogue(task=Task.CLASSIFICATION, member_names=("m0", "m1"))
+    outcome = parse("all and mean >= 0.7", catalogue).combine(ballot)
     assert chosen(outcome) == [[0], []]
     assert outcome.abstained is not None
     assert outcome.abstained.tolist() == [False, True]
 
 
 def test_a_policy_comes_before_a_member_of_its_name() -> None:
-    offer = Catalogue(task=Task.PRESENCE, member_names=("any", "min", "not"))
-    assert parse("any", offer).name == "any"
-    assert parse('any and member("any")', offer).name == "expression"
-    assert parse('member("not")', offer).name == "expression"
+    catalogue = Catalogue(task=Task.PRESENCE, member_names=("any", "min", "not"))
+    assert parse("any", catalogue).name == "any"
+    assert parse('any and member("any")', catalogue).name == "expression"
+    assert parse('member("not")', catalogue).name == "expression"
 
 
 def test_a_deployments_name_comes_before_a_registered_policy() -> None:
-    offer = replace(OFFER, named={"mean": "weighted_mean", "min": "min(threshold=0.1)"})
-    assert parse("mean", offer).text == "weighted_mean"
-    assert parse("min", offer).text == "min(threshold=0.1)"
+    catalogue = replace(CATALOGUE, named={"mean": "weighted_mean", "min": "min(threshold=0.1)"})
+    assert parse("mean", catalogue).text == "weighted_mean"
+    assert parse("min", catalogue).text == "min(threshold=0.1)"
 
 
 @pytest.mark.parametrize(
@@ -232,11 +232,11 @@ def test_parameters_from_a_form() -> None:
     assert "unable to parse string as an integer" in refusal("at_least", k="two")
     assert "parameter k=None: input should be a valid integer" in refusal("at_least", k=None)
     with pytest.raises(PolicyError, match=r"'\\ud800' is not known"):
-        parse_policy("any", {"\ud800": 1}, OFFER)
+        parse_policy("any", {"\ud800": 1}, CATALOGUE)
 
 
 RESTRICTED = replace(
-    OFFER,
+    CATALOGUE,
     allowed=frozenset({"high-sensitivity", "mean"}),
     default="at_least(k=2)",
 )
@@ -258,22 +258,22 @@ def test_a_client_chooses_from_what_is_allowed() -> None:
     assert "is not allowed here" in refusal("any", with_expressions)
 
 
-def test_what_is_fixed_stays_fixed() -> None:
+def test_a_policy_that_is_only_offered_by_name_takes_no_parameters() -> None:
     for text in ("high-sensitivity", "at_least(k=2)"):
         assert "is fixed in this deployment" in refusal(text, RESTRICTED, threshold=0.1)
     assert parse("high-sensitivity", threshold=0.1).text == "any(threshold=0.1)"
 
 
 def test_an_expression_may_be_the_default_or_have_a_name() -> None:
-    offer = replace(
-        OFFER,
+    catalogue = replace(
+        CATALOGUE,
         named={"careful": "all(cnn, mlp) and mean >= 0.8"},
         allowed=frozenset({"careful"}),
         default="any(cnn, mlp)",
     )
-    assert parse("careful", offer).name == "expression"
-    assert parse("any(cnn, mlp)", offer).name == "expression"
-    check_catalogue(offer)
+    assert parse("careful", catalogue).name == "expression"
+    assert parse("any(cnn, mlp)", catalogue).name == "expression"
+    check_catalogue(catalogue)
 
 
 @pytest.mark.parametrize(
@@ -290,55 +290,57 @@ def test_an_expression_may_be_the_default_or_have_a_name() -> None:
         ({"allowed": frozenset({"borda"})}, "no policy for task presence"),
     ],
 )
-def test_a_wrong_offer_shows_at_the_build(change: dict[str, Any], message: str) -> None:
+def test_a_wrong_catalogue_is_refused_by_the_build(change: dict[str, Any], message: str) -> None:
     with pytest.raises(PolicyError, match=message):
-        check_catalogue(replace(OFFER, **change))
+        check_catalogue(replace(CATALOGUE, **change))
 
 
-def test_an_offer_is_checked_whatever_is_allowed() -> None:
-    check_catalogue(OFFER)
+def test_a_good_catalogue_passes_the_check_whatever_is_allowed() -> None:
+    check_catalogue(CATALOGUE)
     check_catalogue(RESTRICTED)
 
 
 @pytest.mark.parametrize("name", ["any", "mean", "all", "cnn"])
 @pytest.mark.parametrize("default", ["any", "mean", "own", "cnn"])
 def test_a_policy_may_be_offered_under_its_own_name(name: str, default: str) -> None:
-    offer = replace(OFFER, named={name: f" {name} ", "own": name}, default=default)
-    check_catalogue(offer)
-    assert parse(name, offer).text == name
-    assert parse("own", offer).text == name
-    restricted = replace(offer, allowed=frozenset({name}))
+    catalogue = replace(CATALOGUE, named={name: f" {name} ", "own": name}, default=default)
+    check_catalogue(catalogue)
+    assert parse(name, catalogue).text == name
+    assert parse("own", catalogue).text == name
+    restricted = replace(catalogue, allowed=frozenset({name}))
     check_catalogue(restricted)
     assert parse(name, restricted).text == name
-    assert parse(default, restricted).text == parse(default, offer).text
+    assert parse(default, restricted).text == parse(default, catalogue).text
 
 
 def test_regressions_take_no_votes_and_no_expressions() -> None:
-    offer = Catalogue(task=Task.REGRESSION, member_names=("cnn", "mlp"))
+    catalogue = Catalogue(task=Task.REGRESSION, member_names=("cnn", "mlp"))
     fitting = "choose one of mean, weighted_mean, median, trimmed_mean, max, min"
     for text in ("any", "majority", "geometric_mean"):
-        assert f"policy '{text}' does not fit task regression; {fitting}" in refusal(text, offer)
-    assert "an expression chooses labels" in refusal("cnn", offer)
-    assert "not known; it takes no parameters" in refusal("mean(min_confidence=0.5)", offer)
-    assert parse("cnn and mlp", replace(offer, task=Task.MULTILABEL)).name == "expression"
+        assert f"policy '{text}' does not fit task regression; {fitting}" in refusal(
+            text, catalogue
+        )
+    assert "an expression chooses labels" in refusal("cnn", catalogue)
+    assert "not known; it takes no parameters" in refusal("mean(min_confidence=0.5)", catalogue)
+    assert parse("cnn and mlp", replace(catalogue, task=Task.MULTILABEL)).name == "expression"
 
 
-def test_the_offer_describes_itself() -> None:
+def test_a_catalogue_describes_what_clients_may_choose() -> None:
     described = RESTRICTED.describe()
     assert json.loads(json.dumps(described)) == described
     assert described["default"] == "at_least(k=2)"
     assert described["expressions"] is False
     assert [policy["name"] for policy in described["available"]] == ["high-sensitivity", "mean"]
-    assert OFFER.describe()["expressions"] is True
+    assert CATALOGUE.describe()["expressions"] is True
 
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "policies.md").read_text(encoding="utf-8")
-DOCUMENTED = replace(OFFER, member_names=("cnn", "mlp", "resnet18", "resnet-18"))
+DOCUMENTED = replace(CATALOGUE, member_names=("cnn", "mlp", "resnet18", "resnet-18"))
 
 
 def test_every_policy_is_documented() -> None:
     rows = re.findall(r"^\| `(\w+)", DOCUMENT, flags=re.MULTILINE)
-    missing = {known.name for known in definitions()} - set(rows) - {"cascade"}
+    missing = {registered.name for registered in definitions()} - set(rows) - {"cascade"}
     assert not missing
     assert "`cascade(confidence=" in DOCUMENT
 
@@ -362,7 +364,7 @@ WORDS = st.sampled_from(
     k 2 0.7 >= < == 'cnn' "mlp" lambda : [ ] { } ** * - ~ . # ... None True 1e999 if else await
     yield f'{x}' high-sensitivity threshold min_confidence""".split()  # noqa: SIM905
 )
-# JSON can carry halves of surrogate pairs, which no encoding takes.
+# JSON can contain halves of surrogate pairs, which cannot be encoded.
 CHARACTERS = st.characters(exclude_categories=())
 
 
@@ -380,7 +382,7 @@ CHARACTERS = st.characters(exclude_categories=())
 def test_any_text_is_a_policy_or_a_policy_error(text: str, parameters: dict[str, Any]) -> None:
     started = time.process_time()
     try:
-        policy = parse_policy(text, parameters, OFFER)
+        policy = parse_policy(text, parameters, CATALOGUE)
     except PolicyError as error:
         error.message.encode()
         assert len(error.message) < 3000
@@ -392,7 +394,7 @@ def test_any_text_is_a_policy_or_a_policy_error(text: str, parameters: dict[str,
 
 @st.composite
 def expressions(draw: st.DrawFn) -> str:
-    """A text that follows the grammar."""
+    """Draw a text that follows the grammar of expressions."""
     depth = draw(st.integers(0, 3))
 
     def build(level: int) -> str:
@@ -420,7 +422,7 @@ def expressions(draw: st.DrawFn) -> str:
 
 
 def negated(ballot: Ballot, text: str) -> torch.Tensor:
-    """Decisions of the negation of a text."""
+    """Compute the decisions of the negation of an expression."""
     outcome = parse(f"not ({text})").combine(ballot)
     assert outcome.decisions is not None
     return outcome.decisions

@@ -1,4 +1,4 @@
-"""Policies against results worked out by hand, and the edges of every one."""
+"""Compares policies with results that were computed by hand, and tests their edge cases."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torchserve_ensemble.handlers.base.errors import PolicyError
 from torchserve_ensemble.handlers.base.tasks import Task
 from torchserve_ensemble.handlers.policies import Ballot, Outcome, definitions, policy, registry
 
-# Three members, four samples: nobody, one, two and all see it.
+# Three members and four samples: no member, one, two, and all of them vote yes.
 PRESENCE = [
     [[0.1], [0.9], [0.8], [0.7]],
     [[0.2], [0.4], [0.6], [0.9]],
     [[0.3], [0.2], [0.4], [0.8]],
 ]
-# Three members, three labels: agreement, two against one, each its own.
+# Three members, three labels and three samples: all agree, two against one, all differ.
 CLASSIFICATION = [
     [[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.6, 0.3, 0.1]],
     [[0.6, 0.3, 0.1], [0.4, 0.5, 0.1], [0.3, 0.5, 0.2]],
@@ -28,7 +28,7 @@ CLASSIFICATION = [
 
 
 def from_odds(odds: float) -> float:
-    """Probability of odds p / (1 - p)."""
+    """Compute the probability p that has the odds p / (1 - p)."""
     return odds / (1 + odds)
 
 
@@ -79,7 +79,7 @@ def test_presence_by_hand(text: str, scores: list[float], decisions: list[int]) 
         ("all", [[0], [], []]),
         ("at_least(k=2)", [[0], [1], []]),
         ("majority", [[0], [1], []]),
-        # All different: the mean scores 1.0 / 3, 0.9 / 3 and 1.1 / 3 decide.
+        # In the last sample all votes differ, and the mean scores 1.0 / 3, 0.9 / 3, 1.1 / 3 decide.
         ("plurality", [[0], [1], [2]]),
         ("weighted_vote", [[0], [0], [0]]),
         ("unanimous", [[0], [], []]),
@@ -88,7 +88,7 @@ def test_presence_by_hand(text: str, scores: list[float], decisions: list[int]) 
         ("min", [[0], [1], [0]]),
         ("median", [[0], [1], [0]]),
         ("borda", [[0], [1], [0]]),
-        # 0.018, 0.015 and 0.016 in the last sample.
+        # In the last sample the products are 0.018, 0.015 and 0.016.
         ("product", [[0], [1], [0]]),
     ],
 )
@@ -112,7 +112,7 @@ def test_plurality_breaks_a_tie_by_the_mean_score_then_by_the_label() -> None:
     by_score = [[[0.6, 0.4, 0.0]], [[0.1, 0.9, 0.0]]]
     equal = [[[0.3, 0.7, 0.0]], [[0.3, 0.0, 0.7]]]
     assert chosen(combine("plurality", make_ballot(Task.CLASSIFICATION, by_score))) == [[1]]
-    # Label 0 has nobody's vote: labels 1 and 2 tie in votes and in mean score.
+    # No member votes for label 0; labels 1 and 2 have equal votes and equal mean scores.
     assert chosen(combine("plurality", make_ballot(Task.CLASSIFICATION, equal))) == [[1]]
 
 
@@ -131,7 +131,8 @@ def test_weights_that_add_up_to_a_tie_are_a_tie() -> None:
         [[[0.9, 0.1]], [[0.9, 0.1]], [[0.4, 0.6]]],
         weights=[0.1, 0.7, 0.8],
     )
-    # In float32 0.1 + 0.7 < 0.8; the tie goes to the weighted mean.
+    # In float32 0.1 + 0.7 is less than 0.8. It is a tie all the same, which the weighted mean
+    # breaks.
     assert chosen(combine("weighted_vote", ballot)) == [[0]]
 
 
@@ -173,7 +174,7 @@ def test_a_threshold_moves_votes_and_combined_scores() -> None:
 def test_abstaining_below_a_confidence() -> None:
     outcome = combine("mean", make_ballot(Task.PRESENCE, PRESENCE), min_confidence=0.7)
     assert outcome.abstained is not None
-    # The decisions no, yes, yes, yes have the support 0.8, 0.5, 0.6, 0.8.
+    # The decisions are no, yes, yes and yes, with confidences 0.8, 0.5, 0.6 and 0.8.
     assert outcome.abstained.tolist() == [False, True, True, False]
     assert chosen(outcome) == [[], [], [], [0]]
 
@@ -186,7 +187,7 @@ def test_confidence_in_several_labels_is_the_lowest() -> None:
     assert chosen(outcome) == [[0], []]
 
 
-def test_a_limit_that_is_met_is_met() -> None:
+def test_a_policy_does_not_abstain_at_the_limit_itself() -> None:
     sure = make_ballot(Task.PRESENCE, [[[0.75]], [[0.75]]])
     assert chosen(combine("mean(min_confidence=0.75)", sure)) == [[0]]
     split = make_ballot(Task.PRESENCE, [[[1.0]], [[0.25]]])
@@ -204,7 +205,7 @@ def test_reasons_to_abstain_add_up() -> None:
     assert outcome.abstained.tolist() == [False, True, True, False]
 
 
-def test_no_label_at_all_is_no_confidence() -> None:
+def test_without_a_label_the_confidence_is_zero() -> None:
     outcome = combine("all(min_confidence=0.01)", make_ballot(Task.CLASSIFICATION, CLASSIFICATION))
     assert outcome.abstained is not None
     assert outcome.abstained.tolist() == [False, True, True]
@@ -214,7 +215,7 @@ def test_abstaining_above_a_disagreement() -> None:
     ballot = make_ballot(Task.CLASSIFICATION, CLASSIFICATION)
     outcome = combine("mean(max_disagreement=0.7)", ballot)
     assert outcome.abstained is not None
-    # Shares of member pairs with different votes: none, two of three, all.
+    # The shares of pairs of members with different votes are none, two of three, and all.
     assert outcome.abstained.tolist() == [False, False, True]
 
 
@@ -249,7 +250,7 @@ def test_weights_that_are_all_zero_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["at_least(k=3)", "average_of_maximum(buckets=3)"])
-def test_fewer_members_than_needed_at_the_request(text: str) -> None:
+def test_fewer_scores_than_the_policy_needs_are_refused(text: str) -> None:
     ballot = make_ballot(Task.PRESENCE, PRESENCE)
     with pytest.raises(PolicyError, match="only 2 gave scores"):
         bound(text, ballot).combine(ballot.select([0, 1]))
@@ -257,7 +258,9 @@ def test_fewer_members_than_needed_at_the_request(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["geometric_mean", "product", "logit_mean"])
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.PRESENCE])
-def test_certain_members_that_contradict_each_other_end_in_numbers(text: str, task: Task) -> None:
+def test_certain_members_that_contradict_each_other_give_finite_scores(
+    text: str, task: Task
+) -> None:
     certain = [[[0.0, 1.0]], [[1.0, 0.0]]] if task is Task.CLASSIFICATION else [[[0.0]], [[1.0]]]
     scores = combine(text, make_ballot(task, certain)).scores
     expected = 0.0 if (text, task) == ("geometric_mean", Task.PRESENCE) else 0.5
@@ -290,9 +293,9 @@ def test_options_are_not_redefined() -> None:
 
 
 def test_the_registry_describes_itself() -> None:
-    by_name = {known.name: known for known in definitions()}
+    by_name = {registered.name: registered for registered in definitions()}
     assert {"any", "all", "at_least", "majority", "mean", "stacking", "cascade"} <= by_name.keys()
-    assert all(known.summary.endswith(".") for known in by_name.values())
+    assert all(registered.summary.endswith(".") for registered in by_name.values())
     described = by_name["at_least"].as_json(Task.PRESENCE)
     assert described["required"] == ["k"]
     assert described["parameters"]["k"]["minimum"] == 1

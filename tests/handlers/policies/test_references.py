@@ -1,4 +1,4 @@
-"""Policies against independent implementations: scikit-learn, SciPy, plain NumPy."""
+"""Compares policies with independent implementations: scikit-learn, SciPy and plain NumPy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS = [1.0, 2.5, 0.7]
 
 @pytest.fixture(scope="module")
 def classifiers() -> tuple[Any, np.ndarray]:
-    """Three fitted classifiers inside scikit-learn's voting, and unseen samples."""
+    """A scikit-learn voting of three fitted classifiers, and samples to which it was not fitted."""
     features, labels = load_iris(return_X_y=True)
     # A weak tree and noise, so that the members often disagree.
     noisy = features + np.random.default_rng(0).normal(0, 0.7, features.shape)
@@ -40,12 +40,12 @@ def classifiers() -> tuple[Any, np.ndarray]:
 
 
 def probabilities(voting: Any, samples: np.ndarray) -> np.ndarray:
-    """What each member says: (M, N, C)."""
+    """Compute the probabilities (M, N, C) of all classifiers."""
     return np.stack([member.predict_proba(samples) for member in voting.estimators_])
 
 
 def labels_of(text: str, ballot: Ballot) -> np.ndarray:
-    """The one label of each sample."""
+    """Apply a policy that chooses exactly one label, and return the label (N,) of each sample."""
     decisions = combine(text, ballot).decisions
     assert decisions is not None
     assert (decisions.sum(dim=-1) == 1).all()
@@ -79,7 +79,7 @@ def test_plurality_is_hard_voting_but_for_ties(
 
 @pytest.fixture(scope="module")
 def scores() -> np.ndarray:
-    """Seven members' scores: (7, 50, 3)."""
+    """Random scores (7, 50, 3) of seven members."""
     return np.random.default_rng(1).random((7, 50, 3)).astype(np.float32)
 
 
@@ -152,7 +152,7 @@ def test_dawid_skene_is_bayes_rule_sample_by_sample() -> None:
 
 
 def flat(member_scores: np.ndarray) -> np.ndarray:
-    """(M, N, C) -> (N, M * C), member by member."""
+    """Reshape scores (M, N, C) to features (N, M * C): the first member's labels come first."""
     return np.concatenate(list(member_scores), axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Ties of the policies that count votes: neither the members' order nor laziness decides them."""
+"""Tests that neither the order of members nor laziness decides a tie of votes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from ballots import bound, chosen, combine, deciding, lazily, make_ballot, without_deadline
+from ballots import bound, chosen, combine, label_tasks, lazily, make_ballot, without_deadline
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,11 +20,12 @@ WEIGHTS = st.sampled_from([0.0, 0.1, 0.2, 0.3, 1 / 3, 1.0, 3.0, 1e9])
 
 @st.composite
 def tied_ballots(draw: st.DrawFn, max_samples: int = 500) -> Ballot:
-    """Ballots whose labels have the same scores, of other members.
+    """Draw a ballot in which every label has the same scores, but from different members.
 
-    The scores come from a generator: hypothesis prefers round numbers, whose sums are exact.
+    The scores are random numbers of torch, because hypothesis prefers round numbers, whose sums
+    have no rounding errors.
     """
-    task = draw(deciding)
+    task = draw(label_tasks)
     members = draw(st.integers(2, 12))
     samples = draw(st.integers(1, max_samples))
     labels = 1 if task is Task.PRESENCE else draw(st.integers(2, 3))
@@ -32,21 +33,21 @@ def tied_ballots(draw: st.DrawFn, max_samples: int = 500) -> Ballot:
     scale = 2.0 ** draw(st.sampled_from([0, 0, 0, -8, -30]))
     column = torch.rand(members, 1 if task in THRESHOLD_TASKS else samples, 1, generator=generator)
     column = scale * column.expand(members, samples, labels)
-    places = torch.rand(members, samples, labels, generator=generator).argsort(dim=0)
-    scores = column.gather(0, places)
+    shuffled = torch.rand(members, samples, labels, generator=generator).argsort(dim=0)
+    scores = column.gather(0, shuffled)
     mean = column[:, 0].double().mean(dim=0).float()
     return make_ballot(
         task,
         scores,
         weights=draw(st.lists(WEIGHTS, min_size=members, max_size=members).filter(any)),
-        # Half of an even number of members vote for it.
+        # If the number of members is even, half of them vote for each label.
         member_thresholds=column[:, 0].sort(dim=0).values[members // 2].expand(members, -1),
         thresholds=torch.nextafter(mean, mean + draw(st.integers(-1, 1))),
     )
 
 
 def decided(text: str, ballot: Ballot) -> Tensor:
-    """The decisions of a policy."""
+    """Apply a policy, and return its decisions (N, C) bool."""
     decisions = combine(text, ballot).decisions
     assert decisions is not None
     return decisions
@@ -67,7 +68,11 @@ def test_neither_order_nor_laziness_decides_a_tie(ballot: Ballot, data: st.DataO
 
 
 def adversarial(task: Task, samples: int, seed: int) -> Ballot:
-    """Twelve members; six of them vote for one of two labels, with the scores of the other six."""
+    """Make a ballot of twelve members that is a tie for every sample.
+
+    In a classification six members vote for the one label and six for the other, and both labels
+    have the same scores in different orders.
+    """
     generator = torch.Generator().manual_seed(seed)
     high, low = (torch.rand(6, samples, generator=generator) / 2 + base for base in (0.5, 0.0))
     shuffled = torch.rand(6, samples, generator=generator).argsort(dim=0)
@@ -75,7 +80,7 @@ def adversarial(task: Task, samples: int, seed: int) -> Ballot:
     second = torch.cat([low, high.gather(0, shuffled)])
     if task is Task.CLASSIFICATION:
         return make_ballot(task, torch.stack([first, second], dim=-1))
-    # Both the scores of a label and their order differ, and its threshold is the mean of both.
+    # All samples have the same scores in different orders, and the threshold is their mean.
     bounded = (
         first[:, :1]
         .expand(-1, samples)
@@ -89,7 +94,7 @@ def adversarial(task: Task, samples: int, seed: int) -> Ballot:
 def test_a_search_at_twelve_members_finds_no_tie_that_order_decides(seed: int) -> None:
     ballot = adversarial(Task.CLASSIFICATION, 20_000, seed)
     full = decided("plurality", ballot)
-    assert full[:, 0].all(), "all labels have equal votes and scores: the lowest wins"
+    assert full[:, 0].all(), "both labels have equal votes and scores, so the lowest index wins"
     generator = torch.Generator().manual_seed(seed)
     for _ in range(4):
         order = torch.randperm(12, generator=generator).tolist()
@@ -111,7 +116,7 @@ def test_a_search_for_yes_or_no_at_twelve_members_finds_none_either(seed: int) -
 
 @without_deadline
 @given(ballot=tied_ballots(max_samples=5))
-def test_plurality_is_that_of_exact_numbers(ballot: Ballot) -> None:
+def test_plurality_decides_as_with_exact_numbers(ballot: Ballot) -> None:
     decisions = chosen(combine("plurality", ballot))
     members, samples, labels = ballot.scores.shape
     for sample in range(samples):
@@ -132,7 +137,7 @@ def test_plurality_is_that_of_exact_numbers(ballot: Ballot) -> None:
 
 
 @pytest.mark.parametrize("task", sorted(THRESHOLD_TASKS))
-def test_tiny_and_huge_weights_still_weigh(task: Task) -> None:
+def test_tiny_and_huge_weights_count(task: Task) -> None:
     scores = [[[0.9]], [[0.1]], [[0.2]]]
     assert chosen(combine("weighted_vote", make_ballot(task, scores, weights=[1e9, 1e-9, 1.0])))[
         0

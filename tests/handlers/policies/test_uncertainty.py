@@ -1,4 +1,4 @@
-"""Uncertainty and smoothing against values worked out by hand."""
+"""Compares uncertainty and smoothing with values that were computed by hand."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torchserve_ensemble.handlers.policies.uncertainty import uncertainty
 
 def test_two_members_that_are_sure_of_different_labels() -> None:
     scores = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
-    found = uncertainty(scores, scores > 0.5, Task.CLASSIFICATION)
-    assert found.predictive_entropy.item() == pytest.approx(math.log(2))
-    assert found.mutual_information.item() == pytest.approx(math.log(2))
-    assert found.disagreement.item() == 1
+    measured = uncertainty(scores, scores > 0.5, Task.CLASSIFICATION)
+    assert measured.predictive_entropy.item() == pytest.approx(math.log(2))
+    assert measured.mutual_information.item() == pytest.approx(math.log(2))
+    assert measured.disagreement.item() == 1
 
 
 def test_two_members_that_are_both_unsure_agree() -> None:
     scores = torch.full((2, 1, 1), 0.5)
-    found = uncertainty(scores, scores >= 0.5, Task.PRESENCE)
-    assert found.predictive_entropy.item() == pytest.approx(math.log(2))
-    assert found.mutual_information.item() == 0
-    assert found.disagreement.item() == 0
+    measured = uncertainty(scores, scores >= 0.5, Task.PRESENCE)
+    assert measured.predictive_entropy.item() == pytest.approx(math.log(2))
+    assert measured.mutual_information.item() == 0
+    assert measured.disagreement.item() == 0
 
 
 def test_regression_has_no_probabilities() -> None:

@@ -1,4 +1,4 @@
-"""What a request may cost is counted over all of its parts, before anything is done for it."""
+"""The limits of a request hold for all of its parts together, and before the work is done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from PIL import Image
 from probe_ensemble import form, image, probes, read
 
 from torchserve_ensemble.handlers.answers.encoding import Response
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
 from torchserve_ensemble.handlers.service import EnsembleService
 
 BRIGHT = image(0.9)
@@ -48,7 +48,7 @@ def document(content: object) -> RawRequest:
 
 
 def large_png(width: int, height: int, depth: int = 1) -> bytes:
-    """A black gray image of some hundred bytes."""
+    """A black gray-scale PNG file; it has some hundred bytes, whatever its size in pixels."""
     row = bytes(1 + (width * depth + 7) // 8)
     packer = zlib.compressobj()
     pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
@@ -82,7 +82,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def answered(service: EnsembleService, request: RawRequest) -> Response:
-    """The answer to a request between two good ones, whose answers are checked."""
+    """Answer a request in a batch between two good ones, which must be answered as well."""
     before, response, after = service.answer([form(BRIGHT), request, form(BRIGHT)])
     assert [read(each)["predictions"][0]["label"] for each in (before, after)] == ["bright"] * 2
     assert len(response.body) < MAX_ANSWER_BYTES
@@ -92,7 +92,7 @@ def answered(service: EnsembleService, request: RawRequest) -> Response:
 def check_refused_soon(
     service: EnsembleService, make: Callable[[], RawRequest], message: str, *, status: int
 ) -> None:
-    """The refusal says why, and takes less than two seconds of processor time."""
+    """Check that a request is refused within two seconds of processor time, and why."""
     request = make()
     began = time.process_time()
     response = answered(service, request)
@@ -102,7 +102,7 @@ def check_refused_soon(
 
 
 def _with_exif(content: bytes, segments: int = 1) -> bytes:
-    """A JPEG file with EXIF metadata, which Pillow joins where they are several."""
+    """A JPEG file with segments of EXIF metadata, all of which Pillow joins."""
     whole = encoded(Image.new("RGB", (8, 8)), "JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", len(content) + 8) + b"Exif\0\0" + content
     return whole[:2] + segment * segments + whole[2:]
@@ -283,7 +283,7 @@ def test_archives_of_one_batch_share_the_workers_memory(service: EnsembleService
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
 def test_decoders_of_images_that_wait_take_no_memory(service: EnsembleService, kind: str) -> None:
-    """Pillow's objects for them hold the whole canvas from the moment that a file is opened."""
+    """Pillow's objects for these formats hold all pixels from the moment that a file is opened."""
     picture = encoded(Image.new("RGB", (1500, 1500), (9, 99, 9)), kind)
     answered(service, files(picture, 1))
     Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""Bundles of samples: every form, every bound, and whatever else may come."""
+"""Bundles are taken apart: every kind of bundle, every limit, damaged and arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ class TestArchives:
         extra = {"__MACOSX/._b.png": b"x", ".DS_Store": b"x", "a/.hidden": b"x", "b.png": b"yes"}
         assert [item.name for item in take(pack(extra))] == ["b.png"]
 
-    def test_nothing_to_predict(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    def test_an_archive_without_samples_is_refused(
+        self, pack: Callable[[dict[str, bytes]], bytes]
+    ) -> None:
         with pytest.raises(RequestError, match="holds no image"):
             take(pack({".hidden": b""}))
 
@@ -111,12 +113,12 @@ class TestArchives:
         try:
             with pytest.raises(TooLargeError, match=r"limits\.max_unpacked_bytes"):
                 take(bomb)
-            # Of which xz takes 8 MiB for its dictionary.
+            # The dictionary of xz alone takes 8 MiB.
             assert tracemalloc.get_traced_memory()[1] < 10_000_000
         finally:
             tracemalloc.stop()
 
-    def test_damaged(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    def test_a_damaged_archive_is_refused(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
         whole = pack({"a.png": np.random.default_rng(0).bytes(5000)})
         with pytest.raises(RequestError, match="damaged"):
             take(whole[: len(whole) // 2])
@@ -127,8 +129,8 @@ class TestArchives:
         info = tarfile.TarInfo(".a")
         info.size = 0 if extended else size
         info.pax_headers = {"size": str(size)} if extended else {}
-        form = tarfile.PAX_FORMAT if extended else tarfile.GNU_FORMAT
-        data = info.tobuf(form) + bytes(2048)
+        tar_format = tarfile.PAX_FORMAT if extended else tarfile.GNU_FORMAT
+        data = info.tobuf(tar_format) + bytes(2048)
         began = time.process_time()
         with pytest.raises(RequestError, match="damaged"):
             take(data)
@@ -250,7 +252,7 @@ class TestNumbers:
         assert isinstance(item.data, torch.Tensor)
         assert item.data[0].tolist() == [[255, 0, 127]]
 
-    def test_the_tensor_named_input(self) -> None:
+    def test_of_several_tensors_the_one_named_input_is_read(self) -> None:
         tensors = {"other": np.zeros(1, "f4"), "input": np.ones((1, 1, 2, 2), "f4")}
         (item,) = take(save(tensors))
         assert isinstance(item.data, torch.Tensor)
@@ -260,7 +262,7 @@ class TestNumbers:
     @pytest.mark.parametrize(
         ("array", "words"),
         [
-            (np.zeros((2, 2), "u1"), "no batch"),
+            (np.zeros((2, 2), "u1"), "not a batch"),
             (np.zeros((3, 4, 4), "f4"), "array[None]"),
             (np.zeros((5, 6, 3), "u1"), "array[None]"),
             (np.zeros((2, 3, 7, 1), "u1"), "not clearly pixels"),
@@ -273,7 +275,9 @@ class TestNumbers:
             (np.zeros((5, 1, 1, 1), "f4"), "limits.max_samples"),
         ],
     )
-    def test_refusals(self, array: object, words: str) -> None:
+    def test_arrays_that_are_no_batch_of_samples_are_refused(
+        self, array: object, words: str
+    ) -> None:
         with pytest.raises(RequestError) as caught:
             take(npy(array))
         assert words in caught.value.message
@@ -284,23 +288,23 @@ class TestNumbers:
         with pytest.raises(RequestError, match="do not make the shape"):
             take(lying)
 
-    def test_rows_of_an_array(self) -> None:
+    def test_the_rows_of_an_array_are_samples(self) -> None:
         items = rows(np.zeros((2, 3, 4, 4), "f8"), name="images", budget=RequestBudget(LIMITS))
         assert [item.name for item in items] == ["images[0]", "images[1]"]
 
 
 class TestFrames:
     @staticmethod
-    def animation(form: str, frames: int = 3, **options: object) -> bytes:
+    def animation(image_format: str, frames: int = 3, **options: object) -> bytes:
         images = [Image.new("RGB", (4, 3), (80 * i, 0, 0)) for i in range(frames)]
         target = io.BytesIO()
-        images[0].save(target, form, save_all=True, append_images=images[1:], **options)
+        images[0].save(target, image_format, save_all=True, append_images=images[1:], **options)
         return target.getvalue()
 
-    @pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP", "PNG"])
-    def test_each_frame_is_a_sample(self, form: str) -> None:
-        options = {"lossless": True} if form == "WEBP" else {}
-        items = take(self.animation(form, **options), split_frames=True)
+    @pytest.mark.parametrize("image_format", ["GIF", "TIFF", "WEBP", "PNG"])
+    def test_each_frame_is_a_sample(self, image_format: str) -> None:
+        options = {"lossless": True} if image_format == "WEBP" else {}
+        items = take(self.animation(image_format, **options), split_frames=True)
         assert [item.name for item in items] == ["file[0]", "file[1]", "file[2]"]
         for index, item in enumerate(items):
             assert isinstance(item.data, AnimationFrame)
@@ -332,7 +336,7 @@ class TestFrames:
             take(content, split_frames=True)
         assert time.monotonic() - began < 1
 
-    def test_only_if_asked(self) -> None:
+    def test_frames_are_split_only_on_request(self) -> None:
         data = self.animation("GIF")
         assert unpack(data, name="f", split_frames=False, budget=RequestBudget(LIMITS)) is None
 
@@ -340,7 +344,7 @@ class TestFrames:
         still = encoded(Image.new("RGB", (2, 2)), "PNG")
         assert unpack(still, name="f", split_frames=True, budget=RequestBudget(LIMITS)) is None
 
-    def test_bounds(self) -> None:
+    def test_number_and_size_of_frames_are_limited(self) -> None:
         with pytest.raises(TooLargeError, match=r"limits\.max_samples"):
             take(self.animation("GIF", frames=5), split_frames=True)
         small = Limits(max_samples=9, max_unpacked_bytes=10**6, max_pixels=11)

@@ -1,4 +1,4 @@
-"""The Open Inference v2 codec, against the specification and against Triton's own client."""
+"""Requests and answers of Open Inference v2 are those of the specification and Triton's client."""
 
 from __future__ import annotations
 

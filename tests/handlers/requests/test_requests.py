@@ -1,9 +1,12 @@
-"""From parts and headers to samples and options."""
+"""Requests are parsed from parts and headers to samples and options."""
 
 from __future__ import annotations
 
 import base64
+import io
+import zipfile
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +18,9 @@ from torchserve_ensemble.handlers.base.errors import (
     TooLargeError,
 )
 from torchserve_ensemble.handlers.requests.options import OnError
-from torchserve_ensemble.handlers.requests.parsing import Part, RawRequest, parse_request
+from torchserve_ensemble.handlers.requests.parsing import parse_request
+from torchserve_ensemble.handlers.requests.raw_request import Part, RawRequest
+from torchserve_ensemble.handlers.requests.sample_names import distinct_names
 from torchserve_ensemble.handlers.spec import Limits
 
 LIMITS = Limits(max_samples=4)
@@ -42,6 +47,68 @@ def test_parts_of_one_name_all_arrive_in_order() -> None:
     parsed = parse_request(RawRequest([file(value=b"a"), file(value=b"b"), file("c")]), LIMITS)
     assert [s.data for s in parsed.samples] == [b"a", b"b", b"image"]
     assert [s.index for s in parsed.samples] == [0, 1, 2]
+
+
+def zipped(*names: str) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"image")
+    return target.getvalue()
+
+
+def npy(num_rows: int) -> bytes:
+    target = io.BytesIO()
+    np.save(target, np.zeros((num_rows, 3, 2, 2), np.float32))
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("parts", "names"),
+    [
+        ([file()], ["file"]),
+        ([file("left"), file("right")], ["left", "right"]),
+        ([file(), file("other"), file()], ["file[0]", "other", "file[1]"]),
+        ([file(), file("file[0]"), file()], ["file[1]", "file[0]", "file[2]"]),
+        ([file(value=npy(2))], ["file[0]", "file[1]"]),
+        (
+            [file(value=npy(2)), file(value=npy(2))],
+            ["file[0][0]", "file[0][1]", "file[1][0]", "file[1][1]"],
+        ),
+        ([file(value=zipped("a.png", "b.png"))], ["a.png", "b.png"]),
+        (
+            [file(value=zipped("a.png", "b.png")), file(value=zipped("a.png"))],
+            ["a.png[0]", "b.png", "a.png[1]"],
+        ),
+        ([file(), file(value=zipped("a.png"))], ["file[0]", "a.png"]),
+        ([file("x" * 256), file("x" * 256)], ["x" * 256 + "[0]", "x" * 256 + "[1]"]),
+        ([file("x" * 256, npy(2))], ["x" * 256 + "[0]", "x" * 256 + "[1]"]),
+    ],
+)
+def test_every_sample_has_a_name_of_its_own(parts: list[Part], names: list[str]) -> None:
+    samples = parse_request(RawRequest(parts), LIMITS).samples
+    assert [sample.name for sample in samples] == names
+    assert not any(isinstance(sample.data, SampleError) for sample in samples)
+
+
+def test_the_error_of_an_archive_names_the_part_that_holds_it() -> None:
+    with pytest.raises(RequestError, match=r"^file\[1\]: the zip file is damaged"):
+        parse_request(RawRequest([file(value=zipped("a.png")), file(value=b"PK\x03\x04")]), LIMITS)
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "\ud800"])
+def test_names_of_fields_that_an_answer_cannot_repeat(name: str) -> None:
+    with pytest.raises(RequestError, match="a name must be Unicode text of at most 256"):
+        parse_request(RawRequest([file(name)]), LIMITS)
+
+
+@given(st.lists(st.text("a[01]", max_size=5), max_size=12))
+def test_numbered_names_differ_and_begin_with_the_old_ones(names: list[str]) -> None:
+    numbered = distinct_names(names)
+    assert len(set(numbered)) == len(names)
+    for old, new in zip(names, numbered, strict=True):
+        assert (new == old) == (names.count(old) == 1)
+        assert new.startswith(old)
 
 
 def test_options_come_from_fields_and_headers_and_fields_win() -> None:

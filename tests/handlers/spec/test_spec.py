@@ -110,8 +110,8 @@ def test_presence_scores_the_positive_label_alone() -> None:
         ),
         (
             "task: classification",
-            "task: classification\nruntime: {precision: int8}",
-            "runtime.precision: int8 is made at build: set runtime.compile to true",
+            "task: classification\nruntime: {precision: int8, engine: torch}",
+            "runtime.precision: int8 needs runtime.engine: auto or openvino",
         ),
         ("name: digits", "name: [", "not valid YAML"),
     ],
