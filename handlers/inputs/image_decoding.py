@@ -61,11 +61,14 @@ class ImageDecoding:
         window: the values of an image of more than 8 bits that become black to white.
         keeps_values: whether the tensor that `function` returns goes to another function of the
             user's own, so that its type and its values need not be those of an image.
+        min_jpeg_size: height and width; larger JPEG files may be decoded at a fraction of their
+            size, but not below it. None: they are decoded at their size.
     """
 
     function: OwnFunction | None = None
     window: Window | None = None
     keeps_values: bool = False
+    min_jpeg_size: tuple[int, int] | None = None
 
     def open(self, content: bytes, errors: SampleErrors, *, max_pixels: int) -> OpenedImage:
         """Read the header of an image file, and hold it to the limits; no pixel is decoded.
@@ -80,7 +83,13 @@ class ImageDecoding:
             TooLargeError: the image has more pixels than the limit.
         """
         if self.function is None:
-            return open_image(content, errors, max_pixels=max_pixels, window=self.window)
+            return open_image(
+                content,
+                errors,
+                max_pixels=max_pixels,
+                window=self.window,
+                min_jpeg_size=self.min_jpeg_size,
+            )
         errors.check_not_empty()
         try:
             header = read_header(content)

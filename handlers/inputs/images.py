@@ -37,6 +37,7 @@ class EncodedImage:
         needs_only_decoding: whether it is a JPEG file that is RGB and upright, without a colour
             profile.
         window: the values that become black to white, for gray images of more than 8 bits.
+        min_jpeg_size: as for `open_image`.
     """
 
     errors: SampleErrors
@@ -46,6 +47,7 @@ class EncodedImage:
     cost: int
     needs_only_decoding: bool
     window: Window | None
+    min_jpeg_size: tuple[int, int] | None = None
 
     def decode(self) -> Tensor:
         """Decode the pixels, as `decode_image` describes them.
@@ -55,16 +57,22 @@ class EncodedImage:
             TooLargeError: there is not enough memory for the pixels.
         """
         with self.errors.of_decoding():
-            pixels = _decode_jpeg(self.content, self.size) if self.needs_only_decoding else None
-            if pixels is not None:
-                return pixels
+            if self.needs_only_decoding:
+                pixels = _decode_jpeg(self.content, self.size, self.min_jpeg_size)
+                if pixels is not None:
+                    return pixels
             image = read_header(self.content).image
             image.load()
             return pixels_of(image, self.content, self.window)
 
 
 def open_image(
-    content: bytes, errors: SampleErrors, *, max_pixels: int, window: Window | None = None
+    content: bytes,
+    errors: SampleErrors,
+    *,
+    max_pixels: int,
+    window: Window | None = None,
+    min_jpeg_size: tuple[int, int] | None = None,
 ) -> EncodedImage:
     """Read an image's header.
 
@@ -73,6 +81,8 @@ def open_image(
         errors: makes the errors of the image's sample.
         max_pixels: as for `decode_image`.
         window: as for `decode_image`.
+        min_jpeg_size: height and width; larger JPEG files may be decoded at a fraction of their
+            size, but not below it. None: they are decoded at their size.
 
     Raises:
         SampleError: the file is not an image that can be read.
@@ -92,6 +102,7 @@ def open_image(
             header.cost,
             _needs_only_decoding(header.image),
             window,
+            min_jpeg_size,
         )
 
 
@@ -145,12 +156,16 @@ def _needs_only_decoding(image: Image.Image) -> bool:
     return orientation(image) == 1
 
 
-def _decode_jpeg(content: bytes, size: tuple[int, int]) -> Tensor | None:
+def _decode_jpeg(
+    content: bytes, size: tuple[int, int], min_size: tuple[int, int] | None
+) -> Tensor | None:
     """Decode a JPEG file with simplejpeg.
 
     Args:
         content: the file.
         size: width and height that Pillow read in its header, which were checked.
+        min_size: height and width above which a fraction of the size is enough: libjpeg scales
+            while it decodes. None: the whole size.
 
     Returns:
         uint8 (3, height, width). None if the file is damaged, for which Pillow has the better
@@ -160,6 +175,9 @@ def _decode_jpeg(content: bytes, size: tuple[int, int]) -> Tensor | None:
         height, width, *_ = simplejpeg.decode_jpeg_header(content)
         if (width, height) != size:
             return None
-        return torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
+        smaller = {}
+        if min_size is not None:
+            smaller = {"min_height": min_size[0], "min_width": min_size[1], "min_factor": 2}
+        return torch.from_numpy(simplejpeg.decode_jpeg(content, **smaller)).permute(2, 0, 1)
     except ValueError:
         return None

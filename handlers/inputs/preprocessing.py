@@ -242,7 +242,7 @@ def _load(
         for name in (settings.decode, settings.function)
     )
     keeps_values = decode is not None and function is not None
-    decoding = ImageDecoding(decode, settings.window, keeps_values)
+    decoding = ImageDecoding(decode, settings.window, keeps_values, settings.min_jpeg_size)
     example = None
     if settings.example is not None:
         example = _decode_example(decoding, folder, settings.example, max_pixels)

@@ -32,7 +32,7 @@ def resolve(preprocessing: Preprocessing) -> Preprocessing:
     """
     if preprocessing.weights is not None:
         of_weights = _settings_of_weights(preprocessing.weights)
-        beside_weights = ("decode", "example", "window", "resize_library")
+        beside_weights = ("decode", "example", "window", "resize_library", "scaled_jpeg")
         preprocessing = dataclasses.replace(
             of_weights, **{key: getattr(preprocessing, key) for key in beside_weights}
         )

@@ -22,7 +22,7 @@ from .strict_yaml import Place, Problem
 _MAX_SUGGESTED_FILES = 1000
 """A missing file's name is compared with at most this many files of its folder."""
 
-_BESIDE_WEIGHTS = {"weights", "decode", "example", "window", "resize_library"}
+_BESIDE_WEIGHTS = {"weights", "decode", "example", "window", "resize_library", "scaled_jpeg"}
 _BESIDE_FUNCTION = {"function", "shape", "decode", "example", "window"}
 """Keys of a preprocessing that may be set beside `weights`, and beside `function`."""
 
@@ -228,6 +228,10 @@ def _check_decoding(preprocessing: Preprocessing, place: Place) -> Iterator[Prob
         yield Problem((*place, "decode"), problem)
     if preprocessing.decode is None and preprocessing.example is not None:
         yield Problem((*place, "example"), "belongs to decode (FILE.py:FUNCTION)")
+    if preprocessing.scaled_jpeg and preprocessing.weights is None and preprocessing.resize is None:
+        yield Problem((*place, "scaled_jpeg"), "needs resize, which says how large is enough")
+    if preprocessing.scaled_jpeg and preprocessing.decode is not None:
+        yield Problem((*place, "scaled_jpeg"), "has no effect beside decode: remove it")
 
 
 def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Problem]:
@@ -236,8 +240,8 @@ def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Pro
     if preprocessing.weights is not None:
         if keys - _BESIDE_WEIGHTS:
             problem = (
-                "no other key but decode, example, window and resize_library may stand beside it: "
-                "the weights set all of them"
+                "only decode, example, window, resize_library and scaled_jpeg may stand "
+                "beside it: the weights set all of them"
             )
             problems.append(Problem((*place, "weights"), problem))
         return problems

@@ -40,7 +40,22 @@ def test_tune_build_serve_evaluate(
         capsys.readouterr()
         command = ["evaluate", "probes", "--spec", str(spec), "--data", str(data), "--json"]
         assert main([*command, "--policy", "tuned", "--run-folder", str(tmp_path / "run")]) == 0
-    served = json.loads(capsys.readouterr().out)["combined"]
+        served = json.loads(capsys.readouterr().out)["combined"]
+
+        (tmp_path / "own.py").write_text("def half(path):\n    return [0.5]\n")
+        command = [
+            "check",
+            str(spec),
+            "--reference",
+            f"{tmp_path}/own.py:half",
+            "--data",
+            str(data),
+        ]
+        served_command = [*command, "--served", "probes", "--run-folder", str(tmp_path / "run")]
+        assert main(served_command) == 1
+        of_server = capsys.readouterr().out.splitlines()[0]
+        assert main(command) == 1
+        assert capsys.readouterr().out.splitlines()[0] == of_server
     for name, value in expected["in_sample"].items():
         # Areas depend on the scores, whose last digits differ between batch sizes.
         tolerance = 1e-6 if name in ("auroc", "average_precision") else 0

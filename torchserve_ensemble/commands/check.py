@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .options import add_answer_timeout, add_token_options
 from .printing import progress_bar, standard_output, with_progress
 
 if TYPE_CHECKING:
+    from ..ensemble import Ensemble
+    from ..serving.client import Prediction
     from ..tuning.reference import Comparison
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -26,8 +29,8 @@ def add_command(subparsers: Subparsers) -> None:
         description="Predict the images of a folder with an ensemble, and call your own function "
         "on the same files. Print how much the scores differ, and the images on which they differ "
         "most. The exit status is 1 if any decision differs, or any score by more than the "
-        "tolerance. No server is needed: images are decoded and members run by the code that a "
-        "worker runs.",
+        "tolerance. Without --served no server is needed: images are decoded and members run by "
+        "the code that a worker runs.",
     )
     command.add_argument(
         "ensemble", type=Path, metavar="ENSEMBLE", help="a spec, or an archive (.mar)"
@@ -54,6 +57,22 @@ def add_command(subparsers: Subparsers) -> None:
         default=_DEFAULT_TOLERANCE,
         help="largest difference of a score that is not an error (default: %(default)s)",
     )
+    command.add_argument(
+        "--served",
+        metavar="NAME",
+        help="compare the answers of this model on a running server",
+    )
+    command.add_argument(
+        "--run-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder of the server that `serve` started (default: .ts-ensemble)",
+    )
+    command.add_argument(
+        "--address", help="inference address of a server that `serve` did not start"
+    )
+    add_token_options(command, "inference")
+    add_answer_timeout(command, 60, "each request, further attempts included")
     command.set_defaults(run=_check)
 
 
@@ -65,11 +84,8 @@ def _check(arguments: argparse.Namespace) -> int:
     ensemble = Ensemble.load(arguments.ensemble)
     images = [Path(path) for path in image_sources.find([str(arguments.data)])]
     reference = load_reference(arguments.reference, ensemble.score_labels)
-    options = {} if arguments.policy is None else {"policy": arguments.policy}
     predictions = list(
-        with_progress(
-            ensemble.predict_each(images, include=["scores"], **options), "predicting", len(images)
-        )
+        with_progress(_predictions(arguments, ensemble, images), "predicting", len(images))
     )
     with progress_bar(f"calling {arguments.reference}") as step:
 
@@ -84,6 +100,30 @@ def _check(arguments: argparse.Namespace) -> int:
     _print(comparison, arguments.tolerance)
     agrees = comparison.num_same_decisions == len(comparison.differences)
     return 0 if agrees and comparison.largest <= arguments.tolerance else 1
+
+
+def _predictions(
+    arguments: argparse.Namespace, ensemble: Ensemble, images: Sequence[Path]
+) -> Iterator[Prediction]:
+    """Predict the images in this process, or with the served model that the user named."""
+    options = {} if arguments.policy is None else {"policy": arguments.policy}
+    if arguments.served is None:
+        yield from ensemble.predict_each(images, include=["scores"], **options)
+        return
+    from ..serving import image_sources
+    from ..serving.finding import inference_client
+
+    client = inference_client(
+        run_folder=arguments.run_folder,
+        address=arguments.address,
+        token=arguments.token,
+        token_file=arguments.token_file,
+        timeout=arguments.answer_timeout,
+    )
+    with client:
+        contents = image_sources.read([str(path) for path in images])
+        options |= {"include": "scores"}
+        yield from client.predict_all(arguments.served, contents, options=options)
 
 
 def _print(comparison: Comparison, tolerance: float) -> None:

@@ -112,7 +112,7 @@ def test_a_failure_names_file_and_line_and_stays_with_its_sample(service: Ensemb
     good, bad, other = content["predictions"]
     assert (good["label"], other["label"]) == ("bright", "dark")
     assert (
-        "sample 1 (file) cannot be decoded by own.py:decode: own.py, line 11: ValueError: no toy"
+        "sample 1 (file[1]) cannot be decoded by own.py:decode: own.py, line 11: ValueError: no toy"
         in bad["error"]["message"]
     )
     assert refusal(service, b"something else")["code"] == 400

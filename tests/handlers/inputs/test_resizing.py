@@ -17,8 +17,10 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from torchserve_ensemble.handlers.base.errors import SpecError
+from torchserve_ensemble.handlers.inputs.image_decoding import ImageDecoding
 from torchserve_ensemble.handlers.inputs.images import decode_image
 from torchserve_ensemble.handlers.inputs.preprocessing import Preprocessor
+from torchserve_ensemble.handlers.inputs.sample_errors import SampleErrors
 from torchserve_ensemble.handlers.spec import (
     Color,
     Interpolation,
@@ -157,3 +159,52 @@ def test_torchvision_weights_may_be_resized_by_pillow() -> None:
     spec = parse_spec(SPEC.format(keys=keys))
     (preprocessing,) = spec.preprocessing.values()
     assert Preprocessor(preprocessing, CPU).settings.resize_library is ResizeLibrary.PILLOW
+
+
+def photograph(width: int, height: int) -> bytes:
+    """A smooth JPEG file, as photographs are at the scale of single pixels."""
+    small = np.random.default_rng(0).integers(0, 256, (height // 40, width // 40, 3), np.uint8)
+    image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "decoded"),
+    [
+        (1600, 1200, (150, 200)),  # an eighth
+        (400, 300, (150, 200)),
+        (250, 190, (190, 250)),  # half of it is less than twice the size of resize
+    ],
+)
+def test_scaled_jpeg_files_are_decoded_at_a_fraction_of_their_size(
+    width: int, height: int, decoded: tuple[int, int]
+) -> None:
+    settings_of = {
+        scaled: Preprocessing(resize=64, crop=64, scaled_jpeg=scaled) for scaled in (False, True)
+    }
+    file = photograph(width, height)
+    errors = SampleErrors.of("a", 0, file)
+    inputs = {}
+    for scaled, each in settings_of.items():
+        decoding = ImageDecoding(min_jpeg_size=each.min_jpeg_size)
+        image = decoding.decode(file, errors, max_pixels=10**7)
+        assert tuple(image.shape[1:]) == (decoded if scaled else (height, width))
+        (inputs[scaled],) = Preprocessor(each, CPU)([image])
+    # Levels from 0 to 1.
+    assert (inputs[True] - inputs[False]).abs().max() < 0.03
+    assert (inputs[True] - inputs[False]).abs().mean() < 0.004
+
+
+def test_scaled_jpeg_belongs_to_resize() -> None:
+    text = """
+name: a
+version: "1"
+task: presence
+labels: [absent, present]
+preprocessing: {small: {crop: 4, scaled_jpeg: true}}
+members: [{name: a, weights: a.pt, format: torchscript}]
+"""
+    with pytest.raises(SpecError, match=r"scaled_jpeg: needs resize, which says how large"):
+        parse_spec(text)
