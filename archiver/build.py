@@ -54,8 +54,8 @@ def build_archive(
         spec_path: the ensemble's YAML file; the files that it names lie in its folder.
         output: the folder for the archive, made if missing.
         check: load every member and run it once before anything is written.
-        samples: a folder with images like those that the ensemble will receive. On them a member
-            that runs with another engine than torch must answer as the saved member does.
+        samples: a folder with images like those that the ensemble will receive. A member runs with
+            another engine than torch only if its answers for these images stay the same.
         report: called with what is being done, and with a table of the engines that were tried.
 
     Returns:
@@ -80,15 +80,15 @@ def build_archive(
 def _compiled_files(
     spec: EnsembleSpec, folder: Path, samples: Path | None, report: Callable[[str], None]
 ) -> Iterator[dict[str, Path]]:
-    """Make executables for another engine than torch, in a folder that exists within the block.
+    """Make executables for another engine than torch, within a ``with`` block.
 
     Yields:
-        Path of each file from the spec's folder -> the file.
+        Path of each file relative to the spec -> the file; it is removed when the block ends.
     """
     if spec.runtime.engine is Engine.TORCH:
         yield {}
         return
-    # Imported here, since torch's compiler takes seconds to import.
+    # Imported only if it is needed, since torch's compiler takes seconds to import.
     from .compilation import compiled_members
 
     images = [] if samples is None else sample_files(samples, "--samples")

@@ -1,8 +1,7 @@
-"""Ways to run members with another engine: each makes files that may take the place of the saved
-members.
+"""Candidates: ways to run members with another engine than torch, from files made at build.
 
-A candidate only says how its files are made. Whether they are kept, because their answers are right
-and they are faster, `trial` finds out in the same way for all of them.
+This module only makes the files. `trial` then checks and times all candidates in the same way, and
+the build keeps those whose answers are right and that are faster than the saved members.
 """
 
 from __future__ import annotations
@@ -20,25 +19,28 @@ from ..handlers.members.compiled_record import CompiledExecutable
 from ..handlers.members.loading import LoadedMember
 from ..handlers.spec import Engine, EnsembleSpec, Precision
 from .libraries import Autocast, compile_library
-from .not_compiled import converter_errors
+from .not_compiled import NotCompiled, converter_errors
 from .openvino_conversion import convert_onnx, convert_program, convert_torchscript, save_model
 from .quantization import quantized
 from .shared_backbone import Joint
 
 NUM_EXPORTED_SAMPLES = 2
-"""Programs are exported with two samples: torch.export would take a batch of one for a constant."""
+"""Samples in the batch with which a module is exported.
+
+torch.export would take a batch size of one for a constant, so it is two.
+"""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run one or several members.
+    """One way to run one member, or several members at once.
 
     Attributes:
         positions: positions of the members in the ensemble, increasing.
-        engine: runs the files.
+        engine: the engine that runs the files.
         precision: the precision that the members compute in.
-        make: writes the files, and returns their entry of the archive's record. Raises
-            `NotCompiled` where that is not possible.
+        make: function that writes the files and returns their entry for the archive's record. It
+            raises `NotCompiled` if the engine cannot run the members.
     """
 
     positions: tuple[int, ...]
@@ -48,15 +50,15 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Makes candidates for the members of one ensemble: with OpenVINO on a CPU, else AOTInductor.
+class CandidateFactory:
+    """Describes the candidates for one ensemble's members: OpenVINO on a CPU, else AOTInductor.
 
     Attributes:
         spec: the ensemble.
-        folder: the folder that the spec's paths start from.
-        loaded: its members as they were saved.
-        work: the folder that the made files' names start from.
-        device: where the members will run.
+        folder: the folder to which the paths in the spec are relative.
+        loaded: the ensemble's members as they were saved.
+        work: the folder in which candidates write their files.
+        device: the device on which the members will run.
     """
 
     spec: EnsembleSpec
@@ -65,38 +67,46 @@ class Candidates:
     work: Path
     device: torch.device
     _converted: dict[tuple[int, ...], tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
+    """Positions of members -> their model of OpenVINO, and the paths of its files."""
 
     @property
     def engine(self) -> Engine:
         """The engine of all candidates."""
         return Engine.OPENVINO if self.device.type == "cpu" else Engine.AOT_INDUCTOR
 
-    def of(
+    def candidate(
         self,
         positions: tuple[int, ...],
         precision: Precision,
         batch: Tensor,
         calibration: Tensor,
     ) -> Candidate:
-        """One member alone, or several as one program with one input.
+        """Describe how to run one member alone, or several members that take the same input.
+
+        Nothing is converted or written before `Candidate.make` is called.
 
         Args:
-            positions: of the members in the ensemble.
-            precision: float32, bfloat16 or int8.
-            batch: float32 (N, channels, height, width), at least `NUM_EXPORTED_SAMPLES`.
-            calibration: the inputs on which int8 is calibrated.
+            positions: positions of the members in the ensemble.
+            precision: the precision to compute in.
+            batch: example inputs, float32 (N, channels, height, width), at least
+                `NUM_EXPORTED_SAMPLES`.
+            calibration: the inputs on which int8 is calibrated, (N, channels, height, width).
         """
         make = (
-            partial(self._openvino, positions, precision, batch, calibration)
+            partial(self._make_openvino, positions, precision, batch, calibration)
             if self.engine is Engine.OPENVINO
-            else partial(self._aot_inductor, positions, precision, batch)
+            else partial(self._make_aot_inductor, positions, precision, batch)
         )
         return Candidate(positions, self.engine, precision, make)
 
-    def _openvino(
+    def _make_openvino(
         self, positions: tuple[int, ...], precision: Precision, batch: Tensor, calibration: Tensor
     ) -> CompiledExecutable:
-        """Convert once for float32 and bfloat16, which differ in how the model is loaded."""
+        """Write a model of OpenVINO.
+
+        Float32 and bfloat16 use the same files: only the option with which the model is loaded
+        differs. So members are converted once, and int8 is made from that model.
+        """
         with converter_errors():
             if positions not in self._converted:
                 model = self._convert(positions, batch)
@@ -104,23 +114,30 @@ class Candidates:
                 self._converted[positions] = model, saved
             model, files = self._converted[positions]
             if precision is Precision.INT8:
-                reduced = quantized(model, calibration)
-                files = save_model(reduced, self.work, f"{self._name(positions)}-int8")
+                files = save_model(
+                    quantized(model, calibration), self.work, f"{self._name(positions)}-int8"
+                )
         return self._entry(positions, files, precision, batch, max_batch_size=None)
 
     def _convert(self, positions: tuple[int, ...], batch: Tensor) -> Any:
+        """Convert members to one ``openvino.Model``.
+
+        ONNX and TorchScript have readers of their own in OpenVINO; other members are exported.
+        """
         member, module = self.spec.members[positions[0]], self.loaded[positions[0]].module
         if len(positions) == 1 and module is None:
             return convert_onnx(self.folder / member.weights, batch.shape[1:])
         if len(positions) == 1 and isinstance(module, torch.jit.ScriptModule):
             return convert_torchscript(module, batch[:NUM_EXPORTED_SAMPLES])
-        return convert_program(self._export(self._program(positions), batch))
+        return convert_program(self._export(self._module(positions), batch))
 
-    def _aot_inductor(
+    def _make_aot_inductor(
         self, positions: tuple[int, ...], precision: Precision, batch: Tensor
     ) -> CompiledExecutable:
+        """Write a shared library of AOTInductor."""
+
         def exported() -> torch.export.ExportedProgram:
-            module = self._program(positions)
+            module = self._module(positions)
             if precision is Precision.BFLOAT16:
                 module = Autocast(module, self.device.type)
             return self._export(module, batch)
@@ -129,13 +146,21 @@ class Candidates:
         max_batch_size = self._max_batch_size
         return self._entry(positions, (file,), precision, batch, max_batch_size=max_batch_size)
 
-    def _program(self, positions: tuple[int, ...]) -> nn.Module:
+    def _module(self, positions: tuple[int, ...]) -> nn.Module:
+        """Return a member's module, or one module that computes several members.
+
+        Raises:
+            NotCompiled: the member is not a torch module.
+        """
         modules = [module for i in positions if (module := self.loaded[i].module) is not None]
+        if not modules:
+            raise NotCompiled("it is no torch module, and cannot be exported")
         return modules[0] if len(positions) == 1 else Joint(modules)
 
     def _export(self, module: nn.Module, batch: Tensor) -> torch.export.ExportedProgram:
+        """Export a module for batches of 1 to `_max_batch_size` samples."""
         fast_path = torch.backends.mha.get_fastpath_enabled()
-        # The operator of torch's fast path for attention is one that no other engine knows.
+        # Torch's fast path for attention is an operator of its own, which other engines lack.
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             return torch.export.export(
@@ -148,7 +173,7 @@ class Candidates:
 
     @property
     def _max_batch_size(self) -> int:
-        """The largest number of samples that one call of an exported program takes."""
+        """The largest number of samples that one call of an exported module takes."""
         return max(self.spec.runtime.micro_batch, NUM_EXPORTED_SAMPLES)
 
     def _entry(
@@ -160,6 +185,7 @@ class Candidates:
         *,
         max_batch_size: int | None,
     ) -> CompiledExecutable:
+        """Return the entry for the archive's record; `trial` measures the difference later."""
         return CompiledExecutable(
             engine=str(self.engine),
             members=tuple(self.spec.members[position].name for position in positions),
@@ -171,6 +197,6 @@ class Candidates:
         )
 
     def _name(self, positions: tuple[int, ...]) -> str:
-        """The file name without its suffix."""
+        """Return the name, without suffix, for the files of these members."""
         first = self.spec.members[positions[0]].name
         return first if len(positions) == 1 else f"{first}-and-{len(positions) - 1}-more"

@@ -1,8 +1,9 @@
-"""Find the best way to run each member, for machines like this one.
+"""Chooses the engine and the precision with which each member runs, for machines like this one.
 
-Each member is tried alone, and members that share a backbone, or are small and of one architecture,
-once more together. Every candidate goes the same way: its files are made, its answers are compared
-with those of the saved members, and it is timed in turns with what would run without it (`trial`).
+Each member is tried alone. Members are also tried as one executable if they share a backbone, or if
+they are small and have one architecture. For every candidate its files are made (`candidates`), its
+answers are compared with those of the saved members, and it is timed in turns with what would run
+without it (`trial`).
 """
 
 from __future__ import annotations
@@ -38,17 +39,18 @@ from ..handlers.members.loading import LoadedMember, load_member
 from ..handlers.members.openvino_model import import_openvino
 from ..handlers.members.target import Target
 from ..handlers.spec import Engine, EnsembleSpec, Precision
-from .candidates import Candidates
+from .candidates import CandidateFactory
 from .libraries import require_compiler
 from .not_compiled import NotCompiled, OtherAnswersError
 from .quantization import require_quantization
 from .shared_backbone import groups_with_shared_backbone
-from .trial import MIN_SPEED_UP, Trial, Tried, milliseconds_in_turns, speed_up
+from .trial import MIN_SPEED_UP, Trial, VerifiedCandidate, milliseconds_in_turns, speed_up
 
 _NUM_EXAMPLES = 3
-"""Example images whose outputs at build a worker compares its own with."""
+"""Number of example images. A worker compares its outputs for them with those at build."""
 
-_SAVED = "torch"
+_BASELINE = "torch"
+"""Name, in the table and in the timing, of what runs without a candidate."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,13 @@ class Measurement:
     """One row of the build's table: a way to run one or several members.
 
     Attributes:
-        members: their names.
-        engine: what computes them.
+        members: names of the members, separated by commas.
+        engine: name of the engine that computes them.
         precision: the precision that they compute in.
-        milliseconds: for one sample and for eight; None where it was not timed.
-        difference: largest difference of a score from the saved members; None where unknown.
-        outcome: ``chosen``, or why not.
+        milliseconds: median time for each of `TIMED_BATCH_SIZES`; None if it was not timed.
+        difference: largest difference of a score from that of the saved members; None if it was
+            not compared.
+        outcome: ``chosen``, or the reason for which it was not chosen.
     """
 
     members: str
@@ -80,25 +83,27 @@ def compiled_members(
     samples: Sequence[Path] = (),
     report: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Path]]:
-    """Make the executables that are worth it; the files are gone when the context ends.
+    """Make executables for the members that run faster with them, within a ``with`` block.
 
-    A member that the engine cannot run, or gives other answers with, stays as it was saved. A
-    table of all that was tried is reported.
+    A member stays as it was saved if the engine cannot run it, gives other answers or is no faster.
+    ``engine: auto`` changes nothing on a GPU, where only ``engine: aot_inductor`` compiles. The
+    files are removed when the block ends.
 
     Args:
         spec: the ensemble.
-        folder: where the files that the spec names are.
-        samples: image files on which the answers of the engine and of the saved members are
-            compared, beside the example images.
-        report: called with what is being done, and with the table.
+        folder: the folder to which the paths in the spec are relative.
+        samples: image files. The answers of the engine and of the saved members are compared on
+            them and on the example images.
+        report: called with what is being done, and with a table of everything that was tried.
 
     Yields:
-        Path beside the spec -> the file with its contents.
+        Path relative to the spec -> the file with its contents.
 
     Raises:
         MemberError: a member cannot be loaded; ``precision: bfloat16`` is demanded and changes
             its answers; or ``engine: openvino`` is demanded and cannot run it.
-        ArchiveError: the engine or the precision needs something that is missing here.
+        ArchiveError: the engine or the precision needs a package or a compiler that is missing
+            here, or more samples.
     """
     device = choose_device(spec, gpu=None)
     _require_engine(spec, device)
@@ -121,7 +126,7 @@ def compiled_members(
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
-        candidates = Candidates(spec, folder, loaded, work, device)
+        candidates = CandidateFactory(spec, folder, loaded, work, device)
         selection = _Selection(spec, loaded, group_of_member, batches, work, candidates, report)
         selection.try_small_members()
         selection.try_single_members()
@@ -134,7 +139,7 @@ def _require_engine(spec: EnsembleSpec, device: torch.device) -> None:
     """Check that the engine that the spec demands can be used for the device.
 
     Raises:
-        ArchiveError: it is for another device, or needs a compiler that is missing.
+        ArchiveError: the engine is for another device, or needs a compiler that is missing.
         MemberError: OpenVINO is not installed.
     """
     engine = spec.runtime.engine
@@ -168,18 +173,19 @@ def _decode_sample(path: Path, preprocessor: Preprocessor, spec: EnsembleSpec) -
 
 @dataclass
 class _Selection:
-    """The members of an ensemble, and what was chosen so far.
+    """The members of an ensemble, and the executables that have been chosen for them so far.
 
     Attributes:
         spec: the ensemble.
-        loaded: its members as they were saved.
+        loaded: the ensemble's members as they were saved.
         group_of_member: for each member the position of its preprocessing.
-        batches: for each preprocessing the example inputs, and after them the samples.
-        work: the folder that the names of the made files start from.
-        candidates: makes the candidates.
+        batches: for each preprocessing the example inputs followed by the samples, float32
+            (N, channels, height, width).
+        work: the folder in which candidates write their files.
+        candidates: describes the candidates.
         report: called with what is being done.
-        single: chosen executables of one member, by its position.
-        joint: chosen executables of several members.
+        single: position of a member -> the executable that was chosen for this member alone.
+        joint: executables that were chosen for several members at once.
         measurements: rows of the table.
     """
 
@@ -188,10 +194,10 @@ class _Selection:
     group_of_member: Sequence[int]
     batches: Sequence[Tensor]
     work: Path
-    candidates: Candidates
+    candidates: CandidateFactory
     report: Callable[[str], None]
-    single: dict[int, Tried] = field(default_factory=dict)
-    joint: list[Tried] = field(default_factory=list)
+    single: dict[int, VerifiedCandidate] = field(default_factory=dict)
+    joint: list[VerifiedCandidate] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
 
     @cached_property
@@ -199,14 +205,17 @@ class _Selection:
         return Trial(self.spec, self.loaded, self.work)
 
     def try_small_members(self) -> None:
-        """Try small members of one architecture as one; else a worker on a CPU fuses them."""
-        running = dict(enumerate(self.loaded))
-        for positions in fusible_members(self.spec, running, self.group_of_member):
+        """Try small members of one architecture as one executable.
+
+        Without it a worker would fuse them, so the fused members are the baseline.
+        """
+        member_at = dict(enumerate(self.loaded))
+        for positions in fusible_members(self.spec, member_at, self.group_of_member):
             modules = [self.loaded[position].module for position in positions]
-            # Larger ones gain more from the memory layout and precision that each has alone.
+            # Large members gain more from the memory layout and the precision that each gets alone.
             if any(module is None or is_large(module) for module in modules):
                 continue
-            fused = fuse(positions, running)
+            fused = fuse(positions, member_at)
             if fused is None:
                 continue
             chosen = self._choose(positions, [Precision.FLOAT32], fused)
@@ -217,7 +226,8 @@ class _Selection:
         """Try each member that is not part of a joint executable.
 
         Raises:
-            MemberError: the spec demands a precision or an engine that a member cannot have.
+            MemberError: a member cannot run in the precision or with the engine that the spec
+                demands.
         """
         in_joint = self._in_joint()
         for position, member in enumerate(self.spec.members):
@@ -234,7 +244,7 @@ class _Selection:
                 )
 
     def try_shared_backbones(self) -> None:
-        """Try members that share a backbone once more, as one."""
+        """Try members that share a backbone as one executable, which computes it only once."""
         in_joint = self._in_joint()
         for positions in groups_with_shared_backbone(self.spec, self.loaded, self.group_of_member):
             if in_joint & set(positions):
@@ -246,13 +256,13 @@ class _Selection:
                 self.joint.append(chosen)
 
     def table(self) -> str:
-        """Everything that was tried, as a table of plain text."""
+        """Return everything that was tried, as a table of plain text."""
         table = Table("member", "engine", "precision", "1 sample", "8 samples", "difference", "")
         for row in self.measurements:
             milliseconds = [f"{each:.3g} ms" for each in row.milliseconds or ()] or ["", ""]
-            changed = "" if row.difference is None else f"{row.difference:.1e}"
+            difference = "" if row.difference is None else f"{row.difference:.1e}"
             table.add_row(
-                row.members, row.engine, row.precision, *milliseconds, changed, row.outcome
+                row.members, row.engine, row.precision, *milliseconds, difference, row.outcome
             )
         console = Console(file=io.StringIO(), width=120)
         console.print(table)
@@ -260,13 +270,13 @@ class _Selection:
         return console.file.getvalue().rstrip()
 
     def files(self, target: Target) -> dict[str, Path]:
-        """Write the record, and list the files of the archive.
+        """Write the record of the chosen executables, and list all files that the archive needs.
 
         Args:
-            target: the machine that machine code was compiled for.
+            target: description of this machine, for which machine code was compiled.
 
         Returns:
-            Path beside the spec -> the file; none where nothing was chosen.
+            Path relative to the spec -> the file; empty if no executable was chosen.
         """
         chosen = [*self.joint, *self.single.values()]
         if not chosen:
@@ -274,7 +284,8 @@ class _Selection:
         entries: tuple[CompiledExecutable, ...] = tuple(each.entry for each in chosen)
         (self.work / RECORD).write_text(CompiledRecord(target, entries).to_json())
         outputs: dict[str, Tensor] = {}
-        # A member's outputs alone come last, and stay.
+        # If a member is in a joint executable and also has one of its own, the outputs of its own
+        # are written, since `chosen` lists those last.
         for each in chosen:
             for name, raw in zip(each.entry.members, each.outputs, strict=True):
                 outputs[name] = raw[:_NUM_EXAMPLES].cpu().contiguous()
@@ -287,16 +298,17 @@ class _Selection:
         positions: tuple[int, ...],
         precisions: Sequence[Precision],
         baseline: Callable[[Tensor], object],
-    ) -> Tried | None:
-        """Try the precisions in their order, and return the fastest way whose answers are right.
+    ) -> VerifiedCandidate | None:
+        """Return the fastest candidate with right answers; None if the baseline is as fast.
 
-        In lower precision than float32 the next precision is tried only if this one's answers
-        differ; int8 is compared with the next.
+        Precisions are tried in turn until one other than int8 gives right answers. If int8 gives
+        right answers, too, the faster of the two is returned. If the spec demands an engine, a
+        candidate for a single member is returned even if it is slower than the baseline.
 
         Args:
-            positions: of the members in the ensemble.
-            precisions: to try.
-            baseline: computes the members without the candidates.
+            positions: positions of the members in the ensemble.
+            precisions: the precisions to try, in the order of preference.
+            baseline: function that computes the members as they would run without a candidate.
 
         Raises:
             MemberError: ``precision: bfloat16`` is demanded and changes the members' answers.
@@ -304,52 +316,59 @@ class _Selection:
         names = ", ".join(self.spec.members[position].name for position in positions)
         self.report(f"{names}: trying {self.candidates.engine}")
         batch = self.batches[self.group_of_member[positions[0]]]
-        right: dict[str, Tried] = {}
+        verified: dict[str, VerifiedCandidate] = {}
         rows: list[Measurement] = []
         for precision in precisions:
-            candidate = self.candidates.of(positions, precision, batch, batch[_NUM_EXAMPLES:])
+            candidate = self.candidates.candidate(
+                positions, precision, batch, calibration=batch[_NUM_EXAMPLES:]
+            )
             row = Measurement(names, str(candidate.engine), str(precision))
             try:
-                right[str(precision)] = self._trial.of(candidate, batch)
+                verified[str(precision)] = self._trial.verify(candidate, batch)
             except NotCompiled as reason:
-                changed = reason.difference if isinstance(reason, OtherAnswersError) else None
-                rows.append(replace(row, difference=changed, outcome=str(reason)))
-                if changed is not None and self.spec.runtime.precision is Precision.BFLOAT16:
+                difference = reason.difference if isinstance(reason, OtherAnswersError) else None
+                rows.append(replace(row, difference=difference, outcome=str(reason)))
+                if difference is not None and self.spec.runtime.precision is Precision.BFLOAT16:
                     raise MemberError(
                         f"member '{names}': {reason}; set runtime.precision to float32 or auto, "
-                        "or tolerance to more"
+                        "or raise runtime.tolerance"
                     ) from None
                 continue
             rows.append(row)
             if precision is not Precision.INT8:
                 break
-        runs: dict[str, Callable[[Tensor], object]] = {_SAVED: baseline}
-        runs |= {name: each.run for name, each in right.items()}
+        runs: dict[str, Callable[[Tensor], object]] = {_BASELINE: baseline}
+        runs |= {name: each.run for name, each in verified.items()}
         milliseconds = milliseconds_in_turns(runs, batch)
-        speed_ups = {name: speed_up(milliseconds[name], milliseconds[_SAVED]) for name in right}
+        speed_ups = {
+            name: speed_up(milliseconds[name], milliseconds[_BASELINE]) for name in verified
+        }
         best = max(speed_ups, key=lambda name: speed_ups[name], default=None)
-        demanded = self.spec.runtime.engine is not Engine.AUTO and len(positions) == 1
-        if best is not None and speed_ups[best] < MIN_SPEED_UP and not demanded:
+        is_demanded = self.spec.runtime.engine is not Engine.AUTO and len(positions) == 1
+        if best is not None and speed_ups[best] < MIN_SPEED_UP and not is_demanded:
             best = None
-        saved_in = self._precision_of_saved(positions[0])
-        outcome = "chosen" if best is None else "slower"
-        self.measurements.append(
-            Measurement(names, _SAVED, str(saved_in), milliseconds[_SAVED], outcome=outcome)
+        baseline_row = Measurement(
+            names,
+            _BASELINE,
+            str(self._precision_of_saved(positions[0])),
+            milliseconds[_BASELINE],
+            outcome="chosen" if best is None else "slower",
         )
+        self.measurements.append(baseline_row)
         for row in rows:
-            tried = right.get(row.precision)
-            if tried is not None:
+            candidate_of_row = verified.get(row.precision)
+            if candidate_of_row is not None:
                 row = replace(
                     row,
-                    difference=tried.entry.difference,
+                    difference=candidate_of_row.entry.difference,
                     milliseconds=milliseconds[row.precision],
                     outcome="chosen" if row.precision == best else "no faster",
                 )
             self.measurements.append(row)
-        return None if best is None else right[best]
+        return None if best is None else verified[best]
 
     def _precisions(self, position: int) -> list[Precision]:
-        """The precisions to try for a member, in the order of preference."""
+        """Return the precisions to try for a member, in the order of preference."""
         batch = self.batches[self.group_of_member[position]]
         module = self.loaded[position].module
         demanded = self.spec.runtime.precision
@@ -357,30 +376,30 @@ class _Selection:
             return [Precision.FLOAT32]
         if demanded is Precision.BFLOAT16:
             return [Precision.BFLOAT16]
-        result = [Precision.FLOAT32]
+        precisions = [Precision.FLOAT32]
         if wants_bfloat16(self.spec, module, batch.device):
-            result.insert(0, Precision.BFLOAT16)
+            precisions.insert(0, Precision.BFLOAT16)
         if demanded is Precision.INT8:
-            result.insert(0, Precision.INT8)
-        return result
+            precisions.insert(0, Precision.INT8)
+        return precisions
 
     def _precision_of_saved(self, position: int) -> Precision:
-        """The precision in which torch runs a saved member."""
+        """Return the precision in which torch runs a saved member."""
         module = self.loaded[position].module
         device = self.batches[0].device
-        reduced = module is not None and wants_bfloat16(self.spec, module, device)
-        return Precision.BFLOAT16 if reduced else Precision.FLOAT32
+        is_bfloat16 = module is not None and wants_bfloat16(self.spec, module, device)
+        return Precision.BFLOAT16 if is_bfloat16 else Precision.FLOAT32
 
     def _joint_precision(self, positions: Sequence[int]) -> Precision:
-        """bfloat16 if all members alone were chosen in that, else float32.
+        """Return bfloat16 if it was chosen for every one of the members alone, else float32.
 
-        Never int8, in which each member is calibrated alone.
+        A joint executable is never quantized to int8, because members are calibrated one by one.
         """
         alone = {self.single[each].entry.precision for each in positions if each in self.single}
         return Precision.BFLOAT16 if alone == {str(Precision.BFLOAT16)} else Precision.FLOAT32
 
     def _one_by_one(self, positions: Sequence[int]) -> Callable[[Tensor], object]:
-        """What computes members one after another, as chosen so far."""
+        """Return a function that runs members one after another, in the ways chosen so far."""
         runs: list[Callable[[Tensor], Tensor]] = [
             self.single[position].run if position in self.single else self._saved(position)
             for position in positions
@@ -388,7 +407,10 @@ class _Selection:
         return lambda batch: [run(batch) for run in runs]
 
     def _saved(self, position: int) -> Callable[[Tensor], Tensor]:
-        """The member as a worker would run it with torch, which may change its module's layout."""
+        """Return a function that runs a member as a worker would run it with torch.
+
+        This may change the memory layout of the member's module.
+        """
         batch = self.batches[self.group_of_member[position]]
         if position not in self._accelerated:
             self._accelerated[position] = accelerate(
@@ -398,8 +420,10 @@ class _Selection:
 
     @cached_property
     def _accelerated(self) -> dict[int, LoadedMember]:
+        """Position of a member -> the member with torch's own optimisations."""
         return {}
 
     def _in_joint(self) -> set[int]:
+        """Return the positions of the members that a joint executable computes."""
         names = {name for each in self.joint for name in each.entry.members}
         return {i for i, member in enumerate(self.spec.members) if member.name in names}

@@ -1,4 +1,4 @@
-"""One program to one library: torch.export's to AOTInductor's."""
+"""Compiles members to shared libraries for a GPU, with torch's AOTInductor."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ def compile_library(
     work: Path,
     name: str,
 ) -> str:
-    """Compile a program for the GPU of this machine.
+    """Compile an exported program to a shared library for the GPU of this machine.
+
+    Args:
+        exported: exports the program. It is called here so that its errors become `NotCompiled`.
+        work: the folder in which the library is written.
+        name: name of the library's file, without suffix.
 
     Returns:
-        The library's path below `work`.
+        Path of the library, relative to `work`.
 
     Raises:
-        NotCompiled: torch cannot.
+        NotCompiled: torch cannot export or compile the program.
     """
     from torch._inductor import aoti_compile_and_package
 
@@ -37,39 +42,47 @@ def compile_library(
             exported(),
             package_path=str(work / f"{name}.pt2"),
             inductor_configs={
-                # Weights as constants, laid out for the kernels that were chosen.
+                # Weights become constants, whose memory layout suits the kernels.
                 "freezing": True,
             },
         )
     with zipfile.ZipFile(package) as opened:
-        # E.g. an operator of a package of its own, which the library would call back for.
-        sources = [n for n in opened.namelist() if n.endswith(".wrapper.cpp")]
-        if any(b"proxy_executor_call_function" in opened.read(name) for name in sources):
+        # For an operator that it cannot compile, e.g. one of another package, AOTInductor generates
+        # C++ that calls back into torch. The library alone cannot do that.
+        sources = [entry for entry in opened.namelist() if entry.endswith(".wrapper.cpp")]
+        if any(b"proxy_executor_call_function" in opened.read(source) for source in sources):
             raise NotCompiled("it has an operator that AOTInductor cannot compile")
-        (inside,) = (entry for entry in opened.namelist() if entry.endswith(".so"))
-        (work / file).write_bytes(opened.read(inside))
+        (library,) = (entry for entry in opened.namelist() if entry.endswith(".so"))
+        (work / file).write_bytes(opened.read(library))
     return file
 
 
 class Autocast(nn.Module):
-    """A member in bfloat16, where `torch.autocast` finds that safe."""
+    """A member that computes in bfloat16 the operations for which torch.autocast chooses it."""
 
     def __init__(self, module: nn.Module, device: str) -> None:
+        """Wrap a module.
+
+        Args:
+            module: the member's module.
+            device: type of the device, as ``torch.autocast`` takes it, e.g. ``cuda``.
+        """
         super().__init__()
         self.module = module
         self.device = device
 
     def forward(self, batch: Tensor) -> Tensor:
+        """Return the member's raw outputs for a batch, as float32."""
         with torch.autocast(self.device, torch.bfloat16):
             result: Tensor = self.module(batch)
         return result.float()
 
 
 def require_compiler() -> None:
-    """The compiler that AOTInductor calls.
+    """Check that the C++ compiler is installed that AOTInductor calls.
 
     Raises:
-        ArchiveError: there is none.
+        ArchiveError: there is no such compiler.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:

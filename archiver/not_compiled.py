@@ -1,4 +1,4 @@
-"""Why a member runs as it was saved."""
+"""Exceptions that say why members keep running as they were saved."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from contextlib import contextmanager
 
 from ..handlers.base.errors import MemberError
 
+_MAX_REASON_CHARACTERS = 300
+
 
 class NotCompiled(Exception):
-    """An engine cannot run a member, or has no advantage."""
+    """An engine cannot run members, or gives other answers than the saved members."""
 
 
 class OtherAnswersError(NotCompiled):
     """An engine gives other answers than the saved members.
 
     Attributes:
-        difference: the largest difference of a score.
+        difference: the largest difference between two scores of one label.
     """
 
     def __init__(self, reason: str, difference: float) -> None:
@@ -26,10 +28,10 @@ class OtherAnswersError(NotCompiled):
 
 @contextmanager
 def converter_errors() -> Iterator[None]:
-    """Turn whatever a compiler or converter raises into one line.
+    """Turn every error of a compiler or converter in this context into one of a single line.
 
     Raises:
-        NotCompiled: with that line.
+        NotCompiled: the compiler or converter raised an error.
         MemberError: OpenVINO is not installed.
     """
     try:
@@ -38,7 +40,7 @@ def converter_errors() -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        # OpenVINO begins with places in its own sources.
-        words = [line for line in lines if not line.startswith(("Exception from", "Check"))]
-        reason = (words or lines)[0]
-        raise NotCompiled(f"{type(error).__name__}: {reason[:300]}") from error
+        # OpenVINO's messages begin with lines that name places in its own source files.
+        reasons = [line for line in lines if not line.startswith(("Exception from", "Check"))]
+        reason = (reasons or lines)[0][:_MAX_REASON_CHARACTERS]
+        raise NotCompiled(f"{type(error).__name__}: {reason}") from error

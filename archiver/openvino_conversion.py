@@ -15,13 +15,13 @@ from ..handlers.members.openvino_model import import_openvino
 
 
 def convert_program(program: torch.export.ExportedProgram) -> Any:
-    """Convert an exported program.
+    """Convert an exported program to a model of OpenVINO.
 
-    OpenVINO computes operations that occur twice with the same inputs once: those of a backbone
-    that several members share, for example.
+    If two operations have the same inputs and weights, OpenVINO computes them once. A backbone
+    that several members share is therefore computed once.
 
     Args:
-        program: takes float32 (N, channels, height, width), any N.
+        program: a program that takes float32 (N, channels, height, width) with variable N.
 
     Returns:
         An ``openvino.Model`` with one input and one output.
@@ -34,7 +34,7 @@ def convert_program(program: torch.export.ExportedProgram) -> Any:
         for node in program.graph.nodes
         if node.op == "placeholder" and node.name in program.graph_signature.user_inputs
     )
-    # The decoder logs a traceback for each operator that this torch does not decompose.
+    # The decoder logs a traceback for each operator that the installed torch does not decompose.
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -49,8 +49,8 @@ def convert_torchscript(module: torch.jit.ScriptModule, example: Tensor) -> Any:
     """Convert a TorchScript module to an ``openvino.Model``.
 
     Args:
-        module: takes float32 (N, channels, height, width).
-        example: such an input.
+        module: a module that takes float32 (N, channels, height, width).
+        example: an input of the module.
     """
     import_openvino()
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -71,15 +71,15 @@ def convert_onnx(path: Path, sample_shape: Sequence[int]) -> Any:
 
 
 def save_model(model: Any, work: Path, name: str) -> tuple[str, str]:
-    """Write a model.
+    """Write a model to its two files.
 
     Args:
         model: an ``openvino.Model``.
-        work: the folder that the returned paths start from.
-        name: of the files, without their suffixes.
+        work: the folder in which the files are written.
+        name: name of the files, without suffix.
 
     Returns:
-        Paths of the ``.xml`` and the ``.bin`` file below `work`.
+        Paths of the ``.xml`` and the ``.bin`` file, relative to `work`.
     """
     xml, weights = f"{FOLDER}/{name}.xml", f"{FOLDER}/{name}.bin"
     import_openvino().save_model(model, work / xml, compress_to_fp16=False)
@@ -87,6 +87,7 @@ def save_model(model: Any, work: Path, name: str) -> tuple[str, str]:
 
 
 def _converted(decoder: Any, sample_shape: Sequence[int]) -> Any:
+    """Return the ``openvino.Model`` of a program that one of OpenVINO's decoders reads."""
     from openvino.frontend import FrontEndManager
 
     frontend = FrontEndManager().load_by_framework("pytorch")
@@ -96,7 +97,7 @@ def _converted(decoder: Any, sample_shape: Sequence[int]) -> Any:
 
 
 def _let_batch_vary(model: Any, sample_shape: Sequence[int]) -> None:
-    """Fix all dimensions of the input but the number of samples; kernels are faster that way."""
+    """Fix every dimension of the input except the batch size, which makes kernels faster."""
     from openvino import PartialShape
 
     model.reshape(PartialShape([-1, *(int(size) for size in sample_shape)]))

@@ -1,7 +1,7 @@
-"""Members in int8: weights and activations, calibrated on samples (static, post-training).
+"""Quantizes members to int8 with NNCF: static post-training quantization of models of OpenVINO.
 
-Uses NNCF, which quantizes models of OpenVINO: scales for each output channel of the weights, for
-each activation the range that the samples give it, and a correction of the biases.
+Weights get one scale for each output channel. Activations get the range that they have on
+calibration samples. Biases are corrected for the error that this causes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from torch import Tensor
 from ..handlers.base.errors import ArchiveError
 
 MIN_CALIBRATION_SAMPLES = 8
-"""Fewer say too little about the range of the activations."""
+"""With fewer samples the measured ranges of the activations are too narrow."""
 
 _NO_TELEMETRY = "NNCF_CI"
-"""With this environment variable NNCF does not report its use to its makers."""
+"""Environment variable; if it is set, NNCF does not report its use to its makers."""
 
 
 def require_quantization(num_samples: int) -> None:
     """Check that `quantized` has what it needs.
 
     Args:
-        num_samples: how many there are to calibrate on.
+        num_samples: number of samples for the calibration.
 
     Raises:
         ArchiveError: NNCF is missing, or there are too few samples.
@@ -52,7 +52,7 @@ def quantized(model: Any, calibration: Tensor) -> Any:
         calibration: inputs like those to come, float32 (N, channels, height, width).
 
     Returns:
-        The ``openvino.Model`` in int8.
+        A new ``openvino.Model``, quantized to int8.
     """
     os.environ.setdefault(_NO_TELEMETRY, "1")
     import nncf

@@ -29,7 +29,7 @@ class _Group:
     """Members of one preprocessing and one kind of output that share a backbone.
 
     Attributes:
-        kind: preprocessing and kind of output, which must be equal for all members of the group.
+        kind: preprocessing and kind of output, which are equal for all members of the group.
         bytes_by_digest: digest of each weight of the first member -> its size in bytes.
         positions: positions of the members in the ensemble.
     """
@@ -42,7 +42,7 @@ class _Group:
 def groups_with_shared_backbone(
     spec: EnsembleSpec, loaded: Sequence[LoadedMember], group_of_member: Sequence[int]
 ) -> list[tuple[int, ...]]:
-    """Find groups of members that have the same preprocessing and half of their weights in common.
+    """Find groups of members that share a preprocessing and at least half of their weights' bytes.
 
     Args:
         spec: the ensemble.

@@ -11,6 +11,7 @@ import json
 import stat
 import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,8 +41,9 @@ _MAX_CLASSES_SHOWN = 10
 _MAX_SHOWN_CHARACTERS = 100
 _BLOCK_BYTES = 1024**2
 _MAX_CODE_BYTES = 1_000_000
-# An archive may unpack to this multiple of its size, plus the second constant: weights hardly
-# compress. Weights that are all equal, as in experiments, do, but such networks are small.
+# An archive of `size` bytes may unpack to _MAX_EXTRA_BYTES + _MAX_COMPRESSION_RATIO * size bytes.
+# Trained weights hardly compress. The extra bytes are for small networks of experiments, whose
+# weights may all be equal and then compress well.
 _MAX_COMPRESSION_RATIO = 20
 _MAX_EXTRA_BYTES = 64 * 1024**2
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -109,7 +111,7 @@ class StockArchive:
             raise _damaged(self.path, error) from error
 
 
-_DAMAGE_ERRORS = (ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile)
+_DAMAGE_ERRORS = (ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 """Errors that zipfile and zlib raise if an archive is damaged, beside OSError."""
 
 
@@ -161,7 +163,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def _problems_of_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> Iterator[str]:
-    """Find what makes an archive dangerous to extract.
+    """Yield one sentence for each thing that makes an archive dangerous to extract.
 
     Args:
         entries: the entries of the archive's directory.
@@ -246,7 +248,7 @@ def _stock_archive(path: Path, opened: zipfile.ZipFile) -> StockArchive:
 
 
 def _model_of_manifest(path: Path, opened: zipfile.ZipFile) -> dict[str, Any]:
-    """Return the part ``model`` of an archive's manifest; the values of the keys used are texts.
+    """Return the part ``model`` of a manifest, after checking that the values used are strings.
 
     Raises:
         ArchiveError: the manifest is missing, or is not one that torch-model-archiver writes.

@@ -18,7 +18,7 @@ class StockLabels:
     Attributes:
         names: the labels, in the order of the network's outputs.
         source: the archive or file that they were read from.
-        content: contents of the file of labels in that archive, or of that file.
+        content: contents of the file of labels, in the format of index_to_name.json.
     """
 
     names: tuple[str, ...]
@@ -55,6 +55,15 @@ def common_labels(archives: Sequence[StockArchive], labels_file: Path | None) ->
 
 
 def _read(source: str, content: bytes) -> StockLabels:
+    """Read the labels in the contents of one file.
+
+    Args:
+        source: the archive or file that they come from, for messages.
+        content: contents of the file of labels.
+
+    Raises:
+        ArchiveError: the contents are not a list of labels.
+    """
     try:
         names = read_labels(content, source=LABELS)
     except LabelsError as error:
@@ -63,6 +72,11 @@ def _read(source: str, content: bytes) -> StockLabels:
 
 
 def _check_equal(first: StockLabels, second: StockLabels) -> None:
+    """Check that two archives have the same labels in the same order.
+
+    Raises:
+        ArchiveError: the number of labels differs, or a label does.
+    """
     if len(first.names) != len(second.names):
         raise ArchiveError(
             f"{first.source} has {len(first.names)} labels and {second.source} has "

@@ -72,13 +72,13 @@ def requirements(spec: EnsembleSpec, compiled: Collection[str] = ()) -> str:
 
     The version ranges are those that this project declares for itself.
 
-    The list is for people, who install it once for the server. With install_py_dep_per_model
-    TorchServe would install the packages into the archive's folder. The worker would then refuse
-    to load, because the archive's record does not list these files.
+    The list is for the people who install the packages once for the server. TorchServe's
+    install_py_dep_per_model would install them into the archive's folder instead, and the worker
+    would refuse to load, because the archive's record does not list the installed files.
 
     Args:
         spec: the ensemble.
-        compiled: names of the executables' files.
+        compiled: paths of the executables' files.
     """
     needed = set(_HANDLER_NEEDS)
     if any(member.weights_format is WeightsFormat.ONNX for member in spec.members):

@@ -1,5 +1,8 @@
-"""Try candidates: one is kept if its answers are those of the saved members and it is faster than
-what would run without it."""
+"""Compares candidates with the saved members, and times them.
+
+The build keeps a candidate if its answers are those of the saved members, and if it is faster than
+what would run without it.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +25,25 @@ from .candidates import Candidate
 from .not_compiled import NotCompiled, OtherAnswersError, converter_errors
 
 TIMED_BATCH_SIZES = (1, 8)
+"""Numbers of samples: a request with one image, and a batch of requests."""
 
 MIN_SPEED_UP = 1.1
-"""Below this the timing cannot tell a gain from noise, and the saved member is simpler."""
+"""Smaller gains are noise of the timing, and the saved member is simpler."""
 
-_MIN_TIMED_RUNS = 3
-_MAX_TIMED_RUNS = 15
+_MIN_ROUNDS = 3
+_MAX_ROUNDS = 15
 _MAX_TIMING_SECONDS = 3.0
-"""After `_MIN_TIMED_RUNS` rounds, no round begins that would end after this."""
+"""For each batch size. After `_MIN_ROUNDS`, no round begins that is likely to end later."""
 
 
 @dataclass(frozen=True)
-class Tried:
+class VerifiedCandidate:
     """A candidate whose answers are those of the saved members.
 
     Attributes:
-        entry: its part of the archive's record.
-        outputs: its raw outputs for the batch, (M members, N samples, outputs).
+        entry: the candidate's entry in the archive's record.
+        outputs: its raw outputs for the batch that it was verified with, float32
+            (M members, N samples, outputs).
         run: the loaded executable.
     """
 
@@ -49,12 +54,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Trial:
-    """Tries candidates for the members of one ensemble.
+    """Compares candidates with the saved members of one ensemble.
 
     Attributes:
         spec: the ensemble.
-        loaded: its members as they were saved.
-        work: the folder that the names of the made files start from.
+        loaded: the ensemble's members as they were saved.
+        work: the folder in which candidates write their files.
     """
 
     spec: EnsembleSpec
@@ -62,19 +67,20 @@ class Trial:
     work: Path
 
     @torch.no_grad()
-    def of(self, candidate: Candidate, batch: Tensor) -> Tried:
-        """Make a candidate's files, and compare its answers with those of the saved members.
+    def verify(self, candidate: Candidate, batch: Tensor) -> VerifiedCandidate:
+        """Make a candidate's files, and check that its answers are those of the saved members.
 
         Args:
-            candidate: what to try.
+            candidate: the candidate.
             batch: example inputs and samples, float32 (N, channels, height, width).
 
         Raises:
-            NotCompiled: it cannot be made, or its answers differ.
+            NotCompiled: the engine cannot run the members.
+            OtherAnswersError: a score differs by more than ``runtime.tolerance``.
         """
         for position in candidate.positions:
             _require_one_tensor(self.loaded[position], batch[:1])
-        # Before it is made: torch.export may leave a module changed.
+        # The saved members run first, because torch.export may change a module.
         expected = [self.loaded[position](batch) for position in candidate.positions]
         entry = candidate.make()
         with converter_errors():
@@ -84,21 +90,22 @@ class Trial:
                 ),
                 postprocess=self.loaded[candidate.positions[0]].postprocess,
             )
-            # There may be more samples than one call takes.
+            # The batch may have more samples than one call takes.
             calls = torch.split(batch, min(run.max_batch_size, len(batch)))
             outputs = torch.cat([run(each) for each in calls], dim=1)
-        changed = max(
+        largest_difference = max(
             difference(saved, raw, self.spec, self.spec.members[position])
             for position, saved, raw in zip(candidate.positions, expected, outputs, strict=True)
         )
         tolerance = self.spec.runtime.tolerance
-        if not changed <= tolerance:
+        # Written so that NaN is refused, too.
+        if not largest_difference <= tolerance:
             raise OtherAnswersError(
                 f"in {candidate.precision} {'its' if len(outputs) == 1 else 'their'} scores "
-                f"differ by {changed:.1e}, more than {tolerance:g}",
-                changed,
+                f"differ by {largest_difference:.1e}, more than {tolerance:g}",
+                largest_difference,
             )
-        return Tried(replace(entry, difference=changed), outputs, run)
+        return VerifiedCandidate(replace(entry, difference=largest_difference), outputs, run)
 
 
 def _require_one_tensor(loaded: LoadedMember, batch: Tensor) -> None:
@@ -120,34 +127,44 @@ def milliseconds_in_turns(
 ) -> dict[str, tuple[float, ...]]:
     """Time several ways to compute the same members, in turns.
 
+    Each round runs every way once, so that other load on the machine slows all of them alike.
+
     Args:
-        runs: name -> the way.
+        runs: name of each way -> function that computes the members for a batch.
         batch: example inputs, float32 (N, channels, height, width).
 
     Returns:
-        Name -> median milliseconds for each of `TIMED_BATCH_SIZES`.
+        Name of each way -> median milliseconds for each of `TIMED_BATCH_SIZES`.
     """
     result: dict[str, list[float]] = {name: [] for name in runs}
     for batch_size in TIMED_BATCH_SIZES:
         repeats = -(-batch_size // len(batch))
         inputs = batch.repeat((repeats, 1, 1, 1))[:batch_size]
         seconds: dict[str, list[float]] = {name: [] for name in runs}
-        # The first run of a batch size makes kernels.
+        # The first run of a batch size is slower, because the engine makes kernels for this size.
+        # It only serves as an estimate of the time for one round.
         round_seconds = sum(seconds_of(lambda: run(inputs), batch.device) for run in runs.values())  # noqa: B023
         started = time.perf_counter()
-        for number in range(_MAX_TIMED_RUNS):
+        for num_rounds in range(_MAX_ROUNDS):
             elapsed = time.perf_counter() - started
-            if number >= _MIN_TIMED_RUNS and elapsed + round_seconds > _MAX_TIMING_SECONDS:
+            if num_rounds >= _MIN_ROUNDS and elapsed + round_seconds > _MAX_TIMING_SECONDS:
                 break
             for name, run in runs.items():
                 seconds[name].append(seconds_of(lambda: run(inputs), batch.device))  # noqa: B023
-            round_seconds = (time.perf_counter() - started) / (number + 1)
+            round_seconds = (time.perf_counter() - started) / (num_rounds + 1)
         for name, values in seconds.items():
             result[name].append(1000 * statistics.median(values))
     return {name: tuple(values) for name, values in result.items()}
 
 
 def speed_up(milliseconds: Sequence[float], baseline: Sequence[float]) -> float:
-    """How many times as fast as the baseline, as the mean over the batch sizes of the times."""
-    shares = [one / other for one, other in zip(milliseconds, baseline, strict=True)]
-    return 1 / statistics.mean(shares)
+    """Return how many times as fast as a baseline a candidate is, over all batch sizes.
+
+    This is the harmonic mean of the speed-ups of the batch sizes.
+
+    Args:
+        milliseconds: the candidate's time for each of `TIMED_BATCH_SIZES`.
+        baseline: the baseline's time for each of `TIMED_BATCH_SIZES`.
+    """
+    ratios = [one / other for one, other in zip(milliseconds, baseline, strict=True)]
+    return 1 / statistics.mean(ratios)

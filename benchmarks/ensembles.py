@@ -28,35 +28,40 @@ from torchvision.transforms.functional import pil_to_tensor
 from . import digit_member, pictures, training
 
 _TRAINING_SEED = 1_000_000
-"""Far from the seeds of the images that are measured, so that no member was fitted to those."""
+"""Differs from the seeds of the images for measuring, so that no member was fitted to those."""
 
 _DEFAULT_SERVING = {"batch_size": 8, "max_batch_delay_ms": 5}
 
 
 @dataclass(frozen=True)
 class Ensemble(ABC):
-    """An ensemble whose members have the same weights on every machine.
+    """An ensemble whose weights and images can be made again, equal on every machine.
 
     Attributes:
         name: name of the ensemble.
         members: names of the members.
         image_type: media type of the image files.
-        training_images: number of images to which the weights are fitted.
+        num_training_images: number of images to which the weights are fitted.
     """
 
     name: str
     members: tuple[str, ...]
     image_type: str
-    training_images: ClassVar[int]
+    num_training_images: ClassVar[int]
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels, in the order of the members' outputs."""
-        return tuple(str(kind) for kind in range(pictures.KINDS))
+        return tuple(str(kind) for kind in range(pictures.NUM_KINDS))
 
     @abstractmethod
     def images(self, count: int, seed: int = 0) -> list[bytes]:
-        """Make image files; each seed gives different ones."""
+        """Make image files.
+
+        Args:
+            count: number of images.
+            seed: seed of the random generator; another seed gives other images.
+        """
 
     @abstractmethod
     def transform(self, image: Image.Image) -> Tensor:
@@ -132,14 +137,15 @@ class Ensemble(ABC):
         return path
 
     def _training_data(self) -> tuple[Tensor, Tensor]:
-        batch = self.batch(self.images(self.training_images, _TRAINING_SEED))
-        return batch, torch.tensor(pictures.kinds(self.training_images))
+        """Return the inputs (N, channels, height, width) float32 and their kinds (N,) int64."""
+        batch = self.batch(self.images(self.num_training_images, _TRAINING_SEED))
+        return batch, torch.tensor(pictures.kinds(self.num_training_images))
 
 
 class Torchvision(Ensemble):
-    """Members of torchvision for photographs, cut to 224 x 224 pixels as for ImageNet."""
+    """Architectures of torchvision, for photographs cropped to 224 x 224 pixels as for ImageNet."""
 
-    training_images = 100
+    num_training_images = 100
 
     def images(self, count: int, seed: int = 0) -> list[bytes]:
         return pictures.photographs(count, seed)
@@ -173,7 +179,7 @@ class Torchvision(Ensemble):
 class Digits(Ensemble):
     """Small members of one architecture for images of 8 x 8 gray pixels."""
 
-    training_images = 200
+    num_training_images = 200
 
     def images(self, count: int, seed: int = 0) -> list[bytes]:
         return pictures.digits(count, seed)
@@ -221,6 +227,11 @@ ENSEMBLES: Mapping[str, Ensemble] = {
 def parity(ensemble: Ensemble, folder: Path, count: int = 64) -> dict[str, dict[str, float]]:
     """Measure how well each member answers on new images, and what changes its scores.
 
+    Args:
+        ensemble: the ensemble.
+        folder: the folder into which `Ensemble.write_weights` wrote.
+        count: number of images.
+
     Returns:
         For each member the share of right labels and the mean score of its labels. For bfloat16,
         and for images that were resized as tensors: the share of labels that stay the same, and the
@@ -261,6 +272,7 @@ def resized_as_tensors(ensemble: Ensemble, folder: Path, files: Sequence[bytes])
 
 
 def _share(labels: Tensor, expected: Tensor) -> float:
+    """Compute the share of labels that equal the expected ones."""
     return float((labels == expected).float().mean())
 
 

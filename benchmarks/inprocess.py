@@ -35,7 +35,7 @@ _MAX_PIXELS = 10**8
 
 
 def measure(work: Callable[[], object], seconds: float) -> float:
-    """Call a function again and again, and return the median of its milliseconds.
+    """Call a function again and again, and return the median milliseconds of a call.
 
     Args:
         work: the function. Its first call is not counted.
@@ -55,8 +55,8 @@ class InProcess:
     """Measures one ensemble: a plain loop over its members, and our runtime with archives of it.
 
     Attributes:
-        results: what was measured, the batch size, and the milliseconds, in the order of
-            measurement.
+        results: for each measurement the keys ``what`` (name of what was measured), ``batch``
+            (number of samples) and ``ms`` (median milliseconds of a call).
     """
 
     def __init__(self, ensemble: Ensemble, folder: Path, seconds: float) -> None:
@@ -87,7 +87,13 @@ class InProcess:
             self._ours(archive)
 
     def _plain(self, what: str, modules: dict[str, nn.Module], layout: torch.memory_format) -> None:
-        """Measure a loop that runs one member after another."""
+        """Measure a loop that runs one member after another.
+
+        Args:
+            what: name of the loop in the results.
+            modules: the members.
+            layout: memory layout of the members' inputs.
+        """
 
         def forward(batch: Tensor) -> None:
             inputs = batch.contiguous(memory_format=layout)
@@ -122,8 +128,7 @@ class InProcess:
             def from_files(files: Sequence[bytes]) -> None:
                 runtime.run(pool.map(_decode, files))
 
-            what = f"our runtime, {spec.runtime.precision}"
-            what += f", engine {spec.runtime.engine}"
+            what = f"our runtime, {spec.runtime.precision}, engine {spec.runtime.engine}"
             for size in BATCH_SIZES:
                 files = self._images[:size]
                 decoded = [_decode(file) for file in files]
@@ -136,6 +141,7 @@ class InProcess:
                 self._add(f"{what}, image files", size, partial(from_files, files))
 
     def _add(self, what: str, batch: int, work: Callable[[], object]) -> None:
+        """Measure a function for a batch of a size, and add the result."""
         self.results.append({"what": what, "batch": batch, "ms": measure(work, self._seconds)})
 
 

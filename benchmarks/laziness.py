@@ -29,7 +29,7 @@ SPECS = {
     "ensemble.yaml": "three small members",
     "cascade.yaml": "three small members, and a ResNet-18 on 64 x 64 pixels after them",
 }
-"""File of each spec -> the members that it has."""
+"""File name of each spec -> description of its members, which is printed."""
 
 POLICIES = (
     ("any", "any"),
@@ -38,8 +38,10 @@ POLICIES = (
     ("mean", "cascade(confidence=0.9)"),
     ("mean", "cascade(confidence=0.99)"),
 )
-"""The policy with all members, and the lazy policy that is compared with it. A cascade is the mean
-of the members that ran, so it is compared with the mean of all."""
+"""Pairs of a policy that runs all members, and the lazy policy that is compared with it.
+
+A cascade is the mean of the members that ran, so it is compared with the mean of all members.
+"""
 
 
 def ask(

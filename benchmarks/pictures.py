@@ -1,4 +1,7 @@
-"""Draws the images to measure with, of ten kinds. A seed always gives the same images."""
+"""Draws images for the measurements. Equal seeds give equal images.
+
+Each image shows one of ten kinds, which the members of an ensemble learn to tell apart.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-KINDS = 10
+NUM_KINDS = 10
 
 # Ten colours that lie far from each other.
 _COLORS = (
@@ -56,10 +59,11 @@ def digits(count: int, seed: int) -> list[bytes]:
 
 def kinds(count: int) -> list[int]:
     """Return the kind of each of `count` images; the kinds take turns."""
-    return [number % KINDS for number in range(count)]
+    return [number % NUM_KINDS for number in range(count)]
 
 
 def _photograph(kind: int, generator: np.random.Generator) -> bytes:
+    """Draw a JPEG file whose colour, and whose stripes' angle and width, show its kind."""
     color = np.array(_COLORS[kind]) + generator.uniform(-12, 12, 3)
     noise = generator.normal(0, 12, (14, 16, 3))
     small = np.clip(color + noise, 0, 255).astype(np.uint8)
@@ -73,6 +77,7 @@ def _photograph(kind: int, generator: np.random.Generator) -> bytes:
 
 
 def _digit(kind: int, generator: np.random.Generator) -> bytes:
+    """Draw a PNG file with one digit at a random place, with random brightness and noise."""
     glyph = np.array([[row >> (4 - column) & 1 for column in range(5)] for row in _GLYPHS[kind]])
     pixels = np.zeros((8, 8))
     top, left = generator.integers(0, 2), generator.integers(0, 4)
@@ -82,6 +87,7 @@ def _digit(kind: int, generator: np.random.Generator) -> bytes:
 
 
 def _file(pixels: NDArray[np.uint8], encoding: str) -> bytes:
+    """Encode pixels as an image file; ``quality`` is used for JPEG alone."""
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, encoding, quality=90)
     return target.getvalue()

@@ -28,7 +28,7 @@ def draw(result: Result, path: Path) -> None:
         squeeze=False,
     )
     for panel, load in zip(panels[:, 0], loads, strict=True):
-        rows = list(reversed(result.of(load)))
+        rows = list(reversed(result.under(load)))
         rates = [row.rate for row in rows]
         spread = [
             [row.rate - row.spread[0] for row in rows],

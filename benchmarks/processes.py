@@ -15,6 +15,7 @@ from typing import IO
 import psutil
 
 _END_SECONDS = 10
+"""Time for processes to end after SIGTERM, and again after SIGKILL."""
 
 
 @contextmanager
@@ -39,6 +40,7 @@ def started(
 def _start(
     command: Sequence[str], output: IO[bytes], environment: Mapping[str, str]
 ) -> psutil.Popen:
+    """Start a process in a session of its own, and write everything that it prints to a file."""
     return psutil.Popen(
         list(command),
         env=os.environ | environment,
@@ -128,6 +130,12 @@ class MemoryWatch:
     """
 
     def __init__(self, pid: int, seconds: float) -> None:
+        """Prepare the thread, which runs within a ``with`` block.
+
+        Args:
+            pid: id of the process.
+            seconds: time between two measurements.
+        """
         self.peak = Memory()
         self._pid = pid
         self._seconds = seconds

@@ -105,7 +105,7 @@ class Measurements:
 
 @dataclass
 class Server:
-    """What was measured of an alternative besides its speed.
+    """The measurements of one alternative's server, apart from its speed.
 
     Attributes:
         alternative: name of the alternative.
@@ -114,7 +114,7 @@ class Server:
         startup_seconds: seconds from the launch to the first right answer, for each start.
         memory: largest memory under any load.
         equal_labels: share of labels that equal those of a plain loop over the members.
-        problem: why the alternative was not measured; empty if it was.
+        problem: the reason why the alternative was not measured; empty if it was.
     """
 
     alternative: str
@@ -153,18 +153,24 @@ class Result:
         """All loads, in the order of measurement."""
         return list(dict.fromkeys(each.load for each in self.measurements))
 
-    def of(self, load: Load) -> list[Measurements]:
+    def under(self, load: Load) -> list[Measurements]:
         """Select the measurements of all alternatives under a load."""
         return [each for each in self.measurements if each.load == load]
 
     def ratios(self) -> list[dict[str, object]]:
-        """Divide our images per second by those of the other servers, for each closed loop."""
+        """Divide our images per second by those of the other servers, for each closed loop.
+
+        Returns:
+            For each closed loop and each of our alternatives: the load, our name, the fastest other
+            server that computes in float32, and the ratios to this server and to `BASELINE`. A
+            ratio is None if the other server was not measured.
+        """
         servers = {server.alternative: server for server in self.servers}
         ratios: list[dict[str, object]] = []
         for load in self.loads:
             if load.rate is not None:
                 continue
-            rates = {each.alternative: each.rate for each in self.of(load)}
+            rates = {each.alternative: each.rate for each in self.under(load)}
             peers = {n: r for n, r in rates.items() if not servers[n].ours and servers[n].float32}
             best = max(peers, key=peers.__getitem__, default=None)
             for name, rate in rates.items():
@@ -182,6 +188,7 @@ class Result:
 
 
 def _ratio(first: float, second: float | None) -> float | None:
+    """Divide two rates; None if the second is missing or 0."""
     return round(first / second, 2) if second else None
 
 
@@ -198,7 +205,7 @@ def write(result: Result, folder: Path) -> Path:
         "machine": result.machine,
         "settings": result.settings,
         "servers": [asdict(server) for server in result.servers],
-        # The key of all earlier results.
+        # The results of earlier runs have this key, and can be compared with new ones.
         "figures": [each.summary() for each in result.measurements],
         "ratios": result.ratios(),
         "in_process": result.in_process,
@@ -240,7 +247,7 @@ def tables(result: Result) -> list[tuple[str, list[str], Rows]]:
     tables: list[tuple[str, list[str], Rows]] = []
     header = ["alternative", "images/s", "slowest-fastest", "p50 ms", "p99 ms", "CPU ms/image"]
     for load in result.loads:
-        body = [_measurements_row(each) for each in result.of(load)]
+        body = [_measurements_row(each) for each in result.under(load)]
         tables.append((str(load), [*header, "errors"], body))
     ratios = [
         [
@@ -265,6 +272,7 @@ def tables(result: Result) -> list[tuple[str, list[str], Rows]]:
 
 
 def _measurements_row(each: Measurements) -> list[str]:
+    """Write the measurements of an alternative under one load as a row."""
     low, high = each.spread
     return [
         each.alternative,
@@ -278,6 +286,7 @@ def _measurements_row(each: Measurements) -> list[str]:
 
 
 def _server_row(server: Server) -> list[str]:
+    """Write start-up time, memory and equal labels of an alternative as a row."""
     if server.problem:
         return [server.alternative, server.problem, "", "", ""]
     return [
@@ -290,8 +299,10 @@ def _server_row(server: Server) -> list[str]:
 
 
 def _text(value: object) -> str:
+    """Write a number with two decimals; a dash if it is None."""
     return f"{value:.2f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def _row(cells: Sequence[str]) -> str:
+    """Write a row of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

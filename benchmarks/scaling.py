@@ -41,8 +41,8 @@ class Curve:
     """Milliseconds as a function of a quantity that grows.
 
     Attributes:
-        name: what was measured.
-        grows: name of the quantity, such as "members".
+        name: name of what was measured.
+        grows: name of the quantity that grows, such as "members".
         points: value of the quantity -> milliseconds.
     """
 
@@ -67,6 +67,12 @@ class Scaling:
     """Measures the curves, with the runtime that a worker has."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
+        """Prepare the measurements.
+
+        Args:
+            folder: an existing folder for the ensembles' weights and specs.
+            seconds: length of the measurement of each point.
+        """
         self._folder = folder
         self._seconds = seconds
         self._pool = ThreadPool(torch.get_num_threads())
@@ -80,6 +86,11 @@ class Scaling:
         yield self._image_sizes((128, 256, 512, 1024, 2048))
 
     def _spec(self, ensemble: Ensemble) -> tuple[EnsembleSpec, Path]:
+        """Load an ensemble's spec, after writing it and the weights if they are missing.
+
+        Returns:
+            The spec and its folder.
+        """
         folder = self._folder / ensemble.name
         if not folder.exists():
             folder.mkdir()
@@ -100,6 +111,7 @@ class Scaling:
         return Curve(f"{spec.members[0].name}, batch {batch}", "members", points)
 
     def _batches(self, name: str, sizes: Sequence[int]) -> Curve:
+        """Measure an ensemble with batches of different sizes."""
         ensemble = ENSEMBLES[name]
         spec, folder = self._spec(ensemble)
         runtime = Runtime.load(spec, folder, CPU, self._pool)
@@ -156,6 +168,7 @@ def write(curves: Sequence[Curve], folder: Path) -> Path:
 
 
 def _draw(curves: Sequence[Curve], path: Path, caption: str) -> None:
+    """Draw a panel with logarithmic axes for each quantity that grows, in an SVG file."""
     import matplotlib
 
     matplotlib.use("Agg")

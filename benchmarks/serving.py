@@ -33,13 +33,21 @@ from .processes import Memory, MemoryWatch, cpu_seconds
 from .report import BASELINE, Load, Measurements, Result, Server
 
 LOADS = (Load(1, 1), Load(8, 1), Load(32, 1), Load(4, 8))
+"""The closed loops, each with a number of clients and a number of images in a request."""
+
 RESULTS = Path(__file__).parent / "results"
 
 _MIN_EQUAL_LABELS = 0.97
-"""Share of labels that must equal those of the plain loop. Pixels of two correct resizers differ by
-one of 255 levels, which may change a label now and then."""
+"""Share of labels that must equal those of the plain loop.
+
+Pixels of two correct resizers differ by one of 255 levels, which may change a label now and then.
+"""
 
 _NUM_IMAGES = 64
+"""Number of different images that the load generator sends, and of samples for the build."""
+
+_RATE_GROWTH = 1.4
+"""Each rate of the open loop is this many times the rate before."""
 
 OURS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "default": ("ours, no settings (float32)", {}),
@@ -75,8 +83,9 @@ PEERS: Mapping[str, Alternative] = {
 def main() -> None:
     """Measure all alternatives, print the result and write it to files."""
     options = arguments()
-    # The exit unwinds every context, and each context ends its server, as after an interrupt.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # SIGTERM becomes an exception, as an interrupt is, so that every context ends its server. The
+    # exit status is the usual one, 128 plus the signal's number.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A worker refuses to load if this variable puts other code before the archive's.
     os.environ.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
@@ -236,8 +245,8 @@ class Turns:
     """Measures the alternatives in turn under every load, in several rounds.
 
     Attributes:
-        servers: name of the alternative -> what was measured besides its speed.
-        measurements: name of the alternative and load -> what was measured under that load.
+        servers: name of each alternative -> its measurements apart from speed.
+        measurements: name of the alternative and load -> the measurements under that load.
     """
 
     def __init__(
@@ -330,6 +339,7 @@ class Turns:
         return statistics.mean(equal)
 
     def _closed(self, alternative: Alternative, running: Running | None, load: Load) -> None:
+        """Measure one closed loop, unless the alternative is left out."""
         if running is not None:
             options = ["--clients", str(load.clients), "--warm-up", str(self._options.warm_up)]
             self._measure(alternative, running, load, options)
@@ -346,12 +356,12 @@ class Turns:
             p99_ms = measurements.percentile(0.99)
             if p99_ms is None or p99_ms > self._options.p99_ms or measurements.errors:
                 return
-            rate *= 1.4
+            rate *= _RATE_GROWTH
 
     def _measure(
         self, alternative: Alternative, running: Running, load: Load, options: Sequence[str]
     ) -> Measurements:
-        """Send a load to a server in a process of its own, and add what it measured.
+        """Send a load to a server from a process of its own, and add its measurement.
 
         Args:
             alternative: the alternative.
@@ -363,16 +373,16 @@ class Turns:
         command = [sys.executable, "-m", "benchmarks.load", *arguments_of(running.target), *options]
         command += ["--images", str(self._work.folder / "images"), "--size", str(load.size)]
         command += ["--seconds", str(seconds)]
-        before = cpu_seconds(running.pid)
+        seconds_before = cpu_seconds(running.pid)
         with MemoryWatch(running.pid, max(0.5, seconds / 3)) as watch:
             done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-        spent = cpu_seconds(running.pid) - before
+        seconds_used = cpu_seconds(running.pid) - seconds_before
         measured = LoadMeasurement(**json.loads(done.stdout))
         server = self.servers[alternative.name]
         server.memory = server.memory.peak(watch.peak).peak(Memory.of(running.pid))
         key = (alternative.name, load)
         measurements = self.measurements.setdefault(key, Measurements(alternative.name, load))
-        measurements.add(measured, spent)
+        measurements.add(measured, seconds_used)
         print(
             f"{alternative.name}, {load}: {measurements.images_per_second[-1]:.1f} images/s"
             + (f", errors: {asdict(measured)['errors']}" if measured.errors else ""),

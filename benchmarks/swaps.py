@@ -42,11 +42,14 @@ from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 NAME = "presence"
 VERSIONS = ("1.0", "1.1")
-CLIENTS = 8
+NUM_CLIENTS = 8
+NUM_QUESTIONS = 8
 
 _SETTLE_SECONDS = 3.0
-"""Clients run this long before the first action. The longest wait without an action is taken from
-the second half of this time."""
+"""Time for which clients run before the first action.
+
+The longest wait without an action is taken from the second half of this time.
+"""
 
 _PAUSE_SECONDS = 0.5
 """Pause after each action."""
@@ -55,7 +58,7 @@ Images = list[tuple[str, bytes]]
 """Name and content of each image file."""
 
 Ask = Callable[[Images], list[Any]]
-"""Sends images to a server, and returns the predictions."""
+"""Function that sends images to a server and returns the predictions."""
 
 Question = tuple[Images, list[Any]]
 """Images, and the predictions of an idle server for them."""
@@ -80,7 +83,7 @@ class Requests:
         """Find the longest wait, in seconds, among requests that were waiting during a time span.
 
         Args:
-            since: begin of the time span, as ``time.monotonic`` tells it.
+            since: begin of the time span, in seconds of ``time.monotonic``.
             until: end of the time span.
         """
         within = (wait for sent, wait in self.waits if sent <= until and sent + wait >= since)
@@ -256,6 +259,7 @@ def observe(
 
 
 def _show(row: Row) -> None:
+    """Print a row of the table, and on standard error what went wrong."""
     print(row.text(), flush=True)
     for reason, count in row.lost.items():
         print(f"  lost {count}: {reason}", file=sys.stderr, flush=True)
@@ -280,6 +284,7 @@ class Running:
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator[None]:
+        """Record begin and end of a call to the server."""
         begin = time.monotonic()
         yield
         self.phases.append((name, begin, time.monotonic()))
@@ -384,10 +389,14 @@ def build(folder: Path) -> None:
 
 
 def questions_of(size: int, client: InferenceClient) -> list[Question]:
-    """Make eight requests of `size` images, and ask an idle server for the right answers."""
+    """Make requests of `size` images, and get the right answers from an idle server.
+
+    Returns:
+        `NUM_QUESTIONS` requests, each of which begins with another image, and their answers.
+    """
     files = load()[1].files
     questions: list[Question] = []
-    for start in range(0, 8 * 4, 4):
+    for start in range(0, 4 * NUM_QUESTIONS, 4):
         images = [(f"{i}.png", files[(start + i) % len(files)]) for i in range(size)]
         questions.append((images, client.predict(NAME, images)["predictions"]))
     return questions
@@ -407,12 +416,13 @@ def plan_of(
         running: the server.
         address: its inference address.
         times: number of actions for a row that replaces versions or scales.
-        kills: number of processes that are killed in the last four rows together.
+        kills: number of processes that are killed in the last three rows together. One more row
+            kills as many workers as the first of them, with clients that repeat nothing.
         small: questions of few images.
         large: questions of many images.
     """
-    plain = [plain_client(address) for _ in range(CLIENTS)]
-    repeating = [repeating_client(address) for _ in range(CLIENTS)]
+    plain = [plain_client(address) for _ in range(NUM_CLIENTS)]
+    repeating = [repeating_client(address) for _ in range(NUM_CLIENTS)]
     up_and_down = [partial(running.scale, 2 - number % 2) for number in range(times)]
     for size, questions in (("4 images", small), ("256 images", large)):
         verbs = [running.swap_by_verbs] * times
@@ -420,16 +430,18 @@ def plan_of(
         raw = [running.swap_by_raw_calls] * times
         yield f"replace a version by raw calls, {size} a request", [*raw], plain, questions
         yield f"scale 1, 2, 1, {size} a request", [*up_and_down], plain, questions
-    few = max(1, kills // 3)
-    many = [running.kill_worker] * (kills - 2 * few)
-    yield "kill a worker, clients that repeat nothing", [*many], plain, small
-    yield "kill a worker, InferenceClient", [*many], repeating, small
-    yield "kill Java and serve again, InferenceClient", [running.kill_java] * few, repeating, small
-    launchers = [running.kill_launcher] * few
+    num_restarts = max(1, kills // 3)
+    workers = [running.kill_worker] * (kills - 2 * num_restarts)
+    yield "kill a worker, clients that repeat nothing", [*workers], plain, small
+    yield "kill a worker, InferenceClient", [*workers], repeating, small
+    java = [running.kill_java] * num_restarts
+    yield "kill Java and serve again, InferenceClient", [*java], repeating, small
+    launchers = [running.kill_launcher] * num_restarts
     yield "kill the launcher, stop, serve again, InferenceClient", [*launchers], repeating, small
 
 
 def _good(answer: requests.Response) -> Any:
+    """Return the JSON of an answer, or raise an error if it is a refusal."""
     answer.raise_for_status()
     return answer.json()
 
@@ -440,7 +452,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--times", type=int, default=20, help="how often versions are replaced and workers scaled"
     )
-    parser.add_argument("--kills", type=int, default=10, help="number of processes to kill")
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=10,
+        help="processes to kill while InferenceClient sends requests: workers, Java, launchers",
+    )
     parser.add_argument(
         "--only", default="", metavar="PATTERN", help="measure only rows whose name matches"
     )

@@ -1,8 +1,7 @@
-"""Fits members in seconds and without downloads, so that their scores are as distinct as trained.
+"""Fits members in seconds and without downloads, so that servers can be compared by their labels.
 
-The scores of untrained members lie close together. Pixels of two correct resizers may differ by one
-of 255 levels, and that would be enough to change their labels. Then servers could not be compared
-by their answers.
+The scores of untrained members lie close together. Two correct resizers may give pixels that differ
+by one of 255 levels, and that would be enough to change the labels of untrained members.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-_BATCH = 32
+_BATCH_SIZE = 32
 
 _NUM_DIRECTIONS = 60
 """Number of principal components of the features that the last layer uses."""
@@ -39,7 +38,7 @@ def fit_last_layer(module: nn.Module, batch: Tensor, targets: Tensor) -> None:
         targets: kinds of the images (N,) int64.
     """
     module.eval()
-    _set_normalization(module, batch[:_BATCH])
+    _set_normalization(module, batch[:_BATCH_SIZE])
     last = [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]
     # Small changes of brightness and position must not change the label.
     noise = torch.Generator().manual_seed(0)
@@ -156,7 +155,7 @@ def _set_normalization(module: nn.Module, batch: Tensor) -> None:
 def _inputs_of(layer: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
     """Compute the inputs (N, features) that a layer gets when the module runs on a batch."""
     with _recorded(layer) as inputs:
-        for part in torch.split(batch, _BATCH):
+        for part in torch.split(batch, _BATCH_SIZE):
             module(part)
     return torch.cat(inputs)
 

@@ -24,7 +24,10 @@ from torchserve_ensemble.handlers.inputs.preprocessing import Preprocessor, reso
 from torchserve_ensemble.handlers.spec import Preprocessing
 
 SEED = 20
+"""Seed of the split, and of the order in which examples take training images."""
+
 HELD_OUT_SHARE = 0.25
+"""Share of the images that no example trains on."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,12 @@ def load() -> tuple[Part, Part]:
 
 
 def _part(digits: object, indices: Sequence[int]) -> Part:
+    """Collect the images of a part.
+
+    Args:
+        digits: scikit-learn's data set.
+        indices: positions of the images in the data set.
+    """
     images = getattr(digits, "images")  # noqa: B009  (scikit-learn's Bunch has no types)
     target = getattr(digits, "target")  # noqa: B009
     return Part(

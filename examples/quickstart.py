@@ -35,6 +35,8 @@ SINGLE_IMAGE_POLICIES = ("mean", "majority", "two-agree")
 PRESENCE_POLICIES = ("high-sensitivity", "majority", "mean", "high-specificity")
 
 Predictions = list[dict[str, Any]]
+"""The predictions of several images, as the server's JSON answer contains them."""
+
 Trainer = Callable[[Path, Part, Callable[[str, int], None]], None]
 
 
@@ -163,7 +165,12 @@ def show_presence(console: Console, client: InferenceClient, part: Part) -> None
 
 
 def detection(predictions: Predictions, truth: Sequence[str]) -> tuple[float, float, float, float]:
-    """Compute sensitivity, specificity, precision and accuracy of presence predictions."""
+    """Compute sensitivity, specificity, precision and accuracy of presence predictions.
+
+    Args:
+        predictions: the predictions.
+        truth: the right label of each image, ``eight`` or ``other``.
+    """
     predicted = [prediction["label"] == "eight" for prediction in predictions]
     actual = [label == "eight" for label in truth]
     true_positives = sum(p and a for p, a in zip(predicted, actual, strict=True))
@@ -177,6 +184,7 @@ def detection(predictions: Predictions, truth: Sequence[str]) -> tuple[float, fl
 
 
 def _accuracy(predictions: Predictions, truth: Sequence[str]) -> float:
+    """Compute the share of predictions with the right label."""
     return sum(p["label"] == t for p, t in zip(predictions, truth, strict=True)) / len(truth)
 
 

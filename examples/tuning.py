@@ -54,6 +54,7 @@ def main() -> None:
 
 
 def _presence(digit: int) -> str:
+    """Return the label of the presence example for a digit."""
     return "eight" if digit == POSITIVE else "other"
 
 
@@ -96,6 +97,7 @@ def _compare(folder: Path, name: str, target: str, plain: Mapping[str, str]) -> 
 
 
 def _write_into_spec(example: Path, tuning: Tuning) -> None:
+    """Write the chosen policy into the example's spec, as its operating point ``tuned``."""
     write_operating_point(
         example / "ensemble.yaml",
         name="tuned",

@@ -1,4 +1,4 @@
-"""From a spec and the files beside it to a service that is ready to answer.
+"""Makes a service that is ready to answer, from a spec and the files beside it.
 
 Everything that depends on the machine is decided here: the device, the number of threads of this
 worker, and settings of the process.
@@ -40,16 +40,17 @@ def load_service(
 
     Args:
         spec: the ensemble.
-        folder: contains the files that the spec names.
+        folder: the folder with the files that the spec names.
         identity: name and version of the model in answers; defaults to those of the spec.
-        device: runs the members; defaults to the device that the spec asks for.
+        device: the device that runs the members; defaults to the one that the spec asks for.
         workers: number of workers that share the cores of this machine.
-        compiled: run the compiled members in the folder. They are machine code, so this is only
-            for an archive whose record was checked.
+        compiled: whether to run the compiled executables in the folder. They can be machine code,
+            so this is safe only for an archive whose files were checked against its record.
 
     Raises:
         SpecError: a policy or preprocessing does not exist.
         MemberError: a member cannot be loaded, or the spec asks for a GPU and there is none.
+        ArchiveError: the record of compiled executables is damaged.
     """
     # oneDNN reads this variable when it builds its first kernel, so it is set before members run.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_MAX_ONEDNN_KERNELS))
@@ -71,7 +72,7 @@ def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:
 
     Args:
         spec: the ensemble.
-        folder: contains the files of the fitted models; None loads no fitted models.
+        folder: the folder with the files of the fitted models; None loads no fitted models.
 
     Raises:
         SpecError: a policy of the spec does not exist or has a wrong parameter, or a fitted model

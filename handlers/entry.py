@@ -70,7 +70,15 @@ class EnsembleHandler:
             raise RuntimeError(f"cannot load ensemble '{context.model_name}': {error}") from error
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """Answer one batch of requests, each with its own status."""
+        """Answer one batch of requests, each with its own status.
+
+        Args:
+            data: for each request its parts and headers, as the replaced function passes them on.
+            context: TorchServe's context, which takes the status and headers of each response.
+
+        Returns:
+            The body of each response, in the order of the requests.
+        """
         arrived = time.monotonic()
         raw_request = importlib.import_module("handlers.requests.raw_request")
         encoding = importlib.import_module("handlers.answers.encoding")
@@ -220,8 +228,8 @@ def _keep_every_part() -> None:
     """Make TorchServe's worker pass on all parts of a form, also those with equal names.
 
     The worker puts the parts of a request into a dict. Of several parts with one name
-    (``-F file=@a -F file=@b``) only the last one is left, and nothing reports the loss. All of them
-    reach the worker; the one function that drops them is replaced, in this process only.
+    (``-F file=@a -F file=@b``) only the last one is left, and nothing reports the loss. Therefore
+    the function that makes the dict is replaced, in this process only.
 
     Raises:
         RuntimeError: the worker of this TorchServe has no such function.
@@ -246,10 +254,13 @@ def _keep_every_part() -> None:
         headers, _, request_ids = original(batch)
         inputs = [
             {
-                "parts": [(p["name"], p["contentType"], p["value"]) for p in request["parameters"]],
+                "parts": [
+                    (part["name"], part["contentType"], part["value"])
+                    for part in request["parameters"]
+                ],
                 "headers": [
-                    (h["name"].decode("utf-8"), h["value"].decode("utf-8"))
-                    for h in request.get("headers") or ()
+                    (header["name"].decode("utf-8"), header["value"].decode("utf-8"))
+                    for header in request.get("headers") or ()
                 ],
             }
             for request in batch

@@ -1,4 +1,4 @@
-"""The run stage: members run on the samples of a batch, all of them or as few as decide it."""
+"""The run stage: runs on each sample all members that its request chose, or as few as decide it."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def run_chosen_members(
         members_of_sample += [choice.chosen_flags] * num_samples
     # repeat_interleave would wake torch's own threads for a handful of numbers.
     num_members = len(runtime.spec.members)
-    asked = torch.tensor(members_of_sample, dtype=torch.bool).reshape(-1, num_members).T
+    selected = torch.tensor(members_of_sample, dtype=torch.bool).reshape(-1, num_members).T
     if cache is None:
-        return runtime.run(inputs, asked=asked, deadlines=deadlines, end=end)
-    return _run_uncached(runtime, cache, requests, inputs, asked, deadlines, end)
+        return runtime.run(inputs, selected=selected, deadlines=deadlines, end=end)
+    return _run_uncached(runtime, cache, requests, inputs, selected, deadlines, end)
 
 
 def _run_uncached(
@@ -60,7 +60,7 @@ def _run_uncached(
     cache: ScoreCache,
     requests: Sequence[Decoded],
     inputs: Sequence[Input],
-    asked: Tensor,
+    selected: Tensor,
     deadlines: Sequence[float | None],
     end: float,
 ) -> MemberScores:
@@ -75,7 +75,7 @@ def _run_uncached(
     uncached = [column for column in range(len(inputs)) if column not in cached]
     computed = runtime.run(
         [inputs[column] for column in uncached],
-        asked=asked[:, uncached],
+        selected=selected[:, uncached],
         deadlines=[deadlines[column] for column in uncached],
         end=end,
     )
@@ -92,12 +92,12 @@ def run_lazily(runtime: Runtime, choice: Choice, inputs: Sequence[Input], end: f
 
     Args:
         runtime: the members.
-        choice: a lazy one; has the policy and its members.
+        choice: the policy and its members; its `lazy` must be true.
         inputs: N inputs, as `Runtime.run` takes them.
         end: the time of ``time.monotonic`` from which on no further micro-batch begins.
 
     Raises:
-        BusyError: the end came before the last micro-batch had begun.
+        BusyError: the end came before the last micro-batch began.
         MemberError: a member failed or gave NaN; the caller can run all members instead.
     """
     order = None

@@ -81,7 +81,13 @@ class Identity:
 
 
 class EnsembleService:
-    """Answers batches of requests with a loaded ensemble."""
+    """Answers batches of requests with a loaded ensemble.
+
+    Attributes:
+        spec: the ensemble's spec.
+        identity: the model that answers.
+        cache: scores of recently sent images; None if the spec gives the cache no memory.
+    """
 
     def __init__(
         self,
@@ -106,7 +112,6 @@ class EnsembleService:
         self._runtime = runtime
         cache_bytes = spec.runtime.score_cache_mb * 1_000_000
         self.cache = ScoreCache(cache_bytes, identity.archive or "") if cache_bytes else None
-        """Scores of recently sent images; None if the spec gives the cache no memory."""
         self._chooser = Chooser(spec, catalogue, identity.as_json())
 
     @property
@@ -144,7 +149,7 @@ class EnsembleService:
         return self._write_all(answered)
 
     def describe(self) -> dict[str, Any]:
-        """Describe members, labels, policies, options and limits for a client."""
+        """Return members, labels, policies, options and limits as JSON for a client."""
         spec = self.spec
         return {
             "model": self.identity.as_json(),
@@ -237,9 +242,9 @@ class EnsembleService:
                 finished[position] = state
             else:
                 decoded[position] = state
-        lazy = {i: each for i, each in decoded.items() if each.accepted.choice.lazy}
+        lazy = {position: each for position, each in decoded.items() if each.accepted.choice.lazy}
         finished |= self._answer_lazily(lazy, end)
-        others = {i: each for i, each in decoded.items() if i not in finished}
+        others = {position: each for position, each in decoded.items() if position not in finished}
         finished |= self._answer_with_all_members(others, arrived, end)
         return [finished[position] for position in range(len(states))]
 
@@ -268,7 +273,7 @@ class EnsembleService:
             except MemberError:
                 continue
             except BusyError as error:
-                finished |= {i: each.accepted.refused(error) for i, each in group.items()}
+                finished |= _all_refused(group, error)
                 continue
             first = 0
             for position, request in group.items():
@@ -305,7 +310,7 @@ class EnsembleService:
                 self._runtime, self.cache, list(requests.values()), arrived=arrived, end=end
             )
         except MemberError as error:
-            return {i: each.accepted.refused(error) for i, each in requests.items()}
+            return dict(_all_refused(requests, error))
         finished: dict[int, Answered | Refused] = {}
         first = 0
         for position, request in requests.items():
@@ -372,12 +377,20 @@ class EnsembleService:
 def _check_decoded(
     accepted: Accepted, decoded: DecodedSamples | EnsembleError
 ) -> Decoded | Refused:
-    """Refuse a request that exceeds its budget, or whose unreadable samples refuse it."""
+    """Make the state of a request after decoding.
+
+    A request is refused if it exceeds its budget, or because of samples that are unreadable.
+    """
     if isinstance(decoded, EnsembleError):
         return accepted.refused(decoded)
     if is_refused(decoded.errors, len(decoded.inputs), accepted.request.options):
         return _refused_by_samples(accepted, decoded.errors)
     return Decoded(accepted, decoded)
+
+
+def _all_refused(requests: Mapping[int, Decoded], error: EnsembleError) -> dict[int, Refused]:
+    """Refuse several requests, by position in the batch, with the same error."""
+    return {position: each.accepted.refused(error) for position, each in requests.items()}
 
 
 def _write_predictions_together(

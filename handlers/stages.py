@@ -18,7 +18,11 @@ from .requests.parsing import ParsedRequest
 
 @dataclass(frozen=True)
 class Refused:
-    """A request that is answered with an error."""
+    """A request that is answered with an error.
+
+    Attributes:
+        response: the response that carries the error.
+    """
 
     response: Response
 
@@ -40,11 +44,11 @@ class Accepted:
     def refused(
         self, error: EnsembleError, failed_samples: Sequence[EnsembleError] = ()
     ) -> Refused:
-        """Refuse the request in the form of errors that its client understands.
+        """Refuse the request with an error in the protocol that its client speaks.
 
         Args:
-            error: gives status and message.
-            failed_samples: errors of single samples, to be listed.
+            error: why the request is refused; it determines the status.
+            failed_samples: errors of single samples, which the response lists.
         """
         open_inference = self.request.infer is not None
         return Refused(encode_error(error, failed_samples, open_inference=open_inference))
@@ -52,7 +56,12 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A request whose readable samples are ready for the members."""
+    """A request whose readable samples are ready for the members.
+
+    Attributes:
+        accepted: the request as it was parsed.
+        samples: its samples after decoding.
+    """
 
     accepted: Accepted
     samples: DecodedSamples
@@ -60,7 +69,12 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Answered:
-    """A request whose result is known but not written yet."""
+    """A request whose result is computed but not yet written as a response.
+
+    Attributes:
+        accepted: the request as it was parsed.
+        result: everything that the answer may contain.
+    """
 
     accepted: Accepted
     result: Result

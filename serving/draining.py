@@ -113,7 +113,10 @@ def drained(
 
 
 def process_state(pid: int) -> str:
-    """Why a process of this machine does not run: ``stopped`` (SIGSTOP); empty if it runs."""
+    """Return ``stopped`` if a process of this machine was stopped by SIGSTOP, else an empty text.
+
+    A stopped worker never finishes its batch, so a drain would wait for it in vain.
+    """
     try:
         return "stopped" if psutil.Process(pid).status() == psutil.STATUS_STOPPED else ""
     except (psutil.Error, ValueError):

@@ -39,35 +39,35 @@ class ServingChoice:
 
 
 @dataclass(frozen=True)
-class Tried:
-    """The metrics that were measured with some settings under one load."""
+class MeasuredChoice:
+    """Settings of a server, and the metrics that were measured with them under one load."""
 
     choice: ServingChoice
     metrics: LoadMetrics
 
 
-def frontier(tried: Sequence[Tried]) -> list[Tried]:
-    """The measurements that no other one beats in both throughput and p99 latency.
+def frontier(measured: Sequence[MeasuredChoice]) -> list[MeasuredChoice]:
+    """Return the measurements that no other one beats in both throughput and p99 latency.
 
     Returns:
         The measurements by increasing p99, and therefore by increasing throughput.
     """
-    unbeaten: list[Tried] = []
-    for each in sorted(tried, key=lambda t: (t.metrics.p99_ms, -t.metrics.images_per_second)):
+    unbeaten: list[MeasuredChoice] = []
+    for each in sorted(measured, key=lambda m: (m.metrics.p99_ms, -m.metrics.images_per_second)):
         if not unbeaten or each.metrics.images_per_second > unbeaten[-1].metrics.images_per_second:
             unbeaten.append(each)
     return unbeaten
 
 
-def best(tried: Sequence[Tried], latency_ms: float) -> Tried | None:
-    """The measurement with the highest throughput among those whose p99 latency is low enough.
+def best(measured: Sequence[MeasuredChoice], latency_ms: float) -> MeasuredChoice | None:
+    """Return the measurement with the highest throughput among those with a low enough latency.
 
     Args:
-        tried: the measurements to choose from.
+        measured: the measurements to choose from.
         latency_ms: the largest p99 latency that is acceptable.
 
     Returns:
         None if the p99 of every measurement is larger.
     """
-    within = [each for each in tried if each.metrics.p99_ms <= latency_ms]
-    return max(within, key=lambda each: each.metrics.images_per_second, default=None)
+    fast_enough = [each for each in measured if each.metrics.p99_ms <= latency_ms]
+    return max(fast_enough, key=lambda each: each.metrics.images_per_second, default=None)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from .addresses import is_loopback
+from .sessions import is_this_machine
 
 Field = tuple[int, str, Literal["string", "bytes", "int32", "bool", "map"]]
 """Number, name and type of a message's field; ``map`` is a map from strings to bytes."""
@@ -22,14 +22,16 @@ _MAX_MESSAGE_BYTES = 2**31 - 1
 
 
 def open_channel(address: str) -> Any:
-    """Open a channel to ``host:port``, without a proxy if the server is on this machine."""
-    host = address.rpartition(":")[0].strip("[]")
+    """Open a channel to ``host:port``, without a proxy if the server is on this machine.
+
+    A proxy would learn the token.
+    """
     return grpc.insecure_channel(
         address,
         options=[
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.enable_http_proxy", int(not is_loopback(host))),
+            ("grpc.enable_http_proxy", int(not is_this_machine(address))),
         ],
     )
 

@@ -37,6 +37,9 @@ def launch(
         models: archives to load at the start, ``NAME=FILE`` or ``FILE``.
         java: the Java that runs the frontend.
         temporary: folder in which TorchServe extracts archives.
+
+    Returns:
+        The launcher's process. Java and the workers start later.
     """
     environment = os.environ | {"JAVA_HOME": str(java.home), "TEMP": temporary}
     environment |= {"TMPDIR": temporary, "LOG_LOCATION": "logs", "METRICS_LOCATION": "logs"}

@@ -45,8 +45,13 @@ from .transports import NoConnectionError
 from .worker_log import WorkerLog, from_first_error
 
 _POLL_SECONDS = 0.1
+
 _STOP_SECONDS = 30
+"""Time for processes to end after a signal, and for another process to release the run folder."""
+
 _EXTRACTION_SECONDS = 600
+"""Time for TorchServe to extract an archive, which may have gigabytes on a slow disk."""
+
 _MAX_SHOWN_CONSOLE_CHARACTERS = 2000
 
 
@@ -82,8 +87,9 @@ class Server:
 
         Raises:
             ArchiveError: an archive was altered, or `ts-ensemble build` did not write it.
-            ServerError: there is no Java, a server already runs in the folder, or TorchServe ended
-                (the message has the reason from its log).
+            SpecError: the spec in an archive has a mistake.
+            ServerError: there is no Java, a server already runs in the folder, TorchServe ended
+                (the message has the reason from its log), or it did not answer in time.
         """
         try:
             state = launch_server(settings, run_folder, check_archives=check_archives)
@@ -160,7 +166,14 @@ class Server:
         return read_token(self.run_folder / KEY_FILE, kind, self.management_address)
 
     def management(self, timeout: float = 60) -> ManagementClient:
-        """A client of the management API, with this server's token."""
+        """Make a client of the management API, with this server's token.
+
+        Args:
+            timeout: seconds for each call.
+
+        Raises:
+            ServerError: the server asks for a token that cannot be read or renewed.
+        """
         return ManagementClient(
             self.management_address, token=self.token("management"), timeout=timeout
         )
@@ -168,7 +181,15 @@ class Server:
     def client(
         self, timeout: float = 60, *, transport: Literal["rest", "grpc"] = "rest"
     ) -> InferenceClient:
-        """A client of the inference API, with this server's token."""
+        """Make a client of the inference API, with this server's token.
+
+        Args:
+            timeout: seconds for each request.
+            transport: ``rest`` or ``grpc``.
+
+        Raises:
+            ServerError: the server asks for a token that cannot be read or renewed.
+        """
         address = self._state.grpc_address if transport == "grpc" else self.inference_address
         token = self.token("inference")
 
@@ -185,13 +206,16 @@ class Server:
     ) -> list[ModelVersion]:
         """Wait until every worker of the models has loaded its model.
 
-        TorchServe starts a dying worker again and again while its /ping says Healthy. This method
-        raises at the first death instead.
+        TorchServe starts a dying worker again and again while its /ping answers Healthy. This
+        method raises an error at the first death instead.
 
         Args:
             models: (name, version) pairs, with None for the default version; without this argument
                 every version of every model.
-            timeout: seconds.
+            timeout: seconds until all workers must be ready.
+
+        Returns:
+            A description of each version; empty if the server has no models.
 
         Raises:
             WorkerDiedError: a worker died; the error has the worker's own traceback.
@@ -245,8 +269,12 @@ class Server:
                 an archive that this project did not build.
             timeout: seconds that TorchServe has to extract the archive.
 
+        Returns:
+            A description of the new version.
+
         Raises:
             ArchiveError: the archive was altered, or `ts-ensemble build` did not write it.
+            SpecError: the spec in the archive has a mistake.
             WorkerDiedError: a worker died while it loaded, with the worker's own traceback; the
                 version is unregistered again.
             ServerError: TorchServe refused, with its reason and a remedy.

@@ -40,6 +40,7 @@ def launch_server(
 
     Raises:
         ArchiveError: an archive was altered, or `ts-ensemble build` did not write it.
+        SpecError: the spec in an archive has a mistake.
         ServerError: there is no Java, a server already runs in the folder, a port is in use, or
             the folder cannot be used.
         OSError: a file of the run folder cannot be written, or TorchServe cannot be launched.

@@ -85,7 +85,7 @@ class RestTransport:
         self.address = address.rstrip("/")
         self._token = token
         self._sessions: list[requests.Session] = []
-        self._of_this_thread = threading.local()
+        self._thread_local = threading.local()
 
     def send(
         self,
@@ -112,10 +112,10 @@ class RestTransport:
 
     def _session(self) -> requests.Session:
         """The HTTP session of the calling thread; `requests` sessions are not thread-safe."""
-        if not hasattr(self._of_this_thread, "session"):
-            self._of_this_thread.session = open_session(self.address, self._token)
-            self._sessions.append(self._of_this_thread.session)
-        session: requests.Session = self._of_this_thread.session
+        if not hasattr(self._thread_local, "session"):
+            self._thread_local.session = open_session(self.address, self._token)
+            self._sessions.append(self._thread_local.session)
+        session: requests.Session = self._thread_local.session
         return session
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..handlers.base.errors import WorkerDiedError
 
+# A line reads: time, [LEVEL ], name of the thread, text. The frontend has a thread for each worker,
+# W-PORT-NAME_VERSION, and one for each of the worker's outputs, with -stdout or -stderr behind it.
 _WORKER_LINE = re.compile(
     r"^\S+ \[\w+ ?\] (?P<thread>W-\d+-\S+?)(?P<stream>-stdout|-stderr)? (?P<rest>.*)$"
 )
@@ -18,6 +20,7 @@ _ERROR_LINE = re.compile(r"\[ERROR\]|^(Exception in thread|Caused by: |[\w.$]+(E
 _PRINTED_BY_WORKER = "MODEL_LOG - "
 _END_OF_OUTPUT = "Stopped Scanner"
 _MAX_WAIT_FOR_OUTPUT_SECONDS = 2.0
+# Lines that every healthy worker prints; they do not help to explain its death.
 _IGNORED_OUTPUT = ("[METRICS]", "Backend received inference")
 _MAX_SHOWN_LINES = 10
 
@@ -123,13 +126,14 @@ class WorkerLog:
             self._death_times[thread] = time.monotonic()
 
     def _remove_dead(self, thread: str) -> DeadWorker:
-        """Forget a dead worker, and return what was noted about it."""
+        """Remove what was collected about a dead worker, and return it."""
         del self._death_times[thread]
         self._ended_outputs.discard(thread)
         _, worker, model = thread.split("-", 2)
         return _dead_worker(worker, model, self._output.pop(thread, []))
 
     def _text(self) -> str:
+        """Return the whole log; empty if it does not exist yet."""
         return self.path.read_text(errors="replace") if self.path.exists() else ""
 
 

@@ -112,6 +112,7 @@ def test_the_command_works_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
     assert '"$schema"' in run(str(tmp_path / "site" / "bin" / "ts-ensemble"), "schema")
 
 
+@pytest.mark.wheel
 def test_a_clean_environment_without_extras(wheel: Path, tmp_path: Path) -> None:
     """The dependencies that the wheel declares are all that the command and the members need."""
     venv.create(tmp_path / "venv", with_pip=True)
@@ -131,7 +132,8 @@ def test_a_clean_environment_without_extras(wheel: Path, tmp_path: Path) -> None
     assert run(scripts / "python", "-c", program).strip() == "[None, None]"
     run(scripts / "python", "-m", "pip", "check")
     version = metadata.version("torchserve-ensemble")
-    assert run(scripts / "ts-ensemble", "--version").strip() == f"ts-ensemble {version}"
+    for command in ("ts-ensemble", "torchserve-ensemble"):
+        assert run(scripts / command, "--version").strip() == f"ts-ensemble {version}"
     assert "predict images" in run(scripts / "ts-ensemble", "--help")
     assert "not installed" not in run(scripts / "ts-ensemble", "doctor", "--config", "none")
     probes(tmp_path)

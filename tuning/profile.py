@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..serving.frontier import ServingChoice, Tried, frontier
+from ..serving.frontier import MeasuredChoice, ServingChoice, frontier
 
 if TYPE_CHECKING:
     from ..handlers.spec import EnsembleSpec
@@ -41,7 +41,7 @@ def measure(
     clients: Sequence[int],
     seconds: float,
     samples: Path,
-) -> Iterator[Tried]:
+) -> Iterator[MeasuredChoice]:
     """Build the ensemble once, and serve and load it with each combination of settings in turn.
 
     Args:
@@ -79,7 +79,7 @@ def measure(
                     )
                     subject = f"{server.inference_address}, model '{spec.name}'"
                     metrics = metrics_of(measurement, count, subject)
-                    yield Tried(choice, metrics)
+                    yield MeasuredChoice(choice, metrics)
 
 
 def variant(built: Path, target: Path, spec: EnsembleSpec, choice: ServingChoice) -> None:
@@ -103,7 +103,7 @@ def variant(built: Path, target: Path, spec: EnsembleSpec, choice: ServingChoice
     vary_archive(built, target, spec, serving, choice.threads_of_a_worker())
 
 
-def print_frontier(tried: Sequence[Tried], latency_ms: float) -> None:
+def print_frontier(tried: Sequence[MeasuredChoice], latency_ms: float) -> None:
     """Print the settings of which no others have more throughput at less latency."""
     from rich.console import Console
     from rich.table import Table
@@ -124,7 +124,7 @@ def print_frontier(tried: Sequence[Tried], latency_ms: float) -> None:
 
 
 def write_report(
-    folder: Path, tried: Sequence[Tried], chosen: Tried | None, latency_ms: float
+    folder: Path, tried: Sequence[MeasuredChoice], chosen: MeasuredChoice | None, latency_ms: float
 ) -> None:
     """Write ``profile.json`` and ``profile.svg`` into a folder, which is made if missing."""
     import matplotlib

@@ -8,7 +8,7 @@ each image.
 # The peers are installed in .venv-bench alone, and their decorators have no types.
 # mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, attr-defined"
 
-# BentoML reads the annotations themselves.
+# No `from __future__ import annotations`: BentoML needs the types, not their names.
 import os
 
 import bentoml

@@ -1,8 +1,8 @@
-"""The members as the services in Python run them, after Pillow's transformation.
+"""Runs an ensemble's members in one process, as the peers that are written in Python do.
 
-With torch they run eager in float32, with OpenVINO in the precision that the service was given.
-
-The services learn from environment variables what to serve; `starting` sets them.
+Pillow transforms the images. The members run with torch in float32, or with OpenVINO in the
+precision that an environment variable names. Environment variables, which `starting` sets, also
+name everything else that a service must know.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks.ensembles import ENSEMBLES
 from torchserve_ensemble.handlers.members.openvino_model import import_openvino
 
+# Names of environment variables. FOLDER is the folder with the weights.
 FOLDER = "BENCHMARK_FOLDER"
 ENSEMBLE = "BENCHMARK_ENSEMBLE"
 BATCH_SIZE = "BENCHMARK_BATCH_SIZE"
@@ -37,6 +38,7 @@ class Members:
     """All members of the benchmark's ensemble in this process, on all cores."""
 
     def __init__(self) -> None:
+        """Load the ensemble that the environment variables name."""
         torch.set_num_threads(cores())
         self._ensemble = ENSEMBLES[os.environ[ENSEMBLE]]
         folder = Path(os.environ[FOLDER])
@@ -72,12 +74,16 @@ class Members:
 def with_openvino(
     module: torch.nn.Module, samples: Tensor, precision: str
 ) -> Callable[[Tensor], Tensor]:
-    """Convert a member as OpenVINO's documentation does it, to run on all cores.
+    """Convert a member as OpenVINO's documentation recommends, to run on all cores.
 
     Args:
         module: the member.
-        samples: inputs to export it with and to calibrate int8 on.
-        precision: f32, bf16 or int8; the layers of int8 that are not quantized run in bf16.
+        samples: inputs for the export and for the calibration of int8, float32
+            (N, channels, height, width).
+        precision: f32, bf16 or int8. With int8, layers that are not quantized run in bf16.
+
+    Returns:
+        Function from inputs (N, channels, height, width) to raw outputs (N, outputs).
     """
     openvino = import_openvino()
     model = openvino.convert_model(module, example_input=samples[:2])
@@ -102,8 +108,8 @@ def with_openvino(
 
 def rows(labels: dict[str, list[str]]) -> list[dict[str, str]]:
     """Turn lists of labels by member into one mapping from member to label for each image."""
-    count = len(next(iter(labels.values())))
-    return [{name: each[row] for name, each in labels.items()} for row in range(count)]
+    num_images = len(next(iter(labels.values())))
+    return [{name: each[row] for name, each in labels.items()} for row in range(num_images)]
 
 
 def columns(labels: Sequence[dict[str, str]]) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from benchmarks.peers.members import BATCH_SIZE, DELAY_MS, PORT, Members, columns, cores, rows
 
 _OBJECT_STORE_BYTES = 100 * 2**20
+"""Memory for Ray's object store, of which Ray would otherwise reserve a share of all memory."""
 
 
 @serve.deployment(

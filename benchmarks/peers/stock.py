@@ -27,8 +27,8 @@ from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 _RESPONSE_SECONDS = 120
 
-# Java as TorchServe itself starts it, without this project's settings.
-_JAVA = {"vmargs": ""}
+# Java gets the arguments of a stock TorchServe, and not those of this project's settings.
+_STOCK_JAVA = {"vmargs": ""}
 
 _TORCHVISION = """
 import torchvision
@@ -51,7 +51,7 @@ def endpoints(work: Work) -> Iterator[Running]:
     store = _archives(work, work.folder / "stock", with_settings=True)
     launched = time.perf_counter()
     settings = ServerSettings(
-        store, tuple(f"{name}.mar" for name in work.members), overrides=throw_away() | _JAVA
+        store, tuple(f"{name}.mar" for name in work.members), overrides=throw_away() | _STOCK_JAVA
     )
     run = work.folder / "run-stock"
     with _threads_of_a_worker(work), Server.start(settings, run, check_archives=False) as server:
@@ -73,7 +73,7 @@ def workflow(work: Work) -> Iterator[Running]:
     store = _archives(work, work.folder / "workflow", with_settings=False)
     _workflow_archive(work, store / f"{work.ensemble}.war")
     launched = time.perf_counter()
-    overrides = throw_away() | _JAVA | {"workflow_store": str(store)}
+    overrides = throw_away() | _STOCK_JAVA | {"workflow_store": str(store)}
     settings = ServerSettings(store, overrides=overrides)
     run = work.folder / "run-workflow"
     with (
@@ -145,8 +145,7 @@ def _archives(work: Work, store: Path, *, with_settings: bool) -> Path:
 
 def _workflow_archive(work: Work, path: Path) -> None:
     """Write the zip that torch-workflow-archiver would: the graph, its functions and a manifest."""
-    # The name of a node becomes a key in the input of the last function, and a part of the name of
-    # a model.
+    # Nodes are named after the members, since these names are the keys in the input of `gather`.
     models: dict[str, object] = {
         "min-workers": 1,
         "max-workers": 1,

@@ -18,9 +18,15 @@ from ..data import SEED, Part, load
 from ..training import train_member
 
 POSITIVE = 8
+"""The digit whose presence the members detect."""
+
 IMAGES_EACH = 200
+"""Number of training images of each small member; no two small members share an image."""
+
 EPOCHS = 150
 LARGE = "resnet18"
+"""Name of the large member, which is trained on all images of the training part."""
+
 LARGE_EPOCHS = 3
 
 

@@ -13,7 +13,7 @@ _ENTRY_BYTES = 100
 """Bytes of one entry of a JSON answer, of the ensemble or of a member, without its labels."""
 
 _FLOAT32_TEXT_BYTES = 14
-"""Bytes of a float32 in a list of JSON numbers. As binary data it takes 4."""
+"""Upper bound of the bytes of a float32 in a list of JSON numbers; in binary data it has 4."""
 
 
 def estimate_number_bytes(result: Result) -> int:
@@ -25,13 +25,13 @@ def estimate_number_bytes(result: Result) -> int:
 def estimate_json_bytes(result: Result) -> int:
     """Estimate the bytes of a JSON answer before it is written; the estimate is seldom too low."""
     is_multilabel = result.task is Task.MULTILABEL
-    by_label = (
+    has_scores_by_label = (
         AnswerField.SCORES in result.fields
         or result.task is Task.REGRESSION
         or (is_multilabel and result.options.fields is None)
     )
     label_bytes = [len(label) + _NUMBER_BYTES for label in result.score_labels]
-    scores_bytes = sum(label_bytes) if by_label else 0
+    scores_bytes = sum(label_bytes) if has_scores_by_label else 0
     if result.options.top_k is not None:
         scores_bytes += sum(sorted(label_bytes)[-result.options.top_k :]) + _ENTRY_BYTES
     total = sum(_ENTRY_BYTES + len(sample.name) for sample in result.samples)

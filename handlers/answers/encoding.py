@@ -24,7 +24,7 @@ _MAX_SAMPLES_LISTED = 8
 
 @dataclass(frozen=True)
 class Response:
-    """The answer to one request.
+    """The response to one request: an answer, or the error that refuses it.
 
     Attributes:
         body: the encoded body.
@@ -55,10 +55,13 @@ def to_json_numbers(values: Tensor) -> Any:
 
 
 def compact(content: object) -> bytes:
-    """Encode JSON in UTF-8 without spaces; NaN raises ValueError.
+    """Encode JSON in UTF-8 without spaces.
 
-    A client's JSON can contain half a character (``\\ud800``), which UTF-8 cannot encode. It is
-    written in the same way, so that an error message that quotes a client can always be sent.
+    A client's JSON can contain half a character (``\\ud800``), which UTF-8 cannot encode. It
+    is written as this escape, so that an error message that quotes a client can always be sent.
+
+    Raises:
+        ValueError: the content has NaN or infinity, which JSON does not have.
     """
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", errors="backslashreplace")
@@ -85,20 +88,25 @@ def error_content(error: EnsembleError) -> dict[str, Any]:
 
 
 def encode_error(
-    error: EnsembleError, samples: Sequence[EnsembleError] = (), *, open_inference: bool = False
+    error: EnsembleError,
+    sample_errors: Sequence[EnsembleError] = (),
+    *,
+    open_inference: bool = False,
 ) -> Response:
     """Make the response that refuses one request.
 
     Args:
         error: why the request is refused; it determines the status.
-        samples: errors of all samples that failed; the first few are listed.
-        open_inference: add the key ``error``, in which clients of that protocol read the message.
+        sample_errors: errors of all samples that failed; the first few are listed.
+        open_inference: add the key ``error``, in which clients of the Open Inference Protocol read
+            the message.
     """
     content = error_content(error)
-    if samples:
-        content["samples"] = [error_content(sample) for sample in samples[:_MAX_SAMPLES_LISTED]]
-        if len(samples) > _MAX_SAMPLES_LISTED:
-            content["more_samples"] = len(samples) - _MAX_SAMPLES_LISTED
+    if sample_errors:
+        listed = sample_errors[:_MAX_SAMPLES_LISTED]
+        content["samples"] = [error_content(sample_error) for sample_error in listed]
+        if len(sample_errors) > _MAX_SAMPLES_LISTED:
+            content["more_samples"] = len(sample_errors) - _MAX_SAMPLES_LISTED
     if open_inference:
         content["error"] = content["message"]
     return encode(content, error.status)

@@ -23,7 +23,7 @@ def write(result: Result) -> Response:
 
 
 def write_first(result: Result) -> Response:
-    """Write ``{member: label}`` of the first sample; FlexServe ignores all further ones."""
+    """Write ``{member: label}`` for the first sample; FlexServe's /classify ignores all others."""
     return encode({name: labels[0] for name, labels in _labels_by_member(result).items()})
 
 

@@ -45,7 +45,7 @@ def _sequence_fields(result: Result) -> dict[str, Any]:
 
 
 def predictions(result: Result) -> list[dict[str, Any]]:
-    """Make one dict for each sample, in the request's order; a failed one has ``error``."""
+    """Make one dict for each sample, in the request's order; a failed sample's has ``error``."""
     return predictions_of([result])[0]
 
 
@@ -82,7 +82,7 @@ def _predictions(result: Result, rows: Iterator[dict[str, Any]]) -> list[dict[st
     Args:
         result: the result of one request.
         rows: dicts of labels and scores of several results, in the order of their `_score_blocks`.
-            The next ones are those of this result.
+            The next dicts are those of this result.
     """
     answers: dict[int, dict[str, Any]] = {}
     uncertainties = result.uncertainties or (None,) * len(result.groups)
@@ -116,7 +116,8 @@ def _group_answers(
             if abstained:
                 # Presence has no label for an undecided sample, and a client that reads a label
                 # may overlook the flag beside it.
-                answer |= {k: v for k, v in (("label", None), ("labels", [])) if k in answer}
+                empty: dict[str, Any] = {"label": None, "labels": []}
+                answer |= {key: value for key, value in empty.items() if key in answer}
     for name, values in outcome.spread.items():
         columns[name] = by_label(result, to_json_numbers(values))
     if uncertainty is not None:
@@ -150,8 +151,8 @@ def _uncertainty_rows(uncertainty: Uncertainty) -> list[dict[str, float]]:
         to_json_numbers(uncertainty.disagreement),
     )
     return [
-        {"predictive_entropy": total, "mutual_information": information, "disagreement": differing}
-        for total, information, differing in zip(*columns, strict=True)
+        {"predictive_entropy": entropy, "mutual_information": information, "disagreement": share}
+        for entropy, information, share in zip(*columns, strict=True)
     ]
 
 

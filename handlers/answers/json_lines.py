@@ -12,9 +12,9 @@ MEDIA_TYPE = "application/jsonl"
 
 
 def write(result: Result) -> Response:
-    """Write one line for each sample; the model and the policy stand in headers."""
+    """Write one line for each sample; headers name the model and the policy."""
     rows = predictions(result)
-    body = b"".join(compact({"index": i, **row}) + b"\n" for i, row in enumerate(rows))
+    body = b"".join(compact({"index": index, **row}) + b"\n" for index, row in enumerate(rows))
     headers = {"ensemble-policy": json.dumps(dict(result.policy))}
     headers |= {f"ensemble-{name}": str(value) for name, value in result.model.items() if value}
     return Response(body, content_type=MEDIA_TYPE, headers=headers)

@@ -28,7 +28,7 @@ def label_rows(
         scores: (N, C) float32.
         decisions: (N, C) bool; None for regression.
         fields: which of label, labels, score, scores and values to include.
-        top_k: also include this many of the best labels.
+        top_k: also include this many of the best labels; None includes no such list.
     """
     columns: dict[str, list[Any]] = {}
     if decisions is None:
@@ -65,7 +65,7 @@ def by_label(result: Result, rows: Sequence[Sequence[Any]]) -> list[Any]:
 
 
 def _labels(result: Result, decisions: Tensor) -> list[list[str]]:
-    """Names of the labels that are chosen for each sample."""
+    """Return the names of the labels that are chosen for each sample."""
     if result.task is Task.PRESENCE:
         return [[result.labels[int(flag)]] for flag in decisions[:, 0].tolist()]
     labels: list[list[str]] = [[] for _ in range(len(decisions))]
@@ -75,9 +75,12 @@ def _labels(result: Result, decisions: Tensor) -> list[list[str]]:
 
 
 def _best_scores(scores: Tensor, decisions: Tensor) -> Tensor:
-    """The best score among the chosen labels, or among all where none is chosen: (N,) float32.
+    """Find each sample's best score among the chosen labels, or among all if none is chosen.
 
-    Of equal scores the first one is taken: 0.0 and -0.0 are written differently.
+    Of equal scores the first one is taken, because 0.0 and -0.0 are equal but written differently.
+
+    Returns:
+        (N,) float32.
     """
     not_candidates = ~decisions & decisions.any(dim=-1, keepdim=True)
     best = scores.masked_fill(not_candidates, -torch.inf).argmax(dim=-1, keepdim=True)
@@ -85,6 +88,6 @@ def _best_scores(scores: Tensor, decisions: Tensor) -> Tensor:
 
 
 def _top_k(scores: list[float], labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:
-    """The labels with the highest scores, best first."""
+    """Return the labels with the highest scores, best first."""
     best = sorted(range(len(scores)), key=lambda label: -scores[label])[:top_k]
     return [{"label": labels[label], "score": scores[label]} for label in best]

@@ -22,15 +22,15 @@ from .label_rows import label_rows
 
 
 def write(result: Result, infer: InferRequest) -> Response:
-    """Write the outputs that the client asked for, or all of them.
+    """Write the outputs that the client asked for, or all if it named none.
 
     The outputs are ``label`` (BYTES), ``score`` and ``scores`` (FP32), ``decisions`` (BOOL),
-    ``NAME.scores`` of each member (FP32), the three measures of uncertainty (FP32), ``answered``
-    (BOOL), and ``error`` (BYTES) if samples were skipped.
+    ``NAME.scores`` of each member (FP32), the measures of `Uncertainty` (FP32) if the client wants
+    them, ``answered`` (BOOL), and ``error`` (BYTES) if samples were skipped.
 
     Args:
         result: the result of one request.
-        infer: the request in that protocol.
+        infer: the request as the client sent it in the Open Inference Protocol.
 
     Raises:
         RequestError: the client asked for an output that does not exist.
@@ -101,7 +101,7 @@ def _outputs(result: Result) -> dict[str, Tensor | list[str]]:
 
 
 def _label_and_score_rows(result: Result) -> list[dict[str, Any]]:
-    """Label and score of each sample, whichever fields the client chose."""
+    """Collect label and score of each sample, whichever fields the client chose."""
     rows: list[dict[str, Any]] = [{} for _ in result.samples]
     fields = frozenset({AnswerField.LABEL, AnswerField.SCORE})
     for group in result.groups:

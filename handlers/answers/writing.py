@@ -58,10 +58,14 @@ def write(
 
 
 def response_format(result: Result, accept: str) -> ResponseFormat:
-    """The format of the answer to a client that does not speak Open Inference.
+    """Choose the format of the answer to a client that does not speak Open Inference.
 
-    The option ``response`` comes first, then the first known media type of the Accept header, then
-    JSON.
+    The option ``response`` decides. Without it, the first media type of the Accept header that
+    stands for a format decides. Without that, the format is JSON.
+
+    Args:
+        result: the result of one request, with its options.
+        accept: the request's Accept header; empty if it has none.
     """
     if result.options.response is not None:
         return result.options.response
@@ -74,6 +78,11 @@ def response_format(result: Result, accept: str) -> ResponseFormat:
 
 def check_size(result: Result, max_bytes: int, *, infer: InferRequest | None = None) -> None:
     """Check the estimated size of an answer before it is written.
+
+    Args:
+        result: the result of one request.
+        max_bytes: largest number of bytes that the answer may have.
+        infer: the client's Open Inference request, if it speaks that protocol.
 
     Raises:
         TooLargeError: the estimate is larger than `max_bytes`.

@@ -122,6 +122,11 @@ def check_zip_end(file: BinaryIO, source: str) -> None:
 
 
 def _verify_file(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> ArchiveRecord:
+    """Check the entries, the bytes and the record of an archive that is one file.
+
+    Raises:
+        ArchiveError: the archive was altered, is damaged or was not built by this project.
+    """
     entries = archive.infolist()
     size = file.seek(0, io.SEEK_END)
     raise_problems(source, _problems_of_entries(entries, size))
@@ -129,7 +134,7 @@ def _verify_file(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> Archi
 
     def read(name: str) -> bytes:
         if archive.getinfo(name).file_size > MAX_TEXT_BYTES:
-            raise ArchiveError(f"{source}: {name} is larger than any that a build writes")
+            raise ArchiveError(f"{source}: {name} is larger than a build ever writes it")
         return archive.read(name)
 
     return check_contents(digests, digest=digests.__getitem__, read=read, source=source)

@@ -39,6 +39,7 @@ Further keys could make TorchServe start another Python interpreter, or torchrun
 
 _MAX_NAME_BYTES = 1000
 _MAX_PART_BYTES = 255
+"""Longest name of a file or folder that the usual file systems of Linux can store."""
 
 
 def name_problem(name: str) -> str | None:

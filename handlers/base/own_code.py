@@ -152,8 +152,8 @@ def _import_file(folder: Path, file: str) -> ModuleType:
 def imports_from(folder: Path) -> Iterator[None]:
     """Let a user's code import modules from its folder, within a ``with`` block.
 
-    Modules that code of another ensemble imported from another folder are forgotten first. So two
-    ensembles may have different modules of the same name.
+    Modules that code of another ensemble imported from its own folder are first removed from
+    `sys.modules`. So two ensembles may have different modules of the same name.
 
     Args:
         folder: the folder that holds the files of the spec.
@@ -167,7 +167,8 @@ def imports_from(folder: Path) -> Iterator[None]:
     # Byte code in the extracted archive would not be listed in its record, so the next worker
     # would refuse to load the archive.
     sys.dont_write_bytecode = True
-    # The import system remembers which files a folder has; these may be newer.
+    # The import system remembers which files a folder had when it last looked. Without this call
+    # it would not see files that were written since.
     importlib.invalidate_caches()
     sys.path.insert(0, str(folder))
     try:

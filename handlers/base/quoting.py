@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 
-MAX_NAME = 256
+MAX_NAME_CHARACTERS = 256
 """Largest number of characters in the name of an input, output or sample.
 
 Every answer repeats these names.
@@ -19,7 +19,7 @@ _MAX_NAMES_SHOWN = 3
 _MAX_INTEGER_BITS = 200
 """Larger integers are described instead of written.
 
-Python refuses to write integers of some thousand digits, and nobody reads more than sixty.
+200 bits are some 60 decimal digits. Python refuses to write integers of some thousand digits.
 """
 
 

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable
 from itertools import islice
 
-# The time that difflib takes grows faster than linearly with both.
-_MAX_COMPARED_LENGTH = 100
+# difflib's time grows with the number of choices and, faster than linearly, with their length.
+_MAX_COMPARED_CHARACTERS = 100
 _MAX_CHOICES = 1000
 _MIN_SIMILARITY = 0.6
 """Similarity, from 0 to 1, below which a name is not suggested; the default of difflib."""
@@ -20,10 +20,12 @@ def nearest(value: str, choices: Iterable[str]) -> str:
         An empty string if no choice is similar enough, or if the value is very long: comparing
         long texts takes time, and nobody misspells a name of so many letters.
     """
-    if len(value) > _MAX_COMPARED_LENGTH:
+    if len(value) > _MAX_COMPARED_CHARACTERS:
         return ""
     short_choices = [
-        choice for choice in islice(choices, _MAX_CHOICES) if len(choice) <= _MAX_COMPARED_LENGTH
+        choice
+        for choice in islice(choices, _MAX_CHOICES)
+        if len(choice) <= _MAX_COMPARED_CHARACTERS
     ]
     similar = difflib.get_close_matches(value, short_choices, n=1, cutoff=_MIN_SIMILARITY)
     return f"; did you mean '{similar[0]}'?" if similar else ""

@@ -57,7 +57,7 @@ class Chooser:
             task=spec.task,
             member_names=tuple(member.name for member in spec.members),
             weights=torch.tensor([member.voting_weight for member in spec.members]),
-            member_thresholds=torch.tensor([spec.thresholds(m) for m in spec.members]),
+            member_thresholds=torch.tensor([spec.thresholds(member) for member in spec.members]),
             thresholds=torch.tensor(spec.thresholds()),
         )
 
@@ -67,7 +67,7 @@ class Chooser:
         Requests with equal options share one choice.
 
         Raises:
-            PolicyError: an unknown policy or member, or one that the deployment does not allow.
+            PolicyError: the options name a policy or member that does not exist or is not allowed.
         """
         if options.stream is not None or options.frame_order is not None:
             # These two belong to one request; a cached choice must not depend on them.
@@ -101,10 +101,11 @@ class Chooser:
         return choice
 
     def _panel_with_overrides(self, options: RequestOptions) -> Panel:
-        """All members, with the weights and thresholds that the client gave in place of the spec's.
+        """Make the panel of all members, with the client's weights and thresholds if it gave any.
 
         Raises:
-            PolicyError: the deployment does not allow it, or a member does not exist.
+            PolicyError: the deployment does not let clients override them, or a member that the
+                client names does not exist.
         """
         panel = self.panel
         overrides = {
@@ -140,7 +141,7 @@ class Choice:
     """What a client chose: a policy, members, weights and thresholds.
 
     Attributes:
-        chooser: made this choice; has the spec and the catalogue of policies.
+        chooser: the chooser that made this choice, with the spec and the catalogue of policies.
         options: options of the request; `stream` and `frame_order` are left out.
         panel: all members of the ensemble, with the weights and thresholds of the client.
         members: positions of the chosen members in the ensemble.
@@ -153,7 +154,7 @@ class Choice:
 
     @property
     def deadline_ms(self) -> float | None:
-        """Milliseconds after the arrival of the request in which members may begin to run."""
+        """Milliseconds after the request's arrival until which members may begin to run."""
         return self.options.deadline_ms or self.chooser.spec.failures.deadline_ms
 
     @cached_property
@@ -181,7 +182,7 @@ class Choice:
         )
 
     def policy_for(self, available: tuple[str, ...]) -> BoundPolicy:
-        """The policy for samples that only some of the chosen members answered.
+        """Return the policy for samples that only some of the chosen members answered.
 
         Nearly always this is `policy` itself, which fails later if it cannot combine the scores
         of these members. The exception is a deployment that counts a missing member as neutral:
@@ -208,7 +209,7 @@ class Choice:
 
     @cached_property
     def lazy(self) -> bool:
-        """Whether only as many members run as the decision needs."""
+        """Whether no more members run than the decision needs."""
         options = self.options
         requested = self.chooser.spec.policies.lazy if options.lazy is None else options.lazy
         needs_all_members = (
@@ -220,7 +221,7 @@ class Choice:
 
     @cached_property
     def group_key(self) -> tuple[object, ...]:
-        """Equal for choices whose requests can be combined in one call of a policy."""
+        """A key, equal for choices whose requests can be combined in one call of a policy."""
         options = self.options
         return (
             options.policy,
@@ -231,7 +232,7 @@ class Choice:
         )
 
     def panel_of(self, members: Sequence[int]) -> Panel:
-        """Some members, given by their positions in the ensemble, with weights and thresholds."""
+        """Make the panel of some members, given by their positions in the ensemble."""
         positions = list(members)
         return replace(
             self.panel,

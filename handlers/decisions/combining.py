@@ -29,7 +29,7 @@ def combine(
     rows: range,
     outputs: MemberScores,
 ) -> Result:
-    """Combine the scores of a request's samples; a sample that cannot be combined has an error.
+    """Combine the scores of a request's samples; a sample for which this fails has an error.
 
     Args:
         choice: what the client chose.
@@ -59,7 +59,7 @@ def combine(
 def result_of_outcome(
     choice: Choice, request: ParsedRequest, indices: Sequence[int], outcome: Outcome
 ) -> Result:
-    """Make the result of a request whose members ran lazily, so that its outcome is known.
+    """Make the result of a request whose members ran lazily, from the outcome of that run.
 
     Args:
         choice: what the client chose.
@@ -74,12 +74,12 @@ def result_of_outcome(
 def is_refused(
     errors: Mapping[int, EnsembleError], num_answered: int, options: RequestOptions
 ) -> bool:
-    """Whether the errors of single samples refuse the whole request.
+    """Return whether the errors of single samples refuse the whole request.
 
     Args:
         errors: position in the request -> error.
-        num_answered: number of the other samples.
-        options: say whether the client wants bad samples to be skipped.
+        num_answered: number of samples without an error.
+        options: the request's options; `on_error` tells whether failed samples are skipped.
     """
     return bool(errors) and (options.on_error is OnError.FAIL or num_answered == 0)
 
@@ -88,7 +88,7 @@ def _check_enough_members(choice: Choice, group: SampleGroup) -> None:
     """Check that as many members answered as the deployment demands.
 
     Raises:
-        MemberError, LateError, BusyError: too few did.
+        MemberError, LateError, BusyError: too few members answered.
     """
     failures, missing = choice.chooser.spec.failures, group.missing
     drops = failures.on_failure is not OnFailure.FAIL

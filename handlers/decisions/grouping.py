@@ -19,7 +19,7 @@ class SampleGroup:
 
     Attributes:
         members: positions in the ensemble of the members that answered these samples.
-        missing: the chosen members that did not, and why.
+        missing: the chosen members that did not answer these samples, and why.
         positions: positions of the samples among the readable samples of the request.
     """
 
@@ -32,7 +32,7 @@ def group_samples(choice: Choice, rows: range, outputs: MemberScores) -> Iterato
     """Group samples for which the same members answered, failed for the same reason or were late.
 
     Args:
-        choice: has the chosen members.
+        choice: what the client chose, which includes the members.
         rows: positions of the request's readable samples in the batch.
         outputs: scores of the batch.
     """
@@ -64,7 +64,14 @@ def group_samples(choice: Choice, rows: range, outputs: MemberScores) -> Iterato
 
 
 def ballot_of(choice: Choice, group: SampleGroup, rows: range, outputs: MemberScores) -> Ballot:
-    """Make the ballot of a group: the scores of its members for its samples."""
+    """Make the ballot of a group: the scores of its members for its samples.
+
+    Args:
+        choice: what the client chose, with weights and thresholds.
+        group: the group; it has at least one member.
+        rows: positions of the request's readable samples in the batch.
+        outputs: scores of the batch.
+    """
     members = group.members
     panel = choice.chosen_panel if members == choice.members else choice.panel_of(members)
     batch_rows = [rows[position] for position in group.positions]

@@ -17,6 +17,7 @@ from ..requests.options import AnswerField, RequestOptions
 from ..requests.parsing import Sample
 
 DEFAULT_FIELDS = frozenset(AnswerField) - {AnswerField.SCORES, AnswerField.UNCERTAINTY}
+"""Fields of an answer to a client that does not choose fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,14 @@ class Result:
     """Everything that the answer to one request may contain.
 
     Attributes:
-        model: name, version and archive digest.
+        task: the ensemble's task.
+        labels: all labels of the spec; for presence [absent, present].
+        score_labels: labels of the C score columns; for presence the second label alone.
+        model: name, version and archive digest of the ensemble.
         policy: name and parameters of the policy.
+        options: the options that the client set, and the defaults of all others.
         samples: all samples of the request, in order.
+        groups: the answered samples, grouped by the members that answered them.
         errors: position in the request -> why that sample has no answer.
         uncertainties: one for each group, if the client wants them.
         smoothed: the decisions over the sequence, if the client wants them.
@@ -102,7 +108,7 @@ class Result:
 
     @property
     def json_row_key(self) -> tuple[object, ...]:
-        """Equal for results whose JSON predictions have the same fields."""
+        """A key that is equal for results whose JSON predictions have the same fields."""
         options = self.options
         return self.fields, options.fields is None, options.top_k
 

@@ -27,7 +27,8 @@ def smooth(result: Result, thresholds: Tensor) -> Smoothed:
     time = torch.tensor([order[index] for index in indices.tolist()], dtype=torch.float64)
     sequence = time.argsort(stable=True)
     scores = torch.cat([group.outcome.scores for group in result.groups])[sequence]
-    flags = [g.outcome.decisions for g in result.groups if g.outcome.decisions is not None]
+    decisions_of_groups = [group.outcome.decisions for group in result.groups]
+    flags = [each for each in decisions_of_groups if each is not None]
     decisions: Tensor | None = None
     if options.smooth is Smoothing.MAJORITY:
         scores = window_share(torch.cat(flags)[sequence], options.smooth_window)
@@ -35,8 +36,8 @@ def smooth(result: Result, thresholds: Tensor) -> Smoothed:
     else:
         scores = moving_average(scores, options.smooth_alpha)
         if flags:
-            single = result.task is Task.CLASSIFICATION
-            decisions = one_hot(scores) if single else scores >= thresholds
+            has_one_label = result.task is Task.CLASSIFICATION
+            decisions = one_hot(scores) if has_one_label else scores >= thresholds
     return Smoothed(indices=tuple(indices[sequence].tolist()), scores=scores, decisions=decisions)
 
 
@@ -44,7 +45,7 @@ def check_frame_order(request: ParsedRequest) -> None:
     """Check that the option ``frame_order`` has one number for each sample.
 
     Raises:
-        RequestError: it has more or fewer.
+        RequestError: the option has more or fewer numbers than the request has samples.
     """
     order = request.options.frame_order
     if order is not None and len(order) != len(request.samples):

@@ -1,4 +1,4 @@
-"""The decode stage: the samples of a whole batch are looked up in the score cache or decoded."""
+"""The decode stage: looks the samples of a whole batch up in the score cache, or decodes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class SamplesToDecode:
         samples: the samples, in the order of the request.
         members: positions of the members that run on them.
         budget: budget of the request, in which the pixels are counted.
-        may_use_cache: whether the request needs the scores of all members, as the cache has them.
+        may_use_cache: whether cached scores may take the place of decoding; false if the members
+            run lazily, which neither reads nor fills the cache.
     """
 
     samples: Sequence[Sample]
@@ -64,14 +65,14 @@ def decode_batch(
 ) -> list[DecodedSamples | TooLargeError]:
     """Decode the samples of all requests together; samples with cached scores are not decoded.
 
-    All headers are read first, and the cost of each request is counted in its budget. Then the
-    pixels of those requests are decoded that stay within their budgets.
+    All headers are read first, and the cost of each request is counted in its budget. Then pixels
+    are decoded, but only those of requests that stay within their budgets.
 
     Args:
         requests: the requests of a batch.
         decoder: reads headers and pixels.
         cache: the score cache, if the deployment has one.
-        end: the time of ``time.monotonic`` from which on no further image is begun.
+        end: the time of ``time.monotonic`` from which on decoding of no further image begins.
 
     Returns:
         For each request its samples, or the error if it exceeds its budget.

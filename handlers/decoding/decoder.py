@@ -19,7 +19,7 @@ from ..base.errors import (
     reason,
     unforeseen,
 )
-from ..base.memory import give_back
+from ..base.memory import return_free_memory
 from ..base.threads import ThreadPool
 from ..engine.member_inputs import Input
 from ..engine.runtime import Runtime
@@ -80,7 +80,7 @@ class Decoder:
 
         Args:
             limits: the deployment's limits on one request.
-            runtime: knows the preprocessing of each member.
+            runtime: the members, with their preprocessing.
             pool: threads that decode.
         """
         self._limits = limits
@@ -104,7 +104,7 @@ class Decoder:
 
         Args:
             jobs: the samples, each with the positions of its members.
-            end: the time of ``time.monotonic`` from which on no further image is begun.
+            end: the time of ``time.monotonic`` from which on decoding of no further image begins.
 
         Returns:
             For each job, in order, the input of the members or the error of the sample.
@@ -117,7 +117,7 @@ class Decoder:
             for inputs in self._pool.map(self._decode_unit, turn):
                 decoded += inputs
             if any(opened.pixels > _LARGE_IMAGE_PIXELS for unit in turn for opened, _ in unit):
-                give_back()
+                return_free_memory()
         return decoded
 
     def _decode_unit(self, unit: DecodeUnit) -> list[Input | EnsembleError]:

@@ -1,4 +1,4 @@
-"""Decoded samples become the inputs of the members: one batch for each distinct preprocessing."""
+"""Makes the inputs of the members from decoded samples: one batch for each preprocessing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..inputs.preprocessing import Preprocessor, Resized
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image at the sizes that members take, which is small whatever the image's own size is.
+    """An image after resizing for the members; it is small, however large the decoded image was.
 
     Attributes:
         shape: (channels, height, width) of the image as it was decoded.
@@ -41,7 +41,7 @@ class MemberInputs:
         group_of_member: Sequence[int],
         device: torch.device,
     ) -> None:
-        """Take the distinct preprocessings of an ensemble.
+        """Keep the distinct preprocessings of an ensemble.
 
         Args:
             preprocessors: one for each distinct preprocessing.
@@ -61,7 +61,12 @@ class MemberInputs:
         return self._preprocessors[0].shape
 
     def resized_pixels(self, width: int, height: int) -> int:
-        """How many pixels all preprocessings together make of an image of this size."""
+        """Return the number of pixels to which all preprocessings together resize an image.
+
+        Args:
+            width: width of the image in pixels.
+            height: height of the image in pixels.
+        """
         return sum(each.resized_pixels(width, height) for each in self._preprocessors)
 
     def decodings(self, members: Iterable[int]) -> list[ImageDecoding]:
@@ -112,7 +117,7 @@ class MemberInputs:
 
         Args:
             group: position of the preprocessing.
-            images: N samples; those that were not prepared for this preprocessing become zeros.
+            images: N samples; a sample that was not prepared for this preprocessing becomes zeros.
 
         Returns:
             float32 (N, channels, height, width).

@@ -1,4 +1,4 @@
-"""What the members answered to a batch: scores, or why there are none."""
+"""The members' scores for a batch, and why a member has none for a sample."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class State(IntEnum):
-    """What became of one sample at one member."""
+    """What one member did with one sample."""
 
-    NOT_ASKED = 0
+    NOT_SELECTED = 0
     ANSWERED = 1
     FAILED = 2
     LATE = 3
@@ -20,7 +20,7 @@ class State(IntEnum):
 
 @dataclass
 class MemberScores:
-    """The answers of the members to a batch, on the CPU.
+    """The members' scores for a batch, as tensors on the CPU.
 
     Attributes:
         scores: (M members, N samples, C score labels) float32; NaN where a member gave no answer.
@@ -36,7 +36,13 @@ class MemberScores:
 
     @classmethod
     def empty(cls, num_members: int, num_samples: int, num_labels: int) -> MemberScores:
-        """Make the answers of members that were not asked yet."""
+        """Make the scores of a batch before any member has run: NaN, and `State.NOT_SELECTED`.
+
+        Args:
+            num_members: number of members of the ensemble, M.
+            num_samples: number of samples in the batch, N.
+            num_labels: number of score labels, C.
+        """
         shape = (num_members, num_samples, num_labels)
         return cls(
             scores=torch.full(shape, float("nan")),

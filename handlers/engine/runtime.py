@@ -64,11 +64,11 @@ class Runtime:
         device: torch.device,
         pool: ThreadPool = SERIAL,
     ) -> None:
-        """Take what `load` made.
+        """Keep the members that `load` has loaded.
 
         Args:
             spec: the ensemble.
-            executables: what computes the members.
+            executables: the functions that compute the members.
             inputs: makes the members' inputs.
             seconds_per_sample: for each executable the time of a run with a single sample on one
                 thread.
@@ -102,12 +102,13 @@ class Runtime:
             folder: where the files that the spec names are.
             device: where all members run.
             pool: the threads that resize images, and on a CPU run members side by side.
-            compiled: run the executables that the build put beside the spec. Only for an archive
-                whose record was checked.
+            compiled: whether to run the executables that the build put beside the spec. This is
+                safe only for an archive whose files were checked against its record.
 
         Raises:
-            MemberError: a member's file, architecture or output does not fit.
+            MemberError: a member's file, architecture or output does not fit the spec.
             SpecError: a preprocessing does not exist.
+            ArchiveError: the record of compiled executables is damaged.
         """
         preprocessors, group_of_member = preprocessors_of(spec, folder, device, pool)
         example_inputs = [each(each.examples(3)) for each in preprocessors]
@@ -132,7 +133,7 @@ class Runtime:
 
     @property
     def executables(self) -> Executables:
-        """What computes the members."""
+        """The functions that compute the members, alone or several at once."""
         return self._executables
 
     @property
@@ -146,7 +147,7 @@ class Runtime:
         return self._inputs.shape
 
     def resized_pixels(self, width: int, height: int) -> int:
-        """How many pixels all preprocessings together make of an image of this size."""
+        """Return the number of pixels to which all preprocessings together resize an image."""
         return self._inputs.resized_pixels(width, height)
 
     def decodings(self, members: Iterable[int]) -> list[ImageDecoding]:
@@ -190,28 +191,31 @@ class Runtime:
         self,
         images: Sequence[Input],
         *,
-        asked: Tensor | None = None,
+        selected: Tensor | None = None,
         deadlines: Sequence[float | None] | None = None,
         end: float | None = None,
     ) -> MemberScores:
         """Compute the members' scores.
 
-        A member that raises or gives NaN does not keep the others from answering: `states` and
-        `reasons` of the result say what happened.
+        A member that raises an error or gives NaN does not stop the others. Its `State` in the
+        result is FAILED, and `MemberScores.reasons` has the cause.
 
         Args:
             images: N samples.
-            asked: (M, N) bool, which member computes which sample; None: every member computes
-                every sample.
+            selected: (M, N) bool, true where the member has to compute the sample; None: every
+                member computes every sample.
             deadlines: for each sample the time of ``time.monotonic`` after which no further member
                 begins with it. Members then run in the order of voting weight per second.
             end: the time of ``time.monotonic`` after which no further micro-batch begins; the
-                samples that remain are late.
+                samples that remain are late. The first micro-batch always begins.
+
+        Raises:
+            MemberError: memory is too short for a single sample.
         """
         num_members, num_samples = len(self.spec.members), len(images)
         result = self._empty_result(num_samples)
-        if asked is None:
-            asked = torch.ones((num_members, num_samples), dtype=torch.bool)
+        if selected is None:
+            selected = torch.ones((num_members, num_samples), dtype=torch.bool)
         latest = torch.tensor(
             [
                 float("inf") if deadline is None else deadline
@@ -222,10 +226,10 @@ class Runtime:
         step = self.spec.runtime.micro_batch
         for start in range(0, num_samples, step):
             if start and end is not None and time.monotonic() > end:
-                result.states[:, start:][asked[:, start:]] = State.LATE
+                result.states[:, start:][selected[:, start:]] = State.LATE
                 break
             rows = range(start, min(start + step, num_samples))
-            self._run_micro_batch(images, rows, asked, latest, result)
+            self._run_micro_batch(images, rows, selected, latest, result)
         return result
 
     def inputs(self, images: Sequence[Input]) -> BatchInputs:
@@ -233,73 +237,75 @@ class Runtime:
         return BatchInputs(self, images)
 
     def _empty_result(self, num_samples: int) -> MemberScores:
+        """Make the scores of all members for some samples, before any member has run."""
         return MemberScores.empty(len(self.spec.members), num_samples, len(self.spec.score_labels))
 
     def _run_micro_batch(
         self,
         images: Sequence[Input],
         rows: range,
-        asked: Tensor,
+        selected: Tensor,
         latest: Tensor,
         result: MemberScores,
     ) -> None:
-        """Compute some rows of a run; where memory is short, first one half and then the other."""
+        """Compute some rows of a run; if memory is too short for them, compute them in halves."""
         try:
-            self._run_rows(images, rows, asked, latest, result)
+            self._run_rows(images, rows, selected, latest, result)
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise MemberError(
                     f"out of memory for a single sample of shape {tuple(images[rows[0]].shape)} "
-                    f"on {self.device}: fewer workers, or smaller members"
+                    f"on {self.device}: use fewer workers, or smaller members"
                 ) from error
             middle = len(rows) // 2
             logger.warning("out of memory for %d samples; trying halves", len(rows))
             torch.cuda.empty_cache()
             for half in (rows[:middle], rows[middle:]):
-                self._run_micro_batch(images, half, asked, latest, result)
+                self._run_micro_batch(images, half, selected, latest, result)
 
     @torch.inference_mode()
     def _run_rows(
         self,
         images: Sequence[Input],
         rows: range,
-        asked: Tensor,
+        selected: Tensor,
         latest: Tensor,
         result: MemberScores,
     ) -> None:
-        """Preprocess some rows of a run, and compute every member that was asked for them.
+        """Preprocess some rows of a run, and compute them with the members selected for them.
 
         Args:
             images: all samples of the run.
             rows: the positions of the samples to compute.
-            asked: (M, N) bool, which member computes which sample.
-            latest: (N,) float64, the time after which no member begins with a sample.
+            selected: (M, N) bool, true where the member has to compute the sample.
+            latest: (N,) float64, the time of ``time.monotonic`` after which no member begins with
+                the sample; infinite without a deadline.
             result: where the scores go.
         """
         part = slice(rows.start, rows.stop)
         batches: dict[int, Tensor] = {}
         has_deadline = not bool(latest[part].isinf().all())
         every_row = torch.arange(rows.start, rows.stop)
-        # In the common case each member computes each row: no selection for each member then.
-        all_asked = not has_deadline and bool(asked[:, part].all())
+        # In the common case each member computes each row, and no rows need to be picked out.
+        all_selected = not has_deadline and bool(selected[:, part].all())
         samples_of_member: dict[int, _Samples] = {}
         for member in self._order(has_deadline):
-            selected = every_row
-            if not all_asked:
+            sample_rows = every_row
+            if not all_selected:
                 in_time = latest[part] > time.monotonic()
-                result.states[member, part][asked[member, part] & ~in_time] = State.LATE
-                selected = every_row[asked[member, part] & in_time]
-            if not len(selected):
+                result.states[member, part][selected[member, part] & ~in_time] = State.LATE
+                sample_rows = every_row[selected[member, part] & in_time]
+            if not len(sample_rows):
                 continue
             group = self._inputs.group_of_member[member]
             if group not in batches:
                 batches[group] = self._inputs.batch(group, [images[row] for row in rows])
             batch = batches[group]
-            if len(selected) < len(rows):
-                batch = batch[(selected - rows.start).to(self.device)]
-            samples = _Samples(batch, selected)
+            if len(sample_rows) < len(rows):
+                batch = batch[(sample_rows - rows.start).to(self.device)]
+            samples = _Samples(batch, sample_rows)
             if has_deadline:
-                # At once, so that the next member sees how much time is left.
+                # The member runs now, so that the next one sees how much time is left.
                 self._run_members({member: samples}, result)
             else:
                 samples_of_member[member] = samples
@@ -312,7 +318,7 @@ class Runtime:
             return members
         weights = [member.voting_weight for member in self.spec.members]
         seconds = self.seconds
-        return sorted(members, key=lambda i: -weights[i] / max(seconds[i], 1e-9))
+        return sorted(members, key=lambda member: -weights[member] / max(seconds[member], 1e-9))
 
     def _run_members(self, samples_of_member: Mapping[int, _Samples], result: MemberScores) -> None:
         """Compute some members, side by side or one after another.
@@ -336,10 +342,11 @@ class Runtime:
             executable, batch = call.executable, call.samples.batch
             max_batch_size = executable.max_batch_size
             if on_cpu:
-                cached = max_batch_size_for(batch.shape[1:])
-                # All threads share such a call, each with a cache of its own.
-                cached *= self._pool.threads if executable.uses_all_threads else 1
-                max_batch_size = min(max_batch_size, cached)
+                max_cached_samples = max_batch_size_for(batch.shape[1:])
+                if executable.uses_all_threads:
+                    # All threads share such a call, and each thread's core has its own cache.
+                    max_cached_samples *= self._pool.threads
+                max_batch_size = min(max_batch_size, max_cached_samples)
             works.append(
                 Work(
                     num_samples=len(batch),
@@ -353,7 +360,7 @@ class Runtime:
             call = calls[task.work]
             for part in task.calls:
                 batch, rows = call.samples.batch[part], call.samples.rows[part]
-                self._run_unit(call.executable, batch, rows, result)
+                self._run_executable(call.executable, batch, rows, result)
 
         may_share = on_cpu and not any(call.executable.uses_all_threads for call in calls)
         side_by_side = plan(works, self._pool.threads) if may_share and works else None
@@ -366,13 +373,13 @@ class Runtime:
     def _cover(self, samples_of_member: Mapping[int, _Samples]) -> list[_Call]:
         """Choose executables that together compute each member once.
 
-        An executable of several members is chosen where all of them have to compute the same
-        samples and where it pays for so many.
+        An executable of several members is chosen if all of them have to compute the same samples,
+        and if it computes so many samples faster than its members do one by one.
         """
         remaining = dict(samples_of_member)
         calls = []
         for executable in self._executables.joint:
-            parts = [remaining[i] for i in executable.members if i in remaining]
+            parts = [remaining[member] for member in executable.members if member in remaining]
             if len(parts) < len(executable.members):
                 continue
             rows = parts[0].rows
@@ -383,10 +390,10 @@ class Runtime:
                 for member in executable.members:
                     del remaining[member]
         singles = self._executables.single
-        return [*calls, *(_Call(singles[i], samples) for i, samples in remaining.items())]
+        return [*calls, *(_Call(singles[member], each) for member, each in remaining.items())]
 
     @torch.inference_mode()
-    def _run_unit(
+    def _run_executable(
         self, executable: Executable, batch: Tensor, rows: Tensor, result: MemberScores
     ) -> None:
         """Call an executable once, and write the scores of its members into the result."""
@@ -422,17 +429,17 @@ class Runtime:
         result: MemberScores,
         error: Exception,
     ) -> None:
-        """After a failure, find the member and the sample that are to blame.
+        """Find the member and the sample because of which a call failed, and compute the others.
 
         First each member runs with its own executable, then each half of the batch.
         """
         if len(executable.members) > 1:
             for member in executable.members:
-                self._run_unit(self._executables.single[member], batch, rows, result)
+                self._run_executable(self._executables.single[member], batch, rows, result)
         elif len(rows) > 1:
             middle = len(rows) // 2
             for half in (slice(None, middle), slice(middle, None)):
-                self._run_unit(executable, batch[half], rows[half], result)
+                self._run_executable(executable, batch[half], rows[half], result)
         else:
             (member,) = executable.members
             logger.error(
@@ -443,7 +450,7 @@ class Runtime:
 
 
 def _is_faster_side_by_side(seconds: Sequence[float], threads: int) -> bool:
-    """Whether a single sample is answered sooner if the executables run side by side.
+    """Return whether a single sample is answered sooner if the executables run side by side.
 
     Args:
         seconds: for each executable the time of a run with a single sample on one thread.
@@ -456,10 +463,16 @@ def _is_faster_side_by_side(seconds: Sequence[float], threads: int) -> bool:
 class BatchInputs:
     """A batch of samples for callers that decide member by member what to compute next.
 
-    Each distinct preprocessing runs when the first of its members is asked for.
+    Each distinct preprocessing runs when the first of its members has to compute samples.
     """
 
     def __init__(self, runtime: Runtime, images: Sequence[Input]) -> None:
+        """Keep the samples; nothing is computed yet.
+
+        Args:
+            runtime: the members.
+            images: N samples.
+        """
         self._runtime = runtime
         self._images = images
         self._batches: dict[int, Tensor] = {}

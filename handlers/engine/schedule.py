@@ -25,8 +25,8 @@ _MIN_SECONDS_TO_PARALLELISE = 1e-3
 that short, they run one after another."""
 
 _MAX_INPUT_BYTES_PER_CALL = 8 * 3 * 224 * 224 * 4
-"""Larger inputs are split: their activations no longer fit the cache, which makes each sample
-slower."""
+"""Bytes of eight float32 images of 224 x 224 pixels. Larger inputs are split: their activations no
+longer fit the cache, which makes each sample slower."""
 
 _MIN_SAMPLES_PER_CALL = 8
 """Inputs are never split below this many samples, however large a sample is."""
@@ -68,17 +68,25 @@ class Task:
 
 
 def max_batch_size_for(sample_shape: Sequence[int]) -> int:
-    """The largest number of samples of a shape (channels, height, width) for one call on a CPU."""
+    """Return the largest number of samples for one call on a CPU.
+
+    Args:
+        sample_shape: (channels, height, width) of one float32 sample.
+    """
     bytes_per_sample = 4 * math.prod(sample_shape)
     return max(_MIN_SAMPLES_PER_CALL, _MAX_INPUT_BYTES_PER_CALL // bytes_per_sample)
 
 
 def plan(works: Sequence[Work], threads: int) -> list[Task] | None:
-    """Divide the works among threads that each compute alone, if that ends sooner.
+    """Divide the works among threads that each compute alone, if that is estimated to be faster.
+
+    Args:
+        works: the samples of each executable.
+        threads: number of threads of the worker.
 
     Returns:
-        Tasks for the threads, the longest first. None where it is faster to run one executable
-        after another, each with all threads.
+        Tasks for the threads, the longest first. None if it is faster to run one executable after
+        another, each with all threads.
     """
     if threads < 2 or all(work.seconds_per_sample < _MIN_SECONDS_TO_PARALLELISE for work in works):
         return None
@@ -95,25 +103,28 @@ def plan(works: Sequence[Work], threads: int) -> list[Task] | None:
 
 def in_turn(works: Sequence[Work]) -> list[Task]:
     """Make one task of each work, to be run one after another."""
-    return [Task(i, _calls(work.num_samples, work.max_batch_size)) for i, work in enumerate(works)]
+    return [
+        Task(position, _calls(work.num_samples, work.max_batch_size))
+        for position, work in enumerate(works)
+    ]
 
 
 def _divided(works: Sequence[Work], threads: int) -> list[Task]:
-    """Make one task of each work, and several of those that several threads may share."""
+    """Make one task of each work, but several tasks of a work that threads may share."""
     tasks = []
-    for i, work in enumerate(works):
+    for position, work in enumerate(works):
         if not work.concurrent:
-            tasks.append(Task(i, _calls(work.num_samples, work.max_batch_size)))
+            tasks.append(Task(position, _calls(work.num_samples, work.max_batch_size)))
             continue
         batch_size = min(work.max_batch_size, math.ceil(work.num_samples / threads))
-        tasks += [Task(i, (samples,)) for samples in _calls(work.num_samples, batch_size)]
+        tasks += [Task(position, (samples,)) for samples in _calls(work.num_samples, batch_size)]
     return tasks
 
 
 def _calls(num_samples: int, max_batch_size: int) -> tuple[slice, ...]:
     """Cut samples into ranges of nearly equal lengths, none longer than the largest batch."""
-    count = math.ceil(num_samples / max_batch_size)
-    bounds = [num_samples * i // count for i in range(count + 1)]
+    num_calls = math.ceil(num_samples / max_batch_size)
+    bounds = [num_samples * call // num_calls for call in range(num_calls + 1)]
     return tuple(slice(*pair) for pair in pairwise(bounds))
 
 
@@ -123,7 +134,7 @@ def _seconds(works: Sequence[Work], task: Task) -> float:
 
 
 def _makespan(works: Sequence[Work], tasks: Sequence[Task], threads: int) -> float:
-    """Seconds until all tasks are done, if each thread takes the next task when it is free."""
+    """Estimate the seconds until all tasks are done, if a free thread takes the next task."""
     free_at = [0.0] * threads
     for task in tasks:
         heapreplace(free_at, free_at[0] + _seconds(works, task))

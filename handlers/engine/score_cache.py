@@ -43,6 +43,11 @@ class ScoreCache:
     Two samples are equal if their encoded bytes are equal. The key also contains the digest of the
     archive, because the digest changes with the members, the labels and the preprocessing. Only
     scores are cached; the policy of each request combines them anew. Not thread-safe.
+
+    Attributes:
+        bytes: memory that all entries take, in bytes.
+        hits: number of calls of `get` that returned an entry.
+        misses: number of calls of `get` that returned None.
     """
 
     def __init__(self, max_bytes: int, archive: str) -> None:
@@ -68,10 +73,10 @@ class ScoreCache:
         return hashlib.sha256(self._archive + b"\0" + encoded_image).digest()
 
     def get(self, key: bytes, members: Sequence[int]) -> CachedScores | None:
-        """Return the entry if all these members answered it, and count a hit or a miss.
+        """Return the entry if it has the scores of all these members; count a hit or a miss.
 
         Args:
-            key: from `key`.
+            key: what `key` returned for the encoded image.
             members: positions of the members whose scores are needed.
         """
         entry = self._entries.get(key)
@@ -86,7 +91,7 @@ class ScoreCache:
         """Store the scores of one sample; members without an answer keep their earlier scores.
 
         Args:
-            key: from `key`.
+            key: what `key` returned for the encoded image.
             outputs: scores of a batch.
             column: position of the sample in that batch.
         """
@@ -115,7 +120,7 @@ class ScoreCache:
             self.bytes -= evicted.size_bytes
 
     def describe(self) -> dict[str, int]:
-        """Report hits, misses and memory, for the describe answer."""
+        """Return hits, misses, entries and memory as JSON, for the worker's describe answer."""
         return {
             "hits": self.hits,
             "misses": self.misses,

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 MAX_HOLD_SECONDS = 20.0
-"""Longest time that a worker is held if the command that holds it was killed and never ends it."""
+"""A worker goes on after this time, even if the command that holds it was killed meanwhile."""
 
 _POLL_SECONDS = 0.01
 

@@ -20,6 +20,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _MAX_BYTES_PER_RECEIVE = 1 << 18
+"""Size of the buffer. Values of which more bytes are missing are received without the buffer."""
 
 _LENGTH = struct.Struct("!i")
 _END_OF_LIST = -1

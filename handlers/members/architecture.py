@@ -51,10 +51,10 @@ def build_without_data(member: Member) -> nn.Module | None:
         member: the member's entry in the spec, with the architecture's name and arguments.
 
     Returns:
-        None if a state dict might not bring back every tensor. That is so for the user's own
-        classes, whose attributes may hold further tensors. It is so too for torchvision's
-        architectures that read tensors while they are built (RegNet) or keep some out of the state
-        dict. `build_architecture` builds these.
+        The model, or None if a state dict might not bring all of its tensors; `build_architecture`
+        must then build it. This is so for the user's own classes, whose attributes may hold further
+        tensors, and for architectures of torchvision that read tensors while they are built
+        (RegNet) or keep some tensors out of the state dict.
 
     Raises:
         MemberError: torchvision has no architecture of this name.
@@ -67,7 +67,7 @@ def build_without_data(member: Member) -> nn.Module | None:
         with torch.device("meta"):
             model = builder(**member.arguments)
     except Exception:
-        # Wrong arguments fail in `build_architecture` too, which reports them.
+        # If the arguments are wrong, `build_architecture` fails too, and reports it.
         return None
     keys_in_state_dict = model.state_dict().keys()
     tensors = chain(model.named_parameters(), model.named_buffers())
@@ -81,6 +81,11 @@ def _torchvision_name(member: Member) -> str | None:
 
 
 def _torchvision_builder(member: Member, name: str) -> Callable[..., nn.Module]:
+    """Return torchvision's function that builds an architecture.
+
+    Raises:
+        MemberError: torchvision has no such architecture, or the arguments ask it for weights.
+    """
     names = models.list_models(module=models)
     if name not in names:
         raise MemberError(
@@ -96,6 +101,11 @@ def _torchvision_builder(member: Member, name: str) -> Callable[..., nn.Module]:
 
 
 def _build(member: Member, build: Callable[..., nn.Module]) -> nn.Module:
+    """Call the class or function of an architecture with the member's arguments.
+
+    Raises:
+        MemberError: the call fails, or does not return a torch module.
+    """
     try:
         model = build(**member.arguments)
     except torch.OutOfMemoryError:

@@ -1,8 +1,8 @@
-"""Loads the executables that the build made, those that run on this machine.
+"""Loads those executables of the build that run on this machine.
 
-On a CPU they are models of OpenVINO, on a GPU libraries that AOTInductor compiled. The worker runs
-one instead of the saved members where it gives the outputs that it gave at build. Otherwise the
-worker logs the reason and runs the members as they were saved.
+On a CPU they are models of OpenVINO, on a GPU libraries that AOTInductor compiled. If an executable
+gives the same outputs here as it gave at build, the worker runs it instead of the saved members.
+Otherwise the worker logs the reason and runs the members as they were saved.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class CompiledMembers:
     postprocess: Postprocess | None = None
 
     def pays_for(self, num_samples: int) -> bool:
-        """Always: the build kept it because it is faster than the saved members."""
+        """Return True: the build found it faster than the saved members, or the spec demands it."""
         return True
 
     def __call__(self, batch: Tensor) -> Tensor:
@@ -86,8 +86,9 @@ def load_compiled(
         folder: where the spec lies.
         inputs_of_member: for each member the example inputs, float32 (N, channels, height, width).
         device: where the members run.
-        threads: how many threads the worker has.
-        side_by_side: seconds of one sample for each executable -> whether to run them side by side.
+        threads: number of threads that the worker has.
+        side_by_side: function from the seconds that each executable takes for one sample to whether
+            running them side by side is faster.
 
     Raises:
         ArchiveError: the record of compiled executables is damaged.
@@ -112,7 +113,8 @@ def load_compiled(
     executables = load(threads)
     if threads == 1 or not any(each.concurrent for each in executables):
         return executables
-    # An executable of several members comes first, and its members then do not run alone.
+    # Executables of several members come first. A member that one of them computes is not timed
+    # alone, because it does not run alone.
     computed: set[int] = set()
     seconds = []
     for each in executables:
@@ -149,8 +151,9 @@ def load_executable(
         spec: the ensemble.
         folder: the folder that the names of its files start from.
         device: the device that it was made for.
-        threads: how many threads it may compute on, on the CPU.
-        streams: how many calls share them and compute side by side, on the CPU.
+        threads: number of threads that it may compute on; for the CPU alone.
+        streams: number of calls that share these threads and compute side by side; for the CPU
+            alone.
 
     Raises:
         OSError: a file cannot be loaded.
@@ -161,7 +164,7 @@ def load_executable(
     members = tuple(names.index(name) for name in entry.members)
     path = folder / entry.files[0]
     max_batch_size = UNLIMITED if entry.max_batch_size is None else entry.max_batch_size
-    # The place for a further engine: a function that makes `run` of an entry's files.
+    # A further engine is added here, as a function that makes `run` from an entry's files.
     if entry.engine == Engine.AOT_INDUCTOR:
         return CompiledMembers(members, _cuda_library(path, device), max_batch_size=max_batch_size)
     return CompiledMembers(
@@ -174,7 +177,7 @@ def load_executable(
 
 
 def _runs_here(entry: CompiledExecutable, target: Target, device: torch.device) -> bool:
-    """Whether an executable was made for this device and this machine; else the log says why."""
+    """Return whether an executable was made for this device and machine; log the reason if not."""
     names = ", ".join(entry.members)
     if entry.engine == Engine.OPENVINO:
         if device.type != "cpu":
@@ -201,10 +204,11 @@ def _load_checked(
     threads: int,
     streams: int,
 ) -> CompiledMembers | None:
-    """Load an executable; None, and a warning, where it does not give the outputs of the build."""
+    """Load an executable; log a warning and return None if its outputs are not those at build."""
     names = ", ".join(entry.members)
     if entry.engine == Engine.OPENVINO:
-        import_openvino()  # What is missing is an error, unlike what cannot be loaded.
+        # A missing OpenVINO ends the load; a file that OpenVINO cannot load is only logged.
+        import_openvino()
     started = time.perf_counter()
     try:
         executable = replace(
@@ -241,10 +245,10 @@ def _difference_from_build(
     inputs_of_member: Sequence[Tensor],
     outputs: Mapping[str, Tensor],
 ) -> float:
-    """Largest difference of an executable's scores from those of its members at build.
+    """Compute the largest difference between an executable's scores here and those at build.
 
     Args:
-        executable: what was loaded.
+        executable: the executable that was loaded here.
         spec: the ensemble.
         inputs_of_member: for each member the example inputs.
         outputs: raw outputs at build, by member name.
@@ -259,7 +263,7 @@ def _difference_from_build(
 
 
 def _cuda_library(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Make a function of a library that AOTInductor compiled for a GPU.
+    """Make a function that runs a library which AOTInductor compiled for a GPU.
 
     ``torch._inductor.aoti_load_package`` would unpack a package anew for each worker, and import
     torch's compiler: two seconds and 170 MB for nothing that running needs.

@@ -1,4 +1,4 @@
-"""The record of compiled executables in an archive: which there are, and for which machine.
+"""The record of compiled executables in an archive: their files, and the machine they are for.
 
 ``ts-ensemble build`` writes it unless the spec sets ``runtime.engine: torch``
 (`archiver.compilation`). The worker reads it in `members.compiled`.
@@ -31,15 +31,15 @@ class CompiledExecutable:
     """One executable that the build made: its members and its files.
 
     Attributes:
-        engine: ``openvino`` or ``aot_inductor``, which runs the files.
-        members: names of the members that it computes, in the spec's order.
+        engine: name of the engine that runs the files, ``openvino`` or ``aot_inductor``.
+        members: names of the members that the executable computes, in the spec's order.
         files: paths of the files, relative to the spec; the engine loads the first, which finds
             the others beside it.
         max_batch_size: largest number of samples that one call takes; None: any number.
         precision: ``float32``, ``bfloat16`` or ``int8``.
         shape: shape of one sample, (channels, height, width).
-        difference: largest difference of its scores from those of the members as they were saved,
-            measured at build.
+        difference: largest difference between a score of the executable and the score of the saved
+            member, measured at build.
     """
 
     engine: str
@@ -73,7 +73,7 @@ class CompiledRecord:
     Attributes:
         target: the machine that machine code was compiled for. Models of OpenVINO are not machine
             code, and run elsewhere too.
-        executables: what was made; executables of several members come before those of one.
+        executables: all executables of the archive; those of several members come first.
     """
 
     target: Target
@@ -88,7 +88,7 @@ class CompiledRecord:
         """Read the text of a record's file.
 
         Raises:
-            ArchiveError: the text is not such a record.
+            ArchiveError: the text is no record that `to_json` wrote.
         """
         try:
             content: Any = json.loads(text)

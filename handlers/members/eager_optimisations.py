@@ -1,4 +1,4 @@
-"""How a loaded member computes: memory layout and precision.
+"""Gives a loaded member the memory layout and the precision in which it computes faster.
 
 The choice depends on the member, the spec and the device alone, never on a measurement, so that two
 workers of one archive on equal machines give equal answers.
@@ -30,10 +30,10 @@ _MAX_DIFFERENCE = 1e-4
 def accelerate(
     loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch: Tensor
 ) -> LoadedMember:
-    """Give a member the memory layout and precision that make it faster, if its answers stay.
+    """Give a member the memory layout and precision that make it faster and keep its answers.
 
-    Convolutional modules run with channels last. With ``runtime.precision: auto`` or ``bfloat16``
-    matrix products and convolutions run in bfloat16 (`torch.autocast`), weights and results stay
+    Convolutional modules run with channels last. Unless ``runtime.precision`` is float32, matrix
+    products and convolutions may run in bfloat16 (`torch.autocast`); weights and results stay
     float32.
 
     Args:
@@ -43,7 +43,8 @@ def accelerate(
         batch: float32 (N, channels, height, width), on which its answers are compared.
 
     Raises:
-        MemberError: ``bfloat16`` is demanded and changes the member's answers.
+        MemberError: ``runtime.precision`` is bfloat16, which changes the member's answers by more
+            than ``runtime.tolerance``.
     """
     if not isinstance(loaded.module, nn.Module) or isinstance(
         loaded.module, torch.jit.ScriptModule
@@ -73,32 +74,40 @@ def accelerate(
 
 
 def wants_bfloat16(spec: EnsembleSpec, module: nn.Module, device: torch.device) -> bool:
-    """Whether the spec wants a member in bfloat16, where its answers allow that."""
+    """Return whether the spec asks for bfloat16 in a member, provided that its answers allow it.
+
+    Args:
+        spec: the ensemble.
+        module: the member's torch module.
+        device: where the member runs.
+    """
     if spec.runtime.precision in (Precision.AUTO, Precision.INT8):
         return is_bfloat16_fast(device) and is_large(module)
     return spec.runtime.precision is Precision.BFLOAT16
 
 
 def is_large(module: nn.Module) -> bool:
-    """Whether a member has so many parameters that its arithmetic dominates the calls around it."""
+    """Return whether a member is so large that its arithmetic dominates the calls around it."""
     return (
         sum(parameter.numel() for parameter in module.parameters()) >= _MIN_PARAMETERS_TO_ACCELERATE
     )
 
 
 def _is_convolutional(module: nn.Module) -> bool:
-    weights = [m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d)]
-    return sum(weights) >= _MIN_PARAMETERS_TO_ACCELERATE
+    """Return whether the convolutions of a module have so many weights that they dominate."""
+    layers = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d))
+    return sum(layer.weight.numel() for layer in layers) >= _MIN_PARAMETERS_TO_ACCELERATE
 
 
 def is_bfloat16_fast(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there, and not merely possible."""
+    """Return whether a device computes faster in bfloat16 than in float32, and not merely can."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _with_channels_last(loaded: LoadedMember, module: nn.Module, batch: Tensor) -> LoadedMember:
+    """Give a member channels last; return it unchanged if it then fails or answers differently."""
     expected = loaded(batch)
     module.to(memory_format=torch.channels_last)
 
@@ -112,7 +121,7 @@ def _with_channels_last(loaded: LoadedMember, module: nn.Module, batch: Tensor) 
             return changed
         reason = "its answers change"
     except RuntimeError as error:
-        # E.g. x.view(...), which needs the other layout; x.flatten(...) does not.
+        # E.g. a member calls x.view(...), which needs the other layout; x.flatten(...) does not.
         reason = str(error)
     module.to(memory_format=torch.contiguous_format)
     logger.info("member %s keeps its memory layout: %s", loaded.name, reason)
@@ -120,6 +129,7 @@ def _with_channels_last(loaded: LoadedMember, module: nn.Module, batch: Tensor) 
 
 
 def _with_bfloat16(loaded: LoadedMember, device: torch.device) -> LoadedMember:
+    """Return the member as a function that computes in bfloat16 where torch.autocast allows it."""
     inner = loaded.forward
 
     def forward(inputs: Tensor) -> Any:

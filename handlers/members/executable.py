@@ -1,10 +1,9 @@
-"""The one protocol for what runs: members, one or several, that compute a batch in one call.
+"""The protocol of everything that computes members: one or several members in one call.
 
-Each engine has a class that implements it: `SingleMember` runs a member as it was saved,
-`fused.FusedMembers` runs small members of one architecture through `torch.vmap`, and
-`compiled.CompiledMembers` runs what the build made for OpenVINO or
-AOTInductor. `executables.load_executables` is
-where they are chosen, and where a further engine is added.
+Three classes implement it. `SingleMember` runs a member as it was saved, `fused.FusedMembers` runs
+small members of one architecture through `torch.vmap`, and `compiled.CompiledMembers` runs what the
+build made for OpenVINO or AOTInductor. `executables.load_executables` chooses between them, and is
+where a further one is added.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Executable(Protocol):
 
     @property
     def members(self) -> tuple[int, ...]:
-        """Positions in the ensemble of the members that it computes, increasing."""
+        """Positions in the ensemble of the members that the executable computes, ascending."""
 
     @property
     def concurrent(self) -> bool:
@@ -41,10 +40,10 @@ class Executable(Protocol):
         """The largest number of samples that one call takes."""
 
     def pays_for(self, num_samples: int) -> bool:
-        """Whether it computes this many samples faster than its members one by one."""
+        """Return whether it computes so many samples faster than its members run one by one."""
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Compute the members.
+        """Compute the members on a batch.
 
         Args:
             batch: float32 (N, channels, height, width).
@@ -75,7 +74,7 @@ class SingleMember:
         return (self.position,)
 
     def pays_for(self, num_samples: int) -> bool:
-        """Always: nothing smaller computes the member."""
+        """Return True: no other executable computes a smaller part of the member."""
         return True
 
     def __call__(self, batch: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Chooses what runs: loads an executable for each member, and those of several members at once."""
+"""Loads an executable for each member, and executables that compute several members at once."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Executables:
 
     Attributes:
         single: for each member, in the spec's order, the executable that computes it alone.
-        joint: executables of several members, the preferred ones first. Where one of them cannot
-            be used, the single ones compute its members.
+        joint: executables of several members, the preferred ones first. If a batch cannot use one
+            of them, the single executables compute its members.
     """
 
     single: Sequence[Executable]
@@ -48,8 +48,9 @@ def load_executables(
 ) -> Executables:
     """Load every member and run it once, so that a mistake shows before the first request.
 
-    An executable that the build made is preferred to the saved members. Members that none of those
-    computes are loaded as they were saved, and are fused where they are small and alike.
+    An executable that the build made is preferred to the saved members. A member for which the
+    build made no executable of its own is loaded as it was saved. If no executable of the build
+    computes such members together with others, small ones of one architecture are fused.
 
     Args:
         spec: the ensemble.
@@ -58,14 +59,14 @@ def load_executables(
         example_inputs: for each preprocessing the example inputs, float32 (3, channels, height,
             width).
         device: where all members run.
-        threads: how many threads the worker has.
-        compiled: use the executables that the build put beside the spec.
-        side_by_side: says from the seconds that each such executable takes for one sample whether
-            they run side by side, each on one thread.
+        threads: number of threads that the worker has.
+        compiled: whether to use the executables that the build put beside the spec.
+        side_by_side: function from the seconds that each such executable takes for one sample to
+            whether running them side by side, each on one thread, is faster.
 
     Raises:
         MemberError: a member's file, architecture or output does not fit the spec.
-        ArchiveError: the record of the build's executables is damaged.
+        ArchiveError: the record of compiled executables is damaged.
     """
     inputs_of_member = [example_inputs[group] for group in group_of_member]
     from_build = (

@@ -1,4 +1,4 @@
-"""Small members of one architecture, fused: one call computes all of them.
+"""Fuses small members of one architecture, so that one call computes all of them.
 
 A small member's time is mostly the cost of calling it. The weights of the members are stacked, and
 `torch.vmap` maps one member's program over them, so that the cost is paid once. Source: the model
@@ -57,7 +57,7 @@ class FusedMembers:
         return next(iter(self.state.values())).device
 
     def pays_for(self, num_samples: int) -> bool:
-        """Whether it computes this many samples faster than its members one by one."""
+        """Return whether it computes so many samples faster than its members run one by one."""
         return self.device.type != "cpu" or num_samples <= _MAX_SAMPLES_TO_FUSE_ON_CPU
 
     def __call__(self, batch: Tensor) -> Tensor:
@@ -77,11 +77,11 @@ def fuse_members(
     group_of_member: Sequence[int],
     inputs_of_member: Sequence[Tensor],
 ) -> list[FusedMembers]:
-    """Fuse the members that can be, after checking that they answer as they do one by one.
+    """Fuse members, after checking that they give the same outputs as one by one.
 
     Args:
         spec: the ensemble.
-        loaded: position -> member, ready to run; members that are not in it are left alone.
+        loaded: position -> member, ready to run, of the members that may be fused.
         group_of_member: for each member the position of its preprocessing.
         inputs_of_member: for each member the example inputs, float32 (N, channels, height, width).
     """
@@ -131,7 +131,7 @@ def fusible_members(
 
 
 def fuse(positions: tuple[int, ...], loaded: Mapping[int, LoadedMember]) -> FusedMembers | None:
-    """Stack the weights of some members; None where that is not possible.
+    """Stack the weights of some members; return None if that is not possible.
 
     Args:
         positions: positions of the members in the ensemble.
@@ -153,7 +153,7 @@ def fuse(positions: tuple[int, ...], loaded: Mapping[int, LoadedMember]) -> Fuse
 
 @torch.inference_mode()
 def _answers_agree(fused: FusedMembers, loaded: Mapping[int, LoadedMember], batch: Tensor) -> bool:
-    """Whether fused members give the outputs that they give one by one."""
+    """Return whether fused members give the same outputs as one by one."""
     expected = torch.stack([loaded[position](batch) for position in fused.members])
     try:
         agree = torch.allclose(fused(batch), expected, rtol=_MAX_DIFFERENCE, atol=_MAX_DIFFERENCE)
@@ -167,7 +167,9 @@ def _answers_agree(fused: FusedMembers, loaded: Mapping[int, LoadedMember], batc
 
 
 def _modules(positions: Iterable[int], loaded: Mapping[int, LoadedMember]) -> list[nn.Module]:
-    return [module for i in positions if (module := loaded[i].module) is not None]
+    """Return the torch modules of some members."""
+    modules = (loaded[position].module for position in positions)
+    return [module for module in modules if module is not None]
 
 
 def _share_weights(fused: FusedMembers, loaded: Mapping[int, LoadedMember]) -> None:

@@ -1,4 +1,4 @@
-"""Load a member from its weights and architecture, and check its outputs against the spec."""
+"""Loads a member from its weights and architecture, and checks its outputs against the spec."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ logger = logging.getLogger(__name__)
 # kernels for other batch sizes.
 _RELATIVE_TOLERANCE = 1e-2
 _ABSOLUTE_TOLERANCE = 1e-3
+
+_PROBABILITY_TOLERANCE = 1e-3
+"""By how much probabilities may lie outside 0 to 1, and their sum may differ from 1."""
+
 _LFS_POINTER = b"version https://git-lfs"
+"""The bytes with which the file begins that Git LFS puts in place of a large file."""
 
 
 @dataclass(frozen=True)
@@ -192,16 +197,17 @@ def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch
             f"preprocessing is not the one that it was trained with{also}"
         )
     output = spec.output_of(member)
-    probable = bool(((together >= -1e-3) & (together <= 1 + 1e-3)).all())
-    if output is Output.PROBABILITIES and not probable:
+    lowest, highest = -_PROBABILITY_TOLERANCE, 1 + _PROBABILITY_TOLERANCE
+    in_unit_interval = bool(((together >= lowest) & (together <= highest)).all())
+    if output is Output.PROBABILITIES and not in_unit_interval:
         raise MemberError(
             f"{where} gives numbers outside 0 to 1, which are no probabilities: set output: logits"
         )
     if (
         output is Output.LOGITS
         and spec.task is Task.CLASSIFICATION
-        and probable
-        and bool(((together.sum(dim=1) - 1).abs() < 1e-3).all())
+        and in_unit_interval
+        and bool(((together.sum(dim=1) - 1).abs() < _PROBABILITY_TOLERANCE).all())
     ):
         logger.warning(
             "%s gives numbers that look like probabilities, yet its output is logits and they "
@@ -220,6 +226,7 @@ def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch
 def _load(
     member: Member, path: Path, folder: Path, device: torch.device
 ) -> nn.Module | Callable[[Tensor], Any]:
+    """Load a weights file with the loader of its format."""
     match member.weights_format:
         case WeightsFormat.SAFETENSORS | WeightsFormat.STATE_DICT:
             return load_weights(member, path, folder, device)
@@ -232,6 +239,11 @@ def _load(
 
 
 def _check_file(path: Path) -> None:
+    """Check that a weights file can be read, is not empty and is not a pointer of Git LFS.
+
+    Raises:
+        MemberError: the file fails the check.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))
@@ -283,6 +295,13 @@ def _run_in_sizes(loaded: LoadedMember, where: str, batches: list[Tensor]) -> li
 
 
 def _check_shapes(where: str, spec: EnsembleSpec, outputs: list[Tensor]) -> None:
+    """Check that the outputs for 3, 2 and 1 samples have one column for each score label.
+
+    A presence member may have two columns instead, [absent, present].
+
+    Raises:
+        MemberError: an output has another shape.
+    """
     columns = allowed_columns(spec)
     for num_samples, output in zip((3, 2, 1), outputs, strict=True):
         if output.dim() != 2 or len(output) != num_samples or output.shape[1] not in columns:
@@ -296,5 +315,6 @@ def _check_shapes(where: str, spec: EnsembleSpec, outputs: list[Tensor]) -> None
 
 
 def _first_line(error: Exception) -> str:
+    """Return the class name of an error, and the first line of its message if it has one."""
     (line, *_) = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {line}" if line else type(error).__name__

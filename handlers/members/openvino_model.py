@@ -26,21 +26,21 @@ SUFFIX = ".xml"
 
 _TELEMETRY = "openvino_telemetry"
 _PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
-"""The layers of an int8 member that are not quantized compute in bfloat16."""
+"""OpenVINO's hint for each precision. For int8 it concerns the layers that are not quantized."""
 
 
 def import_openvino() -> Any:
     """Import OpenVINO without letting it report its use to its makers.
 
-    OpenVINO sends an event to an analytics service when it is imported, unless its package for
-    that is missing. Nothing that serves private images may do so unasked.
+    When it is imported, OpenVINO sends an event to an analytics service if its package for that is
+    installed. A worker that serves private images must not send anything unasked.
 
     Raises:
         MemberError: OpenVINO is not installed.
     """
     if "openvino" in sys.modules:
         return sys.modules["openvino"]
-    already_there = sys.modules.get(_TELEMETRY)
+    telemetry_before = sys.modules.get(_TELEMETRY)
     # None makes Python raise ImportError for this name; OpenVINO then uses a stub.
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
     try:
@@ -52,12 +52,12 @@ def import_openvino() -> Any:
         ) from error
     finally:
         del sys.modules[_TELEMETRY]
-        if already_there is not None:
-            sys.modules[_TELEMETRY] = already_there
+        if telemetry_before is not None:
+            sys.modules[_TELEMETRY] = telemetry_before
 
 
 def computes_bfloat16() -> bool:
-    """Whether OpenVINO has bfloat16 kernels for this processor.
+    """Return whether OpenVINO has bfloat16 kernels for this processor.
 
     Raises:
         MemberError: OpenVINO is not installed.
@@ -78,10 +78,10 @@ class OpenVinoModel:
 
         Args:
             path: the model's ``.xml`` file; its ``.bin`` file lies beside it.
-            precision: ``float32``, ``bfloat16`` or ``int8``: what the model computes in, where
-                the processor has such kernels.
-            streams: how many calls compute side by side.
-            threads: threads of all streams together.
+            precision: ``float32``, ``bfloat16`` or ``int8``, in which the model computes if the
+                processor has such kernels.
+            streams: number of calls that compute side by side.
+            threads: number of threads of all streams together.
 
         Raises:
             MemberError: OpenVINO is not installed.

@@ -16,9 +16,10 @@ from ..base.errors import MemberError
 
 logger = logging.getLogger(__name__)
 
+# Environment variables of torch and onnxruntime.
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 _FORCE_NO_WEIGHTS_ONLY = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 def load_torchscript(path: Path, device: torch.device) -> nn.Module:
@@ -48,9 +49,9 @@ def load_exported(path: Path, device: torch.device) -> nn.Module:
 
     The program has no evaluation mode of its own: its mode was fixed when it was exported.
 
-    torch.export.load falls back to unpickling arbitrary objects; this is prevented here. But it
-    also evaluates the program's symbolic shapes as Python. So a .pt2 file needs as much trust as
-    the FILE.py of an architecture.
+    torch.export.load can unpickle arbitrary objects, which is prevented here. But it also evaluates
+    the program's symbolic shapes as Python code. So a .pt2 file needs as much trust as the FILE.py
+    of an architecture.
 
     Args:
         path: the file.

@@ -19,6 +19,8 @@ from ..spec import Member, WeightsFormat
 from .architecture import build_architecture, build_without_data
 
 _MAX_KEYS_SHOWN = 5
+"""A message lists this many keys of each kind of problem, and gives the number of the others."""
+
 # Keys under which checkpoints of training frameworks hold the state dict.
 _CHECKPOINT_KEYS = ("state_dict", "model_state_dict")
 # Prefixes that wrappers put before every key: DataParallel, Lightning modules, torch.compile.
@@ -46,7 +48,7 @@ def load_weights(member: Member, path: Path, folder: Path, device: torch.device)
     """
     try:
         model = build_without_data(member)
-        empty = model is not None
+        has_no_data = model is not None
         if model is None:
             model = build_architecture(member, folder)
     except MemberError as error:
@@ -60,16 +62,16 @@ def load_weights(member: Member, path: Path, folder: Path, device: torch.device)
         missing = [key for key in expected if key not in state]
         unexpected = [key for key in state if key not in expected]
         raise _misfit(path, missing, unexpected, wrong_tensors)
-    if empty:
+    if has_no_data:
         # The model's tensors have no data, so those of the file take their place. The dict is
         # changed in place, because it also carries the versions of the modules. The tensors are
         # copied, so that the module does not depend on the file, which is mapped into memory.
         for key, tensor in state.items():
             dtype = expected[key].dtype if key in expected else tensor.dtype
             state[key] = tensor.to(device, dtype, copy=True)
-    # With strict=False modules can rename keys that older versions of them wrote. The keys that
-    # still do not fit are then reported in one message.
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=empty)
+    # A module renames keys that older versions of it wrote while it loads them. With strict=False
+    # the keys that still do not fit are returned, so that one message can report them all.
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=has_no_data)
     if missing or unexpected:
         raise _misfit(path, missing, unexpected, [])
     return model.to(device).eval()

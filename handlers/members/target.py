@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-# Prefixes of the processor's flags that compilers make use of. The other flags are about the
-# system's mitigations and virtualisation.
+# Prefixes of those flags of a processor that compilers make use of. The other flags are about
+# virtualisation and about mitigations of attacks.
 _INSTRUCTION_SETS = (
     "abm", "adx", "aes", "amx", "asimd", "avx", "bf16", "bmi", "f16c", "fma", "fphp", "gfni",
     "i8mm", "lzcnt", "movbe", "pclmul", "popcnt", "sha", "sse", "ssse", "sve", "vaes", "vpclmul",
@@ -24,7 +24,7 @@ class Target:
         torch_version: the exact version of torch, whose functions the library calls.
         device: ``cpu``, or the GPU's name and compute capability.
         machine: operating system and architecture.
-        instructions: the processor's instruction sets.
+        instructions: flags of the processor's instruction sets, such as ``avx2``.
     """
 
     torch_version: str
@@ -34,7 +34,7 @@ class Target:
 
     @classmethod
     def here(cls, device: torch.device) -> Target:
-        """Describe this machine."""
+        """Describe this machine and the device on it that members run on."""
         name = device.type
         if device.type == "cuda":
             major, minor = torch.cuda.get_device_capability(device)
@@ -70,5 +70,7 @@ def _instruction_sets() -> tuple[str, ...]:
     for line in lines:
         name, _, value = line.partition(":")
         if name.strip() in ("flags", "Features"):
-            return tuple(sorted(f for f in value.split() if f.startswith(_INSTRUCTION_SETS)))
+            return tuple(
+                sorted(flag for flag in value.split() if flag.startswith(_INSTRUCTION_SETS))
+            )
     return ()

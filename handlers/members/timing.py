@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-_MIN_RUNS = 2
+_MIN_TIMING_RUNS = 2
 _MAX_TIMING_RUNS = 10
 _MAX_TIMING_SECONDS = 0.1
-"""After `_MIN_RUNS`, a call is repeated until one of the two limits is reached."""
+"""After `_MIN_TIMING_RUNS`, a call is repeated until one of the two limits is reached."""
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Measure one call from its beginning until the device has computed its result.
+    """Measure the seconds from the beginning of a call until the device has computed its result.
 
     A GPU computes what is put into its queue while the call itself returns at once. The queue is
     therefore emptied before the clock starts, and again before the clock stops.
@@ -28,12 +28,12 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 @torch.inference_mode()
 def fastest_seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Measure a call several times and return the fastest.
+    """Measure a call several times, and return the seconds of the fastest run.
 
     The first run may still set things up, and others may be disturbed by other processes.
     """
     seconds: list[float] = []
-    while len(seconds) < _MIN_RUNS or (
+    while len(seconds) < _MIN_TIMING_RUNS or (
         len(seconds) < _MAX_TIMING_RUNS and sum(seconds) < _MAX_TIMING_SECONDS
     ):
         seconds.append(seconds_of(call, device))

@@ -1,15 +1,14 @@
 """Combination policies: pure functions that turn the members' scores into one answer.
 
-What enters: the text of a policy, as a client or a spec writes it, and a `Ballot`, which holds the
-members' scores for some samples. What leaves: an `Outcome`, with one answer for each sample.
-`parse_policy` checks the text and returns a `BoundPolicy`; its `combine` maps a ballot to an
-outcome.
-
-The policies are defined in `votes`, `averages`, `learned` and `lazy`. Importing this package
-registers all of them.
-
+Enters: the text of a policy, as a client or a spec writes it, and a `Ballot`, which holds the
+members' scores for some samples.
+Leaves: an `Outcome`, with one answer for each sample.
 Must not import: anything of this project but `base`. Policies know nothing of models, images,
 requests or specs.
+
+`parse_policy` checks the text and returns a `BoundPolicy`; its `combine` maps a ballot to an
+outcome. The policies are defined in `votes`, `averages`, `learned` and `lazy`. Importing this
+package registers all of them.
 """
 
 from .ballot import Ballot, Outcome, Panel, joined, one_hot, rows_of

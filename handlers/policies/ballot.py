@@ -18,6 +18,7 @@ from ..base.errors import MemberError, PolicyError
 from ..base.tasks import Task
 
 ALL_TASKS = frozenset(Task)
+"""Every task, for policies that also combine the numbers of a regression."""
 
 LABEL_TASKS = frozenset({Task.CLASSIFICATION, Task.PRESENCE, Task.MULTILABEL})
 """Tasks whose answer is a choice of labels, as opposed to the numbers of a regression."""
@@ -257,5 +258,6 @@ def kth_largest(scores: Tensor, *ranks: int) -> list[Tensor]:
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if a tensor has another shape."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} must have the shape {shape}, not {tuple(tensor.shape)}")

@@ -154,7 +154,16 @@ class _Compiler:
         self._catalogue = catalogue
 
     def condition(self, node: ast.expr, depth: int) -> _Condition:
-        """Compile a node that is true or false for each label."""
+        """Compile a node that is true or false for each label.
+
+        Args:
+            node: the node.
+            depth: number of nodes around it.
+
+        Raises:
+            PolicyError: the node, or one within it, is not allowed by the grammar or does not fit
+                the deployment.
+        """
         if depth > MAX_DEPTH:
             raise self._source.error(
                 f"the expression is nested deeper than {MAX_DEPTH} levels", node
@@ -190,6 +199,7 @@ class _Compiler:
     def _single_comparison(
         self, left: ast.expr, operator: ast.cmpop, right: ast.expr
     ) -> _Condition:
+        """Compile the comparison of one operand with one number."""
         if not isinstance(operator, ast.Lt | ast.LtE | ast.Gt | ast.GtE):
             raise self._source.error("scores are compared with <, <=, > or >=", right)
         number_is_left = isinstance(left, ast.Constant)
@@ -207,6 +217,7 @@ class _Compiler:
         return compared
 
     def _limit(self, node: ast.expr) -> float:
+        """Read the number that a score is compared with."""
         value = node.value if isinstance(node, ast.Constant) else None
         # To Python, True is an integer; here it is a mistake.
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -286,6 +297,7 @@ class _Compiler:
         return self._member_name(value, value.value)
 
     def _member_name(self, node: ast.expr, name: str) -> str:
+        """Return a name after a check that it is a member; the node is its place in the text."""
         if name not in self._catalogue.member_names:
             policies = self._catalogue.usable_policies()
             raise self._source.error(
@@ -298,6 +310,8 @@ class _Compiler:
 
 
 def _member(name: str) -> _Operand:
+    """Make the operand that is true where a member votes for the label."""
+
     def voted(ballot: Ballot) -> Outcome:
         (index,) = ballot.indices([name])
         return Outcome(ballot.scores[index], ballot.votes[index])
@@ -306,6 +320,8 @@ def _member(name: str) -> _Operand:
 
 
 def _conjunction(parts: Sequence[_Condition]) -> _Condition:
+    """Join parts by ``and``; the score is the minimum of their scores."""
+
     def both(left: _Truth, right: _Truth) -> _Truth:
         return _Truth(left.decisions & right.decisions, torch.minimum(left.scores, right.scores))
 
@@ -313,6 +329,8 @@ def _conjunction(parts: Sequence[_Condition]) -> _Condition:
 
 
 def _disjunction(parts: Sequence[_Condition]) -> _Condition:
+    """Join parts by ``or``; the score is the maximum of their scores."""
+
     def either(left: _Truth, right: _Truth) -> _Truth:
         return _Truth(left.decisions | right.decisions, torch.maximum(left.scores, right.scores))
 
@@ -320,6 +338,8 @@ def _disjunction(parts: Sequence[_Condition]) -> _Condition:
 
 
 def _negation(part: _Condition) -> _Condition:
+    """Negate a part; its score s becomes 1 - s."""
+
     def inverted(ballot: Ballot) -> _Truth:
         truth = part(ballot)
         return _Truth(~truth.decisions, 1 - truth.scores)

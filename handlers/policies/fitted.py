@@ -20,6 +20,9 @@ from torch import Tensor
 from ..base.errors import PolicyError, SpecError
 
 _METADATA_KEY = "fitted_model"
+"""Key of a safetensors file's metadata, whose value names the model's kind and members as JSON."""
+
+_HOW_TO_WRITE = "write it with `ts-ensemble tune`, or from Python with save_fitted"
 
 # The smallest positive normal float64; it stands for a probability of 0 in a logarithm.
 _SMALLEST_PROBABILITY = torch.finfo(torch.float64).tiny
@@ -55,6 +58,11 @@ class FittedModel:
         return [self.member_names.index(name) for name in member_names]
 
     def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        """Check the shape of one of the model's tensors, and that its numbers are finite.
+
+        Raises:
+            ValueError: the tensor fails the check.
+        """
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have the shape {shape}, not {tuple(tensor.shape)}")
         if not bool(tensor.isfinite().all()):
@@ -202,6 +210,9 @@ def save_fitted(model: FittedModel, path: Path) -> None:
 def load_fitted(path: Path) -> FittedModel:
     """Read a fitted model from a file that `save_fitted` wrote.
 
+    Args:
+        path: the safetensors file.
+
     Raises:
         SpecError: the file is missing or damaged, or does not contain a fitted model.
     """
@@ -212,14 +223,15 @@ def load_fitted(path: Path) -> FittedModel:
             tensors = {name: file.get_tensor(name) for name in _tensor_names(kind)}
             return kind(tuple(header["members"]), **tensors)
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file; write it with save_fitted") from None
+        raise SpecError(f"{path}: no such file; {_HOW_TO_WRITE}") from None
     except (
         OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError
     ) as error:  # fmt: skip
         raise SpecError(
-            f"{path}: not a fitted model ({', '.join(_KINDS)}): {error}; write it with save_fitted"
+            f"{path}: not a fitted model ({', '.join(_KINDS)}): {error}; {_HOW_TO_WRITE}"
         ) from error
 
 
 def _tensor_names(kind: type[FittedModel]) -> list[str]:
+    """List the tensors of a class of fitted models: all of its fields but the members' names."""
     return [field.name for field in fields(kind) if field.name != "member_names"]

@@ -15,7 +15,11 @@ from .registry import policy
 
 @policy("stacking", tasks=ALL_TASKS)
 def stacking(ballot: Ballot, *, model: StackingModel) -> Outcome:
-    """A fitted linear or logistic model computes the answer from the scores of all members."""
+    """A fitted linear or logistic model computes the answer from the scores of all members.
+
+    Raises:
+        PolicyError: the model was fitted with other members, or with another number of labels.
+    """
     model.positions(ballot.member_names)
     aligned = ballot.select(ballot.indices(model.member_names)).scores
     members, samples, labels = aligned.shape
@@ -41,7 +45,13 @@ def stacking(ballot: Ballot, *, model: StackingModel) -> Outcome:
 
 @policy("dawid_skene", tasks=frozenset({Task.CLASSIFICATION, Task.PRESENCE}))
 def dawid_skene(ballot: Ballot, *, model: DawidSkeneModel) -> Outcome:
-    """The probability of each label, given all votes and the error rates of each member."""
+    """The probability of each label, given all votes and the error rates of each member.
+
+    Source: Dawid & Skene (1979).
+
+    Raises:
+        PolicyError: the model was fitted with other members, or with another number of labels.
+    """
     positions = model.positions(ballot.member_names)
     is_presence = ballot.task is Task.PRESENCE
     labels = 2 if is_presence else ballot.scores.shape[-1]
@@ -63,7 +73,12 @@ def dawid_skene(ballot: Ballot, *, model: DawidSkeneModel) -> Outcome:
 
 @policy("per_class_weights", tasks=LABEL_TASKS)
 def per_class_weights(ballot: Ballot, *, model: ClassWeightsModel) -> Outcome:
-    """The mean of the members' scores, weighted by a separate weight for each member and label."""
+    """The mean of the members' scores, weighted by a separate weight for each member and label.
+
+    Raises:
+        PolicyError: the model was fitted with other members or with another number of labels, or
+            all members of the ballot have weight 0 for a label.
+    """
     weights = _float64_on(model.weights[model.positions(ballot.member_names)], ballot.scores)
     if weights.shape[1] != ballot.scores.shape[2]:
         raise PolicyError(

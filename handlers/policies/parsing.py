@@ -1,4 +1,4 @@
-"""Parse the text of a policy, from a spec or a client, into a policy that is ready to run."""
+"""Parses the text of a policy, from a spec or a client, into a policy that is ready to run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parse_policy(text: str, parameters: Mapping[str, Any], catalogue: Catalogue)
             wrong. The message points into the text and lists the policies to choose from.
     """
     source = Source.of(text)
-    # What the deployment itself wrote, its default or a named policy, is not subject to `allowed`.
+    # `allowed` limits clients alone, not what the deployment wrote: its default and named policies.
     from_deployment = source == Source.of(catalogue.default)
     if source.text in catalogue.named:
         if not from_deployment and not catalogue.is_allowed(source.text):
@@ -111,6 +111,7 @@ def check_catalogue(catalogue: Catalogue) -> None:
 
 
 def _not_allowed(name: str, catalogue: Catalogue) -> PolicyError:
+    """Make the error for a policy that exists, but that clients may not choose."""
     return PolicyError(f"policy '{name}' is not allowed here; {catalogue.choices_hint()}")
 
 

@@ -93,7 +93,9 @@ class Definition:
         return tuple(
             name
             for name, (annotation, _) in self.own_parameters.items()
-            if any(isinstance(m, AtMostMembers) for m in getattr(annotation, "__metadata__", ()))
+            if any(
+                isinstance(each, AtMostMembers) for each in getattr(annotation, "__metadata__", ())
+            )
         )
 
     def as_json(self, task: Task) -> dict[str, Any]:
@@ -304,6 +306,7 @@ def apply_threshold(registered: Definition, ballot: Ballot, threshold: float | N
 
 @cache
 def _parameter_model(registered: Definition, task: Task) -> type[BaseModel]:
+    """Build the pydantic model of a policy's own and common parameters, once for each task."""
     fields: dict[str, Any] = dict(registered.own_parameters)
     if registered.fitted is not None:
         description = (

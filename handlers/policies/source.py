@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..base.errors import PolicyError
 from ..base.quoting import shown
 
-MAX_LENGTH = 500
+MAX_CHARACTERS = 500
 """Largest number of characters in the text of a policy."""
 
 
@@ -31,9 +31,9 @@ class Source:
                 or that no policy has.
         """
         # The length comes first, so that an attacker's megabytes are neither split nor parsed.
-        if len(text) > MAX_LENGTH:
+        if len(text) > MAX_CHARACTERS:
             raise PolicyError(
-                f"a policy has {MAX_LENGTH} characters at most, not {len(text)}: {shown(text)}"
+                f"a policy has {MAX_CHARACTERS} characters at most, not {len(text)}: {shown(text)}"
             )
         line = " ".join(text.split())
         if not line:

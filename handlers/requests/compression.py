@@ -37,7 +37,12 @@ _GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
 
 
 class _Decoder(Protocol):
-    """The interface that the decoders of bz2 and lzma share."""
+    """The interface that the decoders of bz2 and lzma share.
+
+    `eof` is true at the end of a stream. `needs_input` is true if the decoder has no input left.
+    `unused_data` is the input behind the end of the stream. `decompress` returns at most
+    `max_length` bytes.
+    """
 
     @property
     def eof(self) -> bool: ...
@@ -116,7 +121,7 @@ class _CompressedStreams:
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
         self._position = 0
-        self._signature = next(s for s in SIGNATURES if data.startswith(s))
+        self._signature = next(each for each in SIGNATURES if data.startswith(each))
         self._decoder = self._new_decoder()
         self._count = 1
 
@@ -134,7 +139,7 @@ class _CompressedStreams:
         return b"".join(outputs)
 
     def _next_input(self) -> bytes:
-        """The compressed bytes to pass to the decoder; empty if it has not used up the last ones.
+        """Return the next compressed bytes for the decoder; empty if it has some left to decode.
 
         Raises:
             EOFError: the file has ended before the stream has.
@@ -172,6 +177,7 @@ class _CompressedStreams:
         return True
 
     def _new_decoder(self) -> _Decoder:
+        """Make the decoder of the next stream, which has the format of the first one."""
         if self._signature == GZIP:
             return _Gzip()
         if self._signature == BZIP2:

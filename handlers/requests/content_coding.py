@@ -1,4 +1,4 @@
-"""Undoes the Content-Encoding of a request (RFC 9110, section 8.4), which TorchServe leaves on."""
+"""Undoes the Content-Encoding of a request (RFC 9110, section 8.4), since TorchServe does not."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Reads the JSON of KServe v1 and TensorFlow Serving.
+"""Reads the JSON document of KServe v1 and TensorFlow Serving.
 
-It is ``{"instances": [...], "parameters": {...}}``.
+The document is ``{"instances": [...], "parameters": {...}}``.
 """
 
 from __future__ import annotations

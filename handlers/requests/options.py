@@ -31,7 +31,7 @@ _MAX_REPORTED_OPTIONS = 3
 """An error message names this many wrong options, even if there are more."""
 
 _MAX_VOTING_WEIGHT = 1e9
-"""Weighted means are computed in float32, in which numbers above 3.4e38 are infinite."""
+"""Limit on a voting weight, as in the spec. Weights are float32, whose largest number is 3.4e38."""
 
 
 class OnError(StrEnum):
@@ -157,7 +157,7 @@ class RequestOptions:
     weights: Annotated[
         dict[str, VotingWeight],
         BeforeValidator(_parse_json_text),
-        Field(description="Voting weights by member, as a JSON object; for others the spec's hold"),
+        Field(description="Voting weights by member, as a JSON object; others keep the spec's"),
     ] = dataclasses.field(default_factory=dict)
     thresholds: Annotated[
         dict[str, Probability],
@@ -173,13 +173,13 @@ class RequestOptions:
     lazy: Annotated[
         bool | None,
         Field(
-            description="Run no more members than the decision needs; the answer then has no "
-            "members. For any, all, at_least, majority, plurality, unanimous and cascade"
+            description="Run no more members than the decision needs; the answer then does not "
+            "list the members. For any, all, at_least, majority, plurality, unanimous and cascade"
         ),
     ] = None
     on_error: Annotated[
         OnError,
-        Field(description="fail: an unreadable sample refuses the request; skip: only itself"),
+        Field(description="fail: an unreadable sample refuses the request; skip: it is left out"),
     ] = OnError.FAIL
     top_k: Annotated[
         Annotated[int, Field(ge=1)] | None,
@@ -223,6 +223,8 @@ class RequestOptions:
 
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(RequestOptions))
+"""Names of all options, as form fields and JSON spell them."""
+
 _OPTIONS = TypeAdapter(RequestOptions)
 
 

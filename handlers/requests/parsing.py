@@ -44,7 +44,7 @@ _MAX_TEXT_FIELD_BYTES = 4096
 """A longer form field is taken for an image, a shorter printable one for a misspelt option."""
 
 _MAX_SEARCHED_CHARACTERS = 10_000
-"""The key ``inputs`` is searched at the beginning of a body only; the JSON may be invalid."""
+"""The key ``inputs`` is searched only in this many characters at the beginning of a body."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +88,12 @@ class ParsedRequest:
 
 
 def is_open_inference(request: RawRequest) -> bool:
-    """Whether a client speaks Open Inference v2, and expects answers and errors in that form."""
+    """Return whether a client speaks Open Inference v2, so that errors must be in that protocol."""
     return HEADER_LENGTH in request.headers or any(map(_has_inputs, request.parts))
 
 
 def _has_inputs(part: Part) -> bool:
-    """Whether a part is JSON with the key ``inputs``; the JSON may be invalid."""
+    """Return whether a part is JSON with the key ``inputs``; the JSON may be invalid."""
     if isinstance(part.value, dict):
         return "inputs" in part.value
     if not _begins_as_json(part) and not _declares_json(part):
@@ -104,6 +104,10 @@ def _has_inputs(part: Part) -> bool:
 
 def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
     """Turn one request into samples and options.
+
+    Args:
+        request: the parts and headers that the worker received.
+        limits: the deployment's limits on one request.
 
     Raises:
         RequestError: the request has no sample, or an option or its JSON is wrong.
@@ -131,7 +135,11 @@ def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
             documents.append(document)
             option_values |= instance_parameters(document)
     if infer is not None:
-        option_values |= {k: v for k, v in infer.parameters.items() if k not in _IGNORED_PARAMETERS}
+        option_values |= {
+            name: value
+            for name, value in infer.parameters.items()
+            if name not in _IGNORED_PARAMETERS
+        }
     options = parse_options(option_values)
     items: list[Item] = []
     part_names = distinct_names([part.name for part in sample_parts])
@@ -139,7 +147,7 @@ def parse_request(request: RawRequest, limits: Limits) -> ParsedRequest:
         items += _items_of_part(part, name, options, budget)
     for document in documents:
         budget.take_samples(len(document["instances"]), "instances")
-        items += [instance(value, i) for i, value in enumerate(document["instances"])]
+        items += [instance(value, index) for index, value in enumerate(document["instances"])]
     for tensor in infer.inputs if infer is not None else ():
         items += _items_of_tensor(tensor, budget)
     if not items:
@@ -179,11 +187,15 @@ def _json_document(part: Part, limits: Limits) -> dict[str, Any] | None:
 
 
 def _declares_json(part: Part) -> bool:
+    """Return whether the content type of a part is JSON."""
     return part.content_type.split(";")[0].strip().lower() == "application/json"
 
 
 def _begins_as_json(part: Part) -> bool:
-    """Whether a part begins with ``{`` and has no content type, as from Triton or over gRPC."""
+    """Return whether a part begins with ``{`` and has no content type.
+
+    Triton's clients and gRPC clients send JSON in this way.
+    """
     value = part.value
     return (
         isinstance(value, bytes | bytearray | str)
@@ -214,7 +226,7 @@ def _items_of_tensor(tensor: InputTensor, budget: RequestBudget) -> list[Item]:
     if tensor.datatype == "BYTES":
         budget.take_samples(tensor.data.size, tensor.name)
         values = tensor.data.reshape(-1).tolist()
-        return [Item(f"{tensor.name}[{i}]", value) for i, value in enumerate(values)]
+        return [Item(f"{tensor.name}[{index}]", value) for index, value in enumerate(values)]
     return rows(tensor.data, name=tensor.name, budget=budget)
 
 
@@ -240,7 +252,7 @@ def _items_of_part(
 
 
 def _is_text_field(part: Part) -> bool:
-    """Whether a part is a form field that is not a file, and therefore neither image nor bundle.
+    """Return whether a part is a form field that is not a file, and so neither image nor bundle.
 
     TorchServe gives such a field no content type. The parts of a gRPC request have none either, so
     the content decides as well: text is short and printable. A part with a garbled name counts
@@ -256,7 +268,7 @@ def _is_text_field(part: Part) -> bool:
 
 
 def _is_garbled(name: str) -> bool:
-    """Whether the name of a form field looks like binary data that was read as a form."""
+    """Return whether the name of a form field looks like binary data that was read as a form."""
     return not name.isprintable() or "\ufffd" in name
 
 
@@ -272,7 +284,7 @@ def _unknown_field_error(part: Part) -> RequestError:
 
 
 def _no_sample_error(request: RawRequest) -> RequestError:
-    """Make the error for a request that holds options at most."""
+    """Make the error for a request that is empty or consists of options alone."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "application/x-www-form-urlencoded":
         return _url_encoded_error()
@@ -292,7 +304,7 @@ def _url_encoded_error() -> RequestError:
 
 
 def _option_value(part: Part) -> Any:
-    """The value of a form field that is an option: text, or a JSON value that is decoded already.
+    """Return the value of a form field that is an option: text, or JSON that is decoded already.
 
     Raises:
         RequestError: the value is not UTF-8.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..base.errors import RequestError, TooLargeError
-from ..base.quoting import MAX_NAME, is_text, shown
+from ..base.quoting import MAX_NAME_CHARACTERS, is_text, shown
 from ..spec import Limits
 from .options import OPTION_NAMES
 
@@ -35,7 +35,7 @@ class Part:
     value: Any
 
     def as_bytes(self) -> bytes:
-        """The content as bytes; text is encoded in UTF-8."""
+        """Return the content as bytes; text is encoded in UTF-8."""
         if isinstance(self.value, bytes | bytearray):
             return bytes(self.value)
         return str(self.value).encode("utf-8", "surrogatepass")
@@ -60,7 +60,7 @@ def lower_case(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def max_parts(limits: Limits) -> int:
-    """Largest number of parts of one request: its samples, and each option at most twice."""
+    """Return the largest number of parts of one request: all samples, and each option twice."""
     return limits.max_samples + 2 * len(OPTION_NAMES)
 
 
@@ -85,8 +85,8 @@ def check_size(parts: Sequence[Part], limits: Limits) -> None:
             "split the request"
         )
     for part in parts:
-        if len(part.name) > MAX_NAME or not is_text(part.name):
+        if len(part.name) > MAX_NAME_CHARACTERS or not is_text(part.name):
             raise RequestError(
                 f"form field {shown(part.name)}: a name must be Unicode text of at most "
-                f"{MAX_NAME} characters, and this one has {len(part.name)}"
+                f"{MAX_NAME_CHARACTERS} characters, and this one has {len(part.name)}"
             )

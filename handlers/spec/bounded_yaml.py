@@ -1,7 +1,8 @@
 """Reads YAML whose depth and number of values are bounded, also where aliases repeat values.
 
 A few hundred bytes of YAML can describe a document of billions of values: an alias repeats a value
-that itself consists of aliases. Nesting of a few thousand levels ends Python's recursion.
+that itself consists of aliases. A document of a few thousand nested levels exceeds Python's limit
+on recursion.
 """
 
 from __future__ import annotations
@@ -12,8 +13,13 @@ import yaml
 
 _TEXT_TAG = "tag:yaml.org,2002:str"
 _MAX_DEPTH = 50
+"""Limit on values inside each other; a spec needs fewer than ten levels."""
+
 _MAX_VALUES = 100_000
+"""Limit on keys, texts, numbers, lists and mappings; a label is one of them."""
+
 _MAX_NUMBER_CHARACTERS = 100
+"""Limit on a value that YAML takes for a number or a date; none in a spec is nearly as long."""
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -72,4 +78,5 @@ class BoundedLoader(yaml.SafeLoader):
 
 
 def _error(event: Any, problem: str) -> yaml.MarkedYAMLError:
+    """Make an error that points to the beginning of a value."""
     return yaml.MarkedYAMLError(None, None, problem, event.start_mark)

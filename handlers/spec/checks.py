@@ -26,7 +26,8 @@ _BESIDE_WEIGHTS = {"weights", "decode", "example", "window", "resize_library", "
 _BESIDE_FUNCTION = {"function", "shape", "decode", "example", "window"}
 """Keys of a preprocessing that may be set beside `weights`, and beside `function`."""
 
-# In an archive the spec's files lie beside two names that the build itself needs.
+# An archive puts the user's files into the same folder as the spec and the compiled executables, so
+# no file of the user may have the name of either.
 _SPEC_NAME = SPEC.rpartition("/")[2]
 _COMPILED_FOLDER = COMPILED.rpartition("/")[2]
 
@@ -35,7 +36,7 @@ def check_spec(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
     """Find every place where the parts of a spec do not fit together.
 
     Args:
-        spec: parsed, each value being of the right type.
+        spec: the spec after parsing, when each value has the right type.
         folder: the folder in which every file named in the spec must exist; None to leave that
             unchecked.
     """
@@ -47,6 +48,7 @@ def check_spec(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
 
 
 def _check_labels(spec: EnsembleSpec) -> list[Problem]:
+    """Check that the labels suit the task, and that thresholds name labels that have a score."""
     problems = []
     repeated = sorted(label for label, count in Counter(spec.labels).items() if count > 1)
     if repeated:
@@ -58,7 +60,10 @@ def _check_labels(spec: EnsembleSpec) -> list[Problem]:
     if spec.task is Task.CLASSIFICATION and len(spec.labels) < 2:
         problems.append(Problem(("labels",), "task classification takes at least two labels"))
     thresholds: list[tuple[Place, object]] = [(("threshold",), spec.threshold)]
-    thresholds += [(("members", i, "threshold"), m.threshold) for i, m in enumerate(spec.members)]
+    thresholds += [
+        (("members", index, "threshold"), member.threshold)
+        for index, member in enumerate(spec.members)
+    ]
     for place, by_label in thresholds:
         if isinstance(by_label, Mapping):
             problems += [
@@ -70,6 +75,7 @@ def _check_labels(spec: EnsembleSpec) -> list[Problem]:
 
 
 def _check_runtime(spec: EnsembleSpec) -> list[Problem]:
+    """Check that the engine can compute in the precision."""
     if spec.runtime.precision is Precision.INT8 and spec.runtime.engine not in (
         Engine.AUTO,
         Engine.OPENVINO,
@@ -79,6 +85,7 @@ def _check_runtime(spec: EnsembleSpec) -> list[Problem]:
 
 
 def _check_members(spec: EnsembleSpec) -> list[Problem]:
+    """Check the members' names, formats, preprocessing and voting weights, and their number."""
     problems = []
     names: set[str] = set()
     for index, member in enumerate(spec.members):
@@ -122,6 +129,7 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
 
 
 def _check_format(spec: EnsembleSpec, member: Member, place: Place) -> list[Problem]:
+    """Check that a member's format, architecture, output and temperature fit together."""
     problems = []
     try:
         needs_architecture = member.weights_format in {
@@ -203,6 +211,7 @@ def _holds_state_dict(path: Path) -> bool:
 
 
 def _check_resize(preprocessing: Preprocessing, place: Place) -> Iterator[Problem]:
+    """Check that `resize` and its library can do what the other keys ask for."""
     if preprocessing.letterbox is not None and not isinstance(preprocessing.resize, tuple):
         yield Problem((*place, "letterbox"), "needs resize: [height, width], which it fills")
     if preprocessing.resize_library is not ResizeLibrary.PILLOW:
@@ -291,6 +300,7 @@ def _check_preprocessing(preprocessing: Preprocessing, place: Place) -> list[Pro
 
 
 def _check_files(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
+    """Check that an archive can contain the named files, and that they exist in the folder."""
     named_files: list[tuple[Place, str]] = []
     for index, member in enumerate(spec.members):
         named_files.append((("members", index, "weights"), member.weights))
@@ -322,7 +332,7 @@ def _check_files(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
 
 
 def _misplacement(file: str) -> str | None:
-    """Say why an archive cannot contain a file under this path; None if it can."""
+    """Return why an archive cannot contain a file under this path; None if it can."""
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts or "\\" in file:
         return "must lie in the spec's folder, written with '/'"
@@ -333,6 +343,7 @@ def _misplacement(file: str) -> str | None:
 
 
 def _check_file(folder: Path, file: str, place: Place) -> Iterator[Problem]:
+    """Check that a file exists in the spec's folder, and is not a link to a place outside."""
     path = folder / file
     if not path.is_file():
         others = tuple(

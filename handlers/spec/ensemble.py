@@ -108,10 +108,10 @@ class EnsembleSpec:
         return self.labels[1:] if self.task is Task.PRESENCE else self.labels
 
     def preprocessing_of(self, member: Member) -> Preprocessing:
-        """Return a member's preprocessing settings, with a name replaced by what it stands for.
+        """Return a member's preprocessing settings, also if the member only names them.
 
-        The name of torchvision weights is not replaced by the weights' settings, which
-        `inputs.preprocessing` looks up.
+        If the member names torchvision weights, the result names them too; `inputs.preprocessing`
+        looks up their settings.
         """
         choice = member.preprocessing
         if isinstance(choice, Preprocessing):
@@ -121,7 +121,7 @@ class EnsembleSpec:
         return self.preprocessing.get(choice) or Preprocessing(weights=choice)
 
     def output_of(self, member: Member) -> Output:
-        """Return what a member's forward gives: as its entry says, or the task's default."""
+        """Return what a member's forward gives: its key `output`, or the task's default."""
         default = Output.VALUES if self.task is Task.REGRESSION else Output.LOGITS
         return member.output or default
 
@@ -158,6 +158,7 @@ class EnsembleSpec:
 def _threshold_of(
     label: str, thresholds: float | Mapping[str, float] | None, default: float
 ) -> float:
+    """Return the threshold of one label from a key that has one for all, one by label, or none."""
     if thresholds is None:
         return default
     return thresholds.get(label, default) if isinstance(thresholds, Mapping) else thresholds

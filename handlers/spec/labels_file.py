@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from ..base.suggestions import nearest
 
 LABELS_FOLDER = "labels_folder"
-"""Key of pydantic's validation context: the folder that the labels' file lies in, or None."""
+"""Key of pydantic's validation context, whose value is the folder of the labels' file, or None."""
 
 LABELS_FILE_ERROR = "labels_file"
 """Pydantic's error type for every mistake in a labels' file; its message is a whole sentence."""
@@ -28,12 +28,14 @@ _MAX_BYTES = 1_000_000
 """A spec has at most as many characters; ImageNet's 1,000 labels take 31,000 bytes."""
 
 _MAX_SUGGESTED_FILES = 1000
+"""A missing file's name is compared with at most this many files of its folder."""
+
 _OLD_KEY = "object_type_names"
 """TorchServe also reads a list of names under this key, which older examples use."""
 
 
 class LabelsError(ValueError):
-    """A file that is not what TorchServe calls index_to_name.json."""
+    """A labels' file is missing, or is not in the format of TorchServe's index_to_name.json."""
 
 
 def labels_from_file(value: Any, information: ValidationInfo) -> Any:
@@ -91,8 +93,10 @@ def read_labels(content: bytes, *, source: str) -> tuple[str, ...]:
                 f'{source} has {len(mapping)} entries, but none with the key "{index}": number '
                 f'the outputs from "0" to "{len(mapping) - 1}"'
             )
-    entries = [_texts(mapping[str(i)], f'{source}, key "{i}"') for i in range(len(mapping))]
-    return _told_apart(entries)
+    entries = [
+        _texts(mapping[str(index)], f'{source}, key "{index}"') for index in range(len(mapping))
+    ]
+    return _unique_labels(entries)
 
 
 def _path_of(file: str, folder: Path) -> Path:
@@ -122,6 +126,7 @@ def _path_of(file: str, folder: Path) -> Path:
 
 
 def _without_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of a JSON object's pairs; LabelsError if a key is given twice."""
     repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if repeated:
         raise LabelsError(f'the key "{repeated[0][:100]}" is given twice')
@@ -129,6 +134,7 @@ def _without_repeated_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _texts(entry: Any, place: str) -> list[str]:
+    """Return the texts of one entry, which is a text or a list of texts; else raise LabelsError."""
     texts = entry if isinstance(entry, list) else [entry]
     if not texts or not all(isinstance(text, str) and text.isprintable() for text in texts):
         raise LabelsError(f'{place}: must be a name, or a list like ["n02123045", "cat"]')
@@ -137,8 +143,8 @@ def _texts(entry: Any, place: str) -> list[str]:
     return texts
 
 
-def _told_apart(entries: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the last text of each entry, with the first one added where that is not unique."""
+def _unique_labels(entries: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the last text of each entry; where that is not unique, its first text is added."""
     counts = Counter(texts[-1] for texts in entries)
     return tuple(
         f"{texts[-1]} ({texts[0]})" if counts[texts[-1]] > 1 and len(texts) > 1 else texts[-1]

@@ -49,6 +49,7 @@ class Output(StrEnum):
 
 
 def _preprocessing_tag(value: Any) -> str:
+    """Tell pydantic whether a member names its preprocessing or has the settings inline."""
     return "name" if isinstance(value, str) else "inline"
 
 
@@ -56,6 +57,7 @@ NamedOrInlinePreprocessing = Annotated[
     Annotated[str, Tag("name")] | Annotated[Preprocessing, Tag("inline")],
     Discriminator(_preprocessing_tag),
 ]
+"""Name of preprocessing settings or of torchvision weights, or the settings themselves."""
 
 
 @dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)
@@ -82,7 +84,7 @@ class Member:
     ] = field(default_factory=dict)
     format: Annotated[
         WeightsFormat | None,
-        Field(description="Format of `weights`; left out: the file name's ending tells it"),
+        Field(description="Format of `weights`; left out: as the ending of the file name says"),
     ] = None
     preprocessing: Annotated[
         NamedOrInlinePreprocessing | None,
@@ -131,10 +133,10 @@ class Member:
 
     @property
     def weights_format(self) -> WeightsFormat:
-        """The format given in the spec or, if none is given, the one of the file name's ending.
+        """The key `format`; if that is left out, the format that the file name's ending stands for.
 
         Raises:
-            SpecError: no format is given, and the ending belongs to none.
+            SpecError: the key is left out, and the ending stands for no format.
         """
         if self.format is not None:
             return self.format

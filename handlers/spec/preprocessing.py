@@ -26,7 +26,7 @@ class Color(StrEnum):
 
 
 class Interpolation(StrEnum):
-    """How the pixels of a resized image are computed, by the names that torchvision gives."""
+    """How new pixels are computed when an image is resized, under torchvision's names."""
 
     NEAREST = "nearest"
     NEAREST_EXACT = "nearest-exact"
@@ -164,8 +164,8 @@ class Preprocessing:
     resize_library: Annotated[
         ResizeLibrary,
         Field(
-            description="torch resizes as torchvision does tensors; pillow as it does PIL images, "
-            "which most training code loads. Pixels differ by at most 1 of 255"
+            description="torch: as torchvision resizes tensors. pillow: as torchvision resizes PIL "
+            "images, which most training code loads. Pixels differ by at most 1 of 255"
         ),
     ] = ResizeLibrary.TORCH
     value_range: Annotated[

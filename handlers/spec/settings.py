@@ -30,15 +30,16 @@ class Policies:
     named: Annotated[
         Mapping[Name, str],
         Field(
-            description="Names of this deployment for policies, e.g. `high-sensitivity: any`; a "
-            "client chooses them as any other policy"
+            description="Further names for policies, e.g. `high-sensitivity: any`; a client may "
+            "choose them like any other policy"
         ),
     ] = field(default_factory=dict)
     fitted: Annotated[
         Mapping[Name, str],
         Field(
-            description="Files with the parameters of policies that are learned from data, by the "
-            "name that a policy refers to them with; `ts-ensemble tune` writes them"
+            description="Files with the parameters of policies that are learned from data: the "
+            "name by which a policy refers to a file, and the file's path. `ts-ensemble tune` "
+            "writes such files"
         ),
     ] = field(default_factory=dict)
     lazy: Annotated[
@@ -110,8 +111,9 @@ class Runtime:
         Engine,
         Field(
             description="What computes the members. auto: the build converts each member for "
-            "OpenVINO, which computes on the CPU, and keeps what it is faster with and within "
-            "`tolerance`; the other members, and members on a GPU, run with torch. torch: all "
+            "OpenVINO, which computes on the CPU, and keeps a conversion if it is faster and its "
+            "scores stay within `tolerance`; all other members, and all members on a GPU, run with "
+            "torch. torch: all "
             "members run with torch as they were saved. openvino: the build fails if a member "
             "cannot run with OpenVINO. aot_inductor: for a GPU, the build compiles the members "
             "with torch's AOTInductor, for machines like the build machine; it needs a C++ "

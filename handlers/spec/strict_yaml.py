@@ -28,7 +28,10 @@ MAX_CHARACTERS = 1_000_000
 """Longer documents are refused; a spec with 20,000 labels has half as many characters."""
 
 _MAX_REPORTED_PROBLEMS = 20
+"""An error message lists this many mistakes, even if there are more."""
+
 _MAX_QUOTED_CHARACTERS = 200
+"""A message repeats this many characters of a wrong value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +65,11 @@ def parse_strictly(
     Args:
         text: the YAML document.
         adapter: pydantic's validator of the root dataclass.
-        root: the same dataclass; its keys, and those below it, are suggested for misspelt ones.
+        root: the root dataclass itself. Its fields, and those of the dataclasses within it, are
+            suggested for misspelt keys.
         source: where the text comes from, for messages; normally the file.
         check: finds mistakes that concern several values together.
-        context: pydantic's validation context, for validators that need to know more.
+        context: pydantic's validation context, for validators that need more than the value.
 
     Raises:
         SpecError: the message has one line for each mistake.
@@ -77,7 +81,8 @@ def parse_strictly(
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise SpecError(f"{source}: the document must be a mapping of keys to values")
-        # Before the data are constructed: constructing copies merged keys (`<<`) into the node.
+        # Keys are compared before the data are constructed, because constructing copies merged keys
+        # (`<<`) into the node.
         problems = list(islice(_repeated_keys(node, ()), _MAX_REPORTED_PROBLEMS))
         data = loader.construct_document(node)
     except yaml.YAMLError as error:
@@ -86,7 +91,7 @@ def parse_strictly(
         reason = getattr(error, "problem", None) or str(error)
         raise SpecError(f"{place}: not valid YAML: {reason}") from error
     except (ValueError, OverflowError) as error:
-        # Text that looks like a date or a number without being one.
+        # The document has text that looks like a date or a number and is neither.
         raise SpecError(
             f"{source}: not valid YAML: a value cannot be read: {error}; write text in quotes"
         ) from error
@@ -170,6 +175,7 @@ def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
 
 
 def _shortened(value: str | int | float | bool | None) -> str:
+    """Return a value as Python writes it, cut to a length that suits a message."""
     text = repr(value)
     return text if len(text) <= _MAX_QUOTED_CHARACTERS else f"{text[:_MAX_QUOTED_CHARACTERS]}..."
 
@@ -213,6 +219,7 @@ def _without_tags(location: Sequence[str | int], node: yaml.Node) -> Place:
 
 
 def _child(node: yaml.Node | None, step: str | int) -> yaml.Node | None:
+    """Return the value under a key of a mapping or at a position of a list; None if missing."""
     if isinstance(node, yaml.MappingNode):
         return next((value for key, value in node.value if str(key.value) == str(step)), None)
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
@@ -239,7 +246,9 @@ def _dataclass_in(hint: Any) -> Any:
 
 
 def _line(problem: Problem, node: yaml.Node, source: str) -> str:
-    path = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in problem.place).lstrip(".")
+    """Write the line of an error message that reports one problem."""
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in problem.place]
+    path = "".join(steps).lstrip(".")
     where = f"{path}: " if path else ""
     suggestion = nearest(problem.value, problem.choices) if problem.value is not None else ""
     return f"{source}:{_line_number(problem.place, node)}: {where}{problem.message}{suggestion}"

@@ -24,7 +24,14 @@ _TOKEN_RUNS_CODE = "with its token one can run code on this machine"
 
 
 def check_configuration(path: Path) -> Iterator[Finding]:
-    """Check a config.properties, as a plain ``torchserve --start`` would use it."""
+    """Check a config.properties, as a plain ``torchserve --start`` would use it.
+
+    Args:
+        path: the config.properties.
+
+    Yields:
+        One finding for each trap, and one for the settings that differ from the defaults.
+    """
     try:
         written = read_properties(path)
         properties = effective(written)

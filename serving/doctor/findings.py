@@ -1,4 +1,4 @@
-"""The result of a check."""
+"""What a check reports: a finding, and how serious it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad a finding is."""
+    """How serious a finding is: with a problem, something does not work or anybody gets in."""
 
     OK = "ok"
     WARNING = "warning"
@@ -16,11 +16,11 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        level: how bad it is.
-        what: what was found, as a sentence for people.
+        level: how serious it is.
+        what: the result, as a sentence for people.
         remedy: what to do about it; empty if there is nothing to do.
     """
 

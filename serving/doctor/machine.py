@@ -26,9 +26,10 @@ _MAX_JAVA_AGE = datetime.timedelta(days=365)
 # The first release of each Python in which tarfile neither backtracks over headers (CVE-2024-6232,
 # mended in 3.11.10 and 3.12.6) nor loops at negative offsets (CVE-2025-8194).
 _PYTHON_WITH_MENDED_TARFILE = {(3, 11): (3, 11, 14), (3, 12): (3, 12, 12), (3, 13): (3, 13, 6)}
-# With older ones a TIFF file of some kilobytes can take gigabytes of memory.
+# In older versions of Pillow a TIFF file of some kilobytes can take gigabytes of memory.
 _PILLOW_WITH_BOUNDED_TIFF = Version("13")
-# HTTP/1.1 of older ones has known holes, e.g. request smuggling (CVE-2021-43797, CVE-2025-58056).
+# Older versions of Netty have known holes in their HTTP/1.1 code, e.g. request smuggling
+# (CVE-2021-43797, CVE-2025-58056).
 _NETTY_WITHOUT_KNOWN_HOLES = Version("4.1.125")
 _NETTY_VERSIONS_FILE = "META-INF/io.netty.versions.properties"
 

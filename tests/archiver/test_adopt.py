@@ -48,6 +48,7 @@ class Tiny(nn.Module):
 
 
 def weights(folder: Path, seed: int = 0) -> Path:
+    """Write a state dict of `Tiny`."""
     torch.manual_seed(seed)
     path = folder / "tiny.pth"
     torch.save(Tiny().state_dict(), path)
@@ -83,12 +84,14 @@ def eager(
 
 
 def scripted(folder: Path, name: str = "s") -> Path:
+    """Write an archive of a TorchScript model."""
     path = folder / "scripted.pt"
     torch.jit.script(Tiny().eval()).save(path)
     return archive(folder, name, path, extra_files=(write_labels(folder),))
 
 
 def entry(name: str, mode: int = stat.S_IFREG | 0o644) -> zipfile.ZipInfo:
+    """Describe an entry of a zip file with a name and a file mode."""
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
     return info
@@ -103,7 +106,7 @@ def refusal(folder: Path, *archives: Path, **options: Path) -> str:
     return str(caught.value)
 
 
-def test_eager_and_scripted_become_a_spec_that_builds(tmp_path: Path) -> None:
+def test_eager_and_scripted_models_become_a_spec_that_builds(tmp_path: Path) -> None:
     adoption = adopt([eager(tmp_path), scripted(tmp_path)], tmp_path / "out", name="both")
     spec = load_spec(adoption.spec)
     assert spec.labels == LABELS
@@ -115,7 +118,7 @@ def test_eager_and_scripted_become_a_spec_that_builds(tmp_path: Path) -> None:
     assert build_archive(adoption.spec, tmp_path / "store").is_file()
 
 
-def test_the_command_line(
+def test_adopt_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Options may stand among the archives; the folder is named after the ensemble."""
@@ -131,7 +134,9 @@ def test_the_command_line(
     assert "exists and is not empty" in capsys.readouterr().err
 
 
-def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_documentation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     eager(tmp_path, "a")
     eager(tmp_path, "b")
     page = (Path(__file__).parents[2] / "docs" / "from-one-model.md").read_text()
@@ -162,7 +167,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_modules_come_along_and_equal_names_are_told_apart(tmp_path: Path) -> None:
+def test_modules_are_copied_and_model_files_of_one_name_get_different_names(tmp_path: Path) -> None:
     first = eager(tmp_path, "a", imports="import helper", helper="WIDTH = 3\n")
     second = eager(tmp_path, "b", imports="import helper  # b", helper="WIDTH = 3\n")
     adoption = adopt([first, second], tmp_path / "out", name="both")
@@ -178,25 +183,25 @@ def test_different_modules_of_one_name_are_refused(tmp_path: Path) -> None:
     assert "different files helper.py" in refusal(tmp_path, first, second)
 
 
-def test_labels(tmp_path: Path) -> None:
-    named, bare = eager(tmp_path, "a"), eager(tmp_path, "b", labels=False)
-    adoption = adopt([named, bare], tmp_path / "one", name="both")
+def test_labels_come_from_another_archive_or_a_file_and_must_agree(tmp_path: Path) -> None:
+    with_labels, without_labels = eager(tmp_path, "a"), eager(tmp_path, "b", labels=False)
+    adoption = adopt([with_labels, without_labels], tmp_path / "one", name="both")
     assert any("b.mar has no index_to_name.json" in each for each in adoption.notes)
-    assert "give it as --labels FILE" in refusal(tmp_path, bare)
-    adopt([bare], tmp_path / "two", name="both", labels=write_labels(tmp_path))
+    assert "give it as --labels FILE" in refusal(tmp_path, without_labels)
+    adopt([without_labels], tmp_path / "two", name="both", labels=write_labels(tmp_path))
     assert load_spec(tmp_path / "two" / "ensemble.yaml").labels == LABELS
     others = tmp_path / "others"
     others.mkdir()
     swapped = dict(zip("012345", ("ash", "elm", "oak", *LABELS[3:]), strict=True))
-    message = refusal(tmp_path, named, labels=write_labels(others, swapped))
+    message = refusal(tmp_path, with_labels, labels=write_labels(others, swapped))
     assert "output 1 is 'elm'" in message
-    fewer = write_labels(others, {"0": "ash", "1": "oak"})
-    assert "has 2 labels and" in refusal(tmp_path, named, labels=fewer)
-    fewer.write_text("{")
-    assert "is not JSON" in refusal(tmp_path, named, labels=fewer)
+    labels_file = write_labels(others, {"0": "ash", "1": "oak"})
+    assert "has 2 labels and" in refusal(tmp_path, with_labels, labels=labels_file)
+    labels_file.write_text("{")
+    assert "is not JSON" in refusal(tmp_path, with_labels, labels=labels_file)
 
 
-def test_compiled_networks_and_unused_files_are_told(tmp_path: Path) -> None:
+def test_notes_name_compiled_networks_and_unused_files(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(CODE.format(imports=""))
     (tmp_path / "notes.txt").write_text("notes")
     for name, pt2, compiled in (
@@ -217,7 +222,7 @@ def test_compiled_networks_and_unused_files_are_told(tmp_path: Path) -> None:
         assert any("notes.txt" in each for each in adoption.notes)
 
 
-def test_equal_models_of_several_versions(tmp_path: Path) -> None:
+def test_versions_of_one_model_get_names_with_their_version(tmp_path: Path) -> None:
     first = eager(tmp_path)
     second = rewritten(first, tmp_path / "next.mar", modelVersion="2.0")
     adoption = adopt([first, second], tmp_path / "two", name="both")
@@ -241,7 +246,7 @@ def test_equal_models_of_several_versions(tmp_path: Path) -> None:
         ({"modelFile": "broken.py"}, "broken.py is not Python"),
     ],
 )
-def test_what_stock_would_not_serve_either(
+def test_archives_that_torchserve_could_not_serve_are_refused(
     tmp_path: Path, changes: dict[str, object], problem: str
 ) -> None:
     path = eager(tmp_path, helper="X = 1\n", two="class A: ...\nclass B: ...\n", broken="class :\n")
@@ -287,25 +292,42 @@ def test_a_bomb_is_refused_unread(tmp_path: Path) -> None:
     assert "weights hardly compress" in refusal(tmp_path, bad)
 
 
-def test_a_size_that_lies_is_found(tmp_path: Path) -> None:
-    """The directory claims 10 bytes for a file that has many more."""
+def test_a_file_that_is_larger_than_the_archive_claims_is_refused(tmp_path: Path) -> None:
+    """The archive's directory claims 10 bytes for a file that has many more."""
     bad = tmp_path / "bad.mar"
     content = eager(tmp_path).read_bytes()
-    place = content.index(b"PK\x01\x02")
-    while content[place + 46 : place + 54] != b"model.py":
-        place = content.index(b"PK\x01\x02", place + 4)
-    bad.write_bytes(content[: place + 24] + (10).to_bytes(4, "little") + content[place + 28 :])
+    # An entry of the directory has the unpacked size at byte 24 and the name at byte 46.
+    start = content.index(b"PK\x01\x02")
+    while content[start + 46 : start + 54] != b"model.py":
+        start = content.index(b"PK\x01\x02", start + 4)
+    bad.write_bytes(content[: start + 24] + (10).to_bytes(4, "little") + content[start + 28 :])
+    assert "it cannot be read as a model archive" in refusal(tmp_path, bad)
+
+
+def test_damaged_compressed_weights_are_refused(tmp_path: Path) -> None:
+    """zlib cannot decompress them, which zipfile does not report as an error of its own."""
+    path = scripted(tmp_path)
+    bad = tmp_path / "bad.mar"
+    with zipfile.ZipFile(path) as original, zipfile.ZipFile(bad, "w") as copy:
+        for name in original.namelist():
+            copy.writestr(name, original.read(name), zipfile.ZIP_DEFLATED)
+        weights_offset = copy.getinfo("scripted.pt").header_offset
+    content = bytearray(bad.read_bytes())
+    # The local header has 30 bytes, and the name follows it.
+    first_byte = weights_offset + 30 + len("scripted.pt")
+    content[first_byte : first_byte + 100] = b"\xff" * 100
+    bad.write_bytes(content)
     assert "it cannot be read as a model archive" in refusal(tmp_path, bad)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no zip" * 100, b"PK\x05\x06" + bytes(18)])
-def test_what_is_no_archive(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_no_archives_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.mar").write_bytes(content)
     assert "bad.mar: " in refusal(tmp_path, tmp_path / "bad.mar")
     assert "no such archive" in refusal(tmp_path, tmp_path / "none.mar")
 
 
-def test_a_name_that_no_spec_has(tmp_path: Path) -> None:
+def test_a_name_that_no_spec_can_have_is_refused(tmp_path: Path) -> None:
     path = eager(tmp_path)
     with pytest.raises(SpecError, match="name: "):
         adopt([path], tmp_path / "out", name="a b")

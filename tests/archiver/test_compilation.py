@@ -1,4 +1,4 @@
-"""Members run with another engine than torch answer as the saved ones, and only where they do."""
+"""Members run with another engine than torch, but only if they then answer as the saved members."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 
 
 def write_spec(folder: Path, **runtime: object) -> Path:
-    """One network in each weights format: eager, TorchScript and ONNX."""
+    """Write a spec with one network in each weights format: state dict, TorchScript and ONNX."""
     write_code(folder)
     save_file(net().state_dict(), folder / "w.safetensors")
     torch.jit.trace(net(), torch.rand(2, 3, 4, 4)).save(str(folder / "w.pt"))
@@ -65,7 +65,7 @@ def write_spec(folder: Path, **runtime: object) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The extracted archive's ensemble, and what the build reported."""
+    """Folder of the ensemble in an extracted archive, and the messages that the build reported."""
     folder = tmp_path_factory.mktemp("converted")
     (folder / "samples").mkdir()
     pixels = example_images(1)[0].permute(1, 2, 0).numpy()
@@ -76,7 +76,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 @pytest.fixture
 def extracted(built: tuple[Path, list[str]], tmp_path: Path) -> Path:
-    """A copy that a test may change."""
+    """A copy of the built ensemble's folder, which a test may change."""
     return Path(shutil.copytree(built[0], tmp_path / "ensemble"))
 
 
@@ -89,6 +89,7 @@ def run(folder: Path, pool: ThreadPool = SERIAL) -> MemberScores:
 
 
 def check_falls_back(folder: Path, caplog: pytest.LogCaptureFixture, reason: str) -> None:
+    """Check that the log names the reason, and that the member `eager` runs with torch."""
     with caplog.at_level(logging.INFO):
         result = run(folder)
     assert reason in caplog.text
@@ -108,14 +109,16 @@ def test_every_format_answers_as_the_saved_member(
     for name in ("eager", "script", "onnx"):
         assert f"{name}: runs with openvino in float32" in caplog.text
     torch.testing.assert_close(result.scores, expected.scores, rtol=1e-5, atol=1e-5)
-    table = reports[-1].splitlines()
-    (row,) = [line for line in table if "onnx" in line and "openvino" in line]
+    lines = reports[-1].splitlines()
+    (row,) = [line for line in lines if "onnx" in line and "openvino" in line]
     assert "chosen" in row
     assert "float32" in row
     assert row.count(" ms") == 2
 
 
-def test_what_the_archive_needs_is_in_its_requirements(built: tuple[Path, list[str]]) -> None:
+def test_the_requirements_list_openvino_if_members_run_with_it(
+    built: tuple[Path, list[str]],
+) -> None:
     lines = (built[0].parent / "requirements.txt").read_text().splitlines()
     assert [line for line in lines if line.startswith("openvino")]
 
@@ -134,9 +137,9 @@ def test_an_answer_outlives_the_next_call(built: tuple[Path, list[str]]) -> None
     model = OpenVinoModel(built[0] / "compiled" / "eager.xml", "float32")
     batch = torch.rand(2, 3, 4, 4)
     first = model(batch)
-    kept = first.clone()
+    before = first.clone()
     model(1 - batch)
-    assert torch.equal(first, kept)
+    assert torch.equal(first, before)
 
 
 def test_openvino_is_imported_without_its_telemetry() -> None:
@@ -151,13 +154,12 @@ print(sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_threads_are_arranged_by_what_is_faster(
+def test_members_run_side_by_side_on_one_thread_each_or_in_turn_on_all_threads(
     built: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    """Side by side, several calls at once; in turn, one call on all threads."""
     spec = load_spec(built[0] / "ensemble.yaml")
     inputs = [torch.rand(3, 3, 4, 4)] * 3
-    # The outputs at build belong to the example images.
+    # These inputs are not the example images, so the outputs differ from those at build.
     monkeypatch.setattr(compiled, "MAX_DIFFERENCE_FROM_BUILD", 1.0)
     for side_by_side in (True, False):
         executables = compiled.load_compiled(
@@ -169,7 +171,7 @@ def test_threads_are_arranged_by_what_is_faster(
         ] * 3
 
 
-def test_the_saved_module_is_not_loaded_beside_it(extracted: Path) -> None:
+def test_the_saved_module_is_not_loaded_beside_its_executable(extracted: Path) -> None:
     (extracted / "w.safetensors").write_bytes(b"")
     run(extracted)
 
@@ -199,9 +201,7 @@ def test_machine_code_for_another_machine_is_not_used(
 def test_a_model_that_answers_otherwise_is_not_used(
     extracted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outputs = {
-        name: value + 1 - value * 2 for name, value in load_file(extracted / OUTPUTS).items()
-    }
+    outputs = {name: 1 - value for name, value in load_file(extracted / OUTPUTS).items()}
     save_file(outputs, extracted / OUTPUTS)
     check_falls_back(
         extracted, caplog, "eager: the executable for openvino cannot be used (its answers differ"
@@ -216,7 +216,9 @@ def test_a_model_that_does_not_load_is_not_used(
     check_falls_back(extracted, caplog, "eager: the executable for openvino cannot be used")
 
 
-def test_openvino_is_missing(extracted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_openvino_is_reported_with_a_remedy(
+    extracted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delitem(sys.modules, "openvino", raising=False)
 
     def import_module(name: str) -> object:
@@ -227,7 +229,7 @@ def test_openvino_is_missing(extracted: Path, monkeypatch: pytest.MonkeyPatch) -
         run(extracted)
 
 
-def test_a_member_that_gains_nothing_stays_as_it_is(
+def test_a_member_that_becomes_no_faster_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "MIN_SPEED_UP", 1000)
@@ -239,7 +241,7 @@ def test_a_member_that_gains_nothing_stays_as_it_is(
         assert b"openvino" not in opened.read("requirements.txt")
 
 
-def test_torch_is_the_way_back(tmp_path: Path) -> None:
+def test_with_engine_torch_nothing_is_compiled(tmp_path: Path) -> None:
     reports: list[str] = []
     archive = build_archive(write_spec(tmp_path, engine="torch"), tmp_path, report=reports.append)
     assert reports == []
@@ -261,7 +263,7 @@ class Branching(nn.Module):
 
 
 def write_branching(folder: Path, **runtime: object) -> Path:
-    """A member that torch.export cannot export."""
+    """Write a spec with a member that torch.export cannot export."""
     (folder / "branching.py").write_text(BRANCHING)
     save_file(nn.Linear(48, 3).state_dict(prefix="head."), folder / "w.safetensors")
     one = {"name": "one", "architecture": "branching.py:Branching", "weights": "w.safetensors"}
@@ -306,7 +308,7 @@ def test_a_damaged_record_is_named(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The extracted ensemble of three members of one architecture."""
+    """Folder of an ensemble of three members of one architecture, from an extracted archive."""
     folder = tmp_path_factory.mktemp("alike")
     write_code(folder)
     members = []
@@ -318,13 +320,13 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     spec = write_ensemble(folder, members, runtime={})
     with pytest.MonkeyPatch.context() as patch:
-        # So small members hardly gain.
+        # Members as small as these hardly become faster.
         patch.setattr(compilation, "MIN_SPEED_UP", 0.001)
         return build_and_extract(spec)[0]
 
 
 def one_by_one(runtime: Runtime) -> Runtime:
-    """The same members, none of which runs together with others."""
+    """Return a copy of a runtime whose joint executables are removed."""
     alone = copy.copy(runtime)
     alone._executables = Executables(runtime._executables.single)
     return alone
@@ -337,9 +339,9 @@ def test_members_of_one_architecture_run_as_one_model(
         runtime = load(alike, ThreadPool(2))
     assert "m0, m1, m2: runs with openvino in float32" in caplog.text
     images = example_images(11)
-    for samples in (1, 4, 5, 11):
-        together = runtime.run(images[:samples])
-        alone = one_by_one(runtime).run(images[:samples])
+    for num_samples in (1, 4, 5, 11):
+        together = runtime.run(images[:num_samples])
+        alone = one_by_one(runtime).run(images[:num_samples])
         torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-6)
         assert together.scores.std(dim=0).min() > 1e-4, "each member has its own weights"
 
@@ -372,7 +374,7 @@ class Heads(nn.Sequential):
 
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three members, of which the first and the last have one backbone."""
+    """Folder of an ensemble whose first and last member share a backbone; the other does not."""
     folder = tmp_path_factory.mktemp("heads")
     (folder / "heads.py").write_text(HEADS)
     scope: dict[str, type[nn.Module]] = {}
@@ -394,7 +396,7 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         preprocessing={"shared": {"resize": [64, 64]}},
     )
     with pytest.MonkeyPatch.context() as patch:
-        # Each alone is kept whatever it gains, and no three are fused.
+        # Every executable is chosen however fast it is, and the three members are not fused.
         patch.setattr(compilation, "MIN_SPEED_UP", 0.001)
         patch.setattr(fused, "_MAX_PARAMETERS_TO_FUSE", 1)
         return build_and_extract(spec)[0]
@@ -415,23 +417,23 @@ def test_members_that_share_a_backbone_run_as_one(
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-5)
 
     # One of the two alone for some samples: each then runs by itself.
-    asked = torch.ones((3, 12), dtype=torch.bool)
-    asked[2, :6] = False
-    part = runtime.run(example_images(12), asked=asked)
-    assert bool((part.states == asked).all())
-    torch.testing.assert_close(part.scores[asked], alone.scores[asked], rtol=1e-5, atol=1e-5)
+    selected = torch.ones((3, 12), dtype=torch.bool)
+    selected[2, :6] = False
+    part = runtime.run(example_images(12), selected=selected)
+    assert bool((part.states == selected).all())
+    torch.testing.assert_close(part.scores[selected], alone.scores[selected], rtol=1e-5, atol=1e-5)
 
 
 def test_the_backbone_is_computed_once(heads: Path) -> None:
     record = CompiledRecord.from_json((heads / RECORD).read_text())
-    (shared,) = [each for each in record.executables if len(each.members) > 1]
+    (joint,) = [each for each in record.executables if len(each.members) > 1]
     core = importlib.import_module("openvino").Core()
-    model = core.compile_model(heads / shared.files[0], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = core.compile_model(heads / joint.files[0], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     layers = [each.get_rt_info()["layerType"] for each in model.get_runtime_model().get_ops()]
-    assert layers.count("Convolution") == 3
+    assert layers.count("Convolution") == 3, "the backbone has three, and two members share it"
 
 
-def test_only_members_of_one_preprocessing_share() -> None:
+def test_only_members_with_equal_weights_and_one_preprocessing_share_a_backbone() -> None:
     modules = [net(), net(), net()]
     spec = SimpleNamespace(members=["a", "b", "c"], output_of=lambda member: "logits")
     loaded = [LoadedMember("m", module, module) for module in modules]

@@ -1,4 +1,4 @@
-"""int8: calibrated at build, and kept only where it answers as before and is faster."""
+"""The build quantizes members to int8, and keeps that only if they answer as before, and faster."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Wide(nn.Sequential):
 """
 
 
-def write_wide(folder: Path, samples: int = MIN_CALIBRATION_SAMPLES) -> Path:
-    """A member of more than 200,000 weights, and images."""
+def write_wide(folder: Path, num_samples: int = MIN_CALIBRATION_SAMPLES) -> Path:
+    """Write a spec with one member of more than 200,000 weights, and a folder of images."""
     (folder / "wide.py").write_text(WIDE)
     scope: dict[str, Any] = {}
     exec(WIDE, scope)
     torch.manual_seed(0)
     save_file(scope["Wide"]().state_dict(), folder / "w.safetensors")
     (folder / "samples").mkdir()
-    for index, image in enumerate(example_images(samples)):
+    for index, image in enumerate(example_images(num_samples)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "samples" / f"{index}.png")
     return write_ensemble(
         folder,
@@ -60,7 +60,7 @@ def build(folder: Path) -> tuple[Path, list[str]]:
 
 
 def rows_of(reports: list[str], precision: str) -> list[str]:
-    """The rows of the build's table for one precision of OpenVINO."""
+    """Return the rows of the build's table for one precision with OpenVINO."""
     lines = reports[-1].splitlines()
     return [line for line in lines if "openvino" in line and precision in line]
 
@@ -68,18 +68,19 @@ def rows_of(reports: list[str], precision: str) -> list[str]:
 def test_a_member_in_int8_answers_as_the_saved_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Whatever is faster on this machine.
-    monkeypatch.setattr(
-        compilation, "speed_up", lambda own, baseline: 2.0 if own is times["int8"] else 1.5
-    )
-    times: dict[str, tuple[float, ...]] = {}
+    # int8 counts as the fastest, whatever is faster on this machine.
+    milliseconds: dict[str, tuple[float, ...]] = {}
     original = compilation.milliseconds_in_turns
 
-    def remembered(*arguments: Any) -> dict[str, tuple[float, ...]]:
-        times.update(original(*arguments))
-        return times
+    def recorded(*arguments: Any) -> dict[str, tuple[float, ...]]:
+        milliseconds.update(original(*arguments))
+        return milliseconds
 
-    monkeypatch.setattr(compilation, "milliseconds_in_turns", remembered)
+    def favour_int8(candidate: tuple[float, ...], baseline: tuple[float, ...]) -> float:
+        return 2.0 if candidate is milliseconds["int8"] else 1.5
+
+    monkeypatch.setattr(compilation, "milliseconds_in_turns", recorded)
+    monkeypatch.setattr(compilation, "speed_up", favour_int8)
     write_wide(tmp_path)
     folder, reports = build(tmp_path)
     assert "chosen" in rows_of(reports, "int8")[0]
@@ -95,7 +96,7 @@ def test_a_member_in_int8_answers_as_the_saved_one(
     torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-2)
 
 
-def test_one_that_answers_otherwise_runs_in_floating_point(
+def test_a_member_that_answers_otherwise_in_int8_runs_in_floating_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compilation, "MIN_SPEED_UP", 0.001)
@@ -103,23 +104,23 @@ def test_one_that_answers_otherwise_runs_in_floating_point(
     differences = iter([0.5])
     original = trial.difference
 
-    def first_is_large(*arguments: Any) -> float:
+    def large_at_first(*arguments: Any) -> float:
         return next(differences, None) or original(*arguments)
 
-    monkeypatch.setattr(trial, "difference", first_is_large)
+    monkeypatch.setattr(trial, "difference", large_at_first)
     _, reports = build(tmp_path)
     assert "5.0e-01" in rows_of(reports, "int8")[0]
-    others = rows_of(reports, "bfloat16") + rows_of(reports, "float32")
-    assert ["chosen" in row for row in others] == [True]
+    floating_point_rows = rows_of(reports, "bfloat16") + rows_of(reports, "float32")
+    assert ["chosen" in row for row in floating_point_rows] == [True]
 
 
-def test_it_needs_images_to_calibrate_on(tmp_path: Path) -> None:
-    write_wide(tmp_path, samples=MIN_CALIBRATION_SAMPLES - 1)
+def test_int8_needs_images_for_the_calibration(tmp_path: Path) -> None:
+    write_wide(tmp_path, num_samples=MIN_CALIBRATION_SAMPLES - 1)
     with pytest.raises(ArchiveError, match=r"at least 8 images .* there are 7: give a folder"):
         build(tmp_path)
 
 
-def test_it_needs_nncf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_needs_nncf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wide(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ArchiveError, match=r"pip install 'torchserve-ensemble\[int8\]'"):

@@ -1,4 +1,4 @@
-"""The files that TorchServe itself reads: the manifest, the model's settings, the requirements."""
+"""An archive's manifest, settings and requirements are as TorchServe expects them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_torchserves_settings_are_written_in_full(spec: EnsembleSpec) -> None:
     }
 
 
-def test_the_servers_needs_are_listed_with_ranges(spec: EnsembleSpec, tmp_path: Path) -> None:
+def test_requirements_list_the_servers_packages_with_version_ranges(
+    spec: EnsembleSpec, tmp_path: Path
+) -> None:
     lines = requirements(spec).splitlines()
     assert "torch<2.15,>=2.11" in lines
     names = [Requirement(line).name.lower() for line in lines]

@@ -1,4 +1,4 @@
-"""The seam in TorchServe's worker: mended only where it is as expected."""
+"""The entry replaces TorchServe's reader of requests, and refuses a TorchServe that differs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchserve_ensemble.handlers import entry
 
 @pytest.fixture
 def original(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The function as TorchServe ships it, put back after the test."""
+    """TorchServe's own function, which is restored after the test."""
     function = Service.retrieve_data_for_inference
     monkeypatch.setattr(Service, "retrieve_data_for_inference", staticmethod(function))
     return function
@@ -39,7 +39,7 @@ def test_torchserve_itself_loses_parts_of_one_name(original: Any) -> None:
     assert inputs == [{"file": b"second"}]
 
 
-def test_every_part_arrives_in_order(original: Any) -> None:
+def test_with_the_entry_every_part_arrives_in_order(original: Any) -> None:
     entry._keep_every_part()
     entry._keep_every_part()
     _, inputs, ids = Service.retrieve_data_for_inference(BATCH)
@@ -56,7 +56,9 @@ def test_another_torchserve_is_refused(original: Any, monkeypatch: pytest.Monkey
         entry._keep_every_part()
 
 
-def test_another_seam_is_refused(original: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_with_other_parameters_is_refused(
+    original: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def changed(batch: object, more: object) -> None: ...
 
     monkeypatch.setattr(Service, "retrieve_data_for_inference", staticmethod(changed))

@@ -91,9 +91,9 @@ def test_answers_do_not_depend_on_the_neighbours(service: EnsembleService) -> No
 
 
 def test_a_bad_sample_is_named_or_skipped(service: EnsembleService) -> None:
-    told = refusal(service, DARK, b"junk", b"", BRIGHT)
-    assert (told["code"], told["index"]) == (400, 1)
-    assert [sample["index"] for sample in told["samples"]] == [1, 2]
+    refused = refusal(service, DARK, b"junk", b"", BRIGHT)
+    assert (refused["code"], refused["index"]) == (400, 1)
+    assert [sample["index"] for sample in refused["samples"]] == [1, 2]
     predictions = ask(service, DARK, b"junk", BRIGHT, on_error="skip")["predictions"]
     assert [p.get("label") for p in predictions] == ["dark", None, "bright"]
     assert predictions[1]["error"]["index"] == 1
@@ -153,13 +153,15 @@ class TestConsumersOwnChoice:
         self, service: EnsembleService, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ran: list[int] = []
-        original = runtime.Runtime._run_unit
+        original = runtime.Runtime._run_executable
 
-        def spy(self: runtime.Runtime, asked: object, batch: torch.Tensor, *rest: object) -> None:
+        def spy(
+            self: runtime.Runtime, executable: object, batch: torch.Tensor, *rest: object
+        ) -> None:
             ran.append(len(batch))
-            original(self, asked, batch, *rest)  # type: ignore[arg-type]
+            original(self, executable, batch, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(runtime.Runtime, "_run_unit", spy)
+        monkeypatch.setattr(runtime.Runtime, "_run_executable", spy)
         service.answer([form(DARK, DIM, members="a"), form(GRAY, members="a,c")])
         assert ran == [3, 1]
 
@@ -186,9 +188,9 @@ class TestConsumersOwnChoice:
         ],
     )
     def test_mistakes(self, service: EnsembleService, options: dict[str, str], words: str) -> None:
-        told = refusal(service, DARK, **options)
-        assert told["code"] == 400
-        assert words in told["message"]
+        refused = refusal(service, DARK, **options)
+        assert refused["code"] == 400
+        assert words in refused["message"]
 
     def test_a_deployment_may_forbid_it(self, tmp_path: Path) -> None:
         service = probes(tmp_path, policies={"client_overrides": False})
@@ -227,43 +229,43 @@ class TestFailedMembers:
             arguments={"b": {"nan_below": 0.2}},
             failures={"on_failure": "drop", "min_members": 3},
         )
-        told = refusal(service, DARK)
-        assert told["code"] == 500
-        assert "min_members is 3" in told["message"]
+        refused = refusal(service, DARK)
+        assert refused["code"] == 500
+        assert "min_members is 3" in refused["message"]
 
     def test_a_policy_that_the_rest_cannot_satisfy(self, tmp_path: Path) -> None:
         service = probes(
             tmp_path, arguments={"b": {"nan_below": 0.2}}, failures={"on_failure": "drop"}
         )
-        told = refusal(service, DARK, policy="at_least(k=3)")
-        assert "exceeds the number of members, 2" in told["message"]
+        refused = refusal(service, DARK, policy="at_least(k=3)")
+        assert "exceeds the number of members, 2" in refused["message"]
 
     def test_nan_names_the_sample(self, tmp_path: Path) -> None:
         service = probes(tmp_path, arguments={"b": {"nan_below": 0.2}})
-        told = refusal(service, BRIGHT, DARK)
-        assert told["code"] == 500
-        assert "sample 1 (file[1]): member b: its scores are not finite" in told["message"]
+        refused = refusal(service, BRIGHT, DARK)
+        assert refused["code"] == 500
+        assert "sample 1 (file[1]): member b: its scores are not finite" in refused["message"]
 
     def test_neutral_asks_for_as_many_votes_as_before(self, tmp_path: Path) -> None:
         """b is missing; a says bright, c dark: one vote of three is no majority, of two a tie."""
         arguments = {"b": {"nan_below": 0.45}}
-        found = {}
+        labels_by_rule = {}
         for rule in ("drop", "neutral"):
             folder = tmp_path / rule
             folder.mkdir()
             service = probes(
                 folder, task="presence", arguments=arguments, failures={"on_failure": rule}
             )
-            found[rule] = [
+            labels_by_rule[rule] = [
                 ask(service, DIM, GRAY, policy=policy)["predictions"][0]["label"]
                 for policy in ("any", "all", "majority", "at_least(k=1)", "mean")
             ]
             if rule == "drop":
                 assert "exceeds" in refusal(service, DIM, policy="at_least(k=3)")["message"]
             else:
-                told = refusal(service, DIM, policy="at_least(k=3)")["message"]
-                assert "needs 3 votes, and 2 of 3 members answered" in told
-        assert found["drop"] == found["neutral"]
+                refused = refusal(service, DIM, policy="at_least(k=3)")["message"]
+                assert "needs 3 votes, and 2 of 3 members answered" in refused
+        assert labels_by_rule["drop"] == labels_by_rule["neutral"]
         service = probes(
             tmp_path,
             task="presence",
@@ -296,13 +298,15 @@ class TestLazy:
     ) -> None:
         service = probes(tmp_path, task="presence", policies={"lazy": True, "default": "any"})
         ran: list[int] = []
-        original = runtime.Runtime._run_unit
+        original = runtime.Runtime._run_executable
 
-        def spy(self: runtime.Runtime, asked: object, batch: torch.Tensor, *rest: object) -> None:
+        def spy(
+            self: runtime.Runtime, executable: object, batch: torch.Tensor, *rest: object
+        ) -> None:
             ran.append(len(batch))
-            original(self, asked, batch, *rest)  # type: ignore[arg-type]
+            original(self, executable, batch, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(runtime.Runtime, "_run_unit", spy)
+        monkeypatch.setattr(runtime.Runtime, "_run_executable", spy)
         responses = service.answer([form(BRIGHT), form(DARK, BRIGHT), form(BRIGHT, lazy="false")])
         assert [response.status for response in responses] == [200] * 3
         assert ran[0] == 3
@@ -382,8 +386,8 @@ class TestSequences:
         )
         assert [p["label"] for p in answer["predictions"]] == ["bright", "dark", "dark"]
         assert answer["sequence"]["label"] == "bright"
-        told = refusal(service, DARK, frame_order="1,2")
-        assert "2 numbers for 1 samples" in told["message"]
+        refused = refusal(service, DARK, frame_order="1,2")
+        assert "2 numbers for 1 samples" in refused["message"]
 
     def test_requests_do_not_influence_each_other(self, service: EnsembleService) -> None:
         request = form(BRIGHT, smooth="average", stream="one")
@@ -393,31 +397,31 @@ class TestSequences:
 
 class TestLimits:
     def test_samples(self, tmp_path: Path) -> None:
-        told = refusal(probes(tmp_path, limits={"max_samples": 2}), DARK, DARK, DARK)
-        assert told["code"] == 413
-        assert "limits.max_samples" in told["message"]
+        refused = refusal(probes(tmp_path, limits={"max_samples": 2}), DARK, DARK, DARK)
+        assert refused["code"] == 413
+        assert "limits.max_samples" in refused["message"]
 
     def test_bytes(self, tmp_path: Path) -> None:
-        told = refusal(probes(tmp_path, limits={"max_request_bytes": 100}), DARK, DARK)
-        assert told["code"] == 413
-        assert "limits.max_request_bytes" in told["message"]
+        refused = refusal(probes(tmp_path, limits={"max_request_bytes": 100}), DARK, DARK)
+        assert refused["code"] == 413
+        assert "limits.max_request_bytes" in refused["message"]
 
     def test_pixels(self, tmp_path: Path) -> None:
-        told = refusal(probes(tmp_path, limits={"max_pixels": 8}), DARK)
-        assert told["code"] == 413
-        assert "limits.max_pixels" in told["message"]
+        refused = refusal(probes(tmp_path, limits={"max_pixels": 8}), DARK)
+        assert refused["code"] == 413
+        assert "limits.max_pixels" in refused["message"]
 
 
-def test_describe_tells_all_that_a_client_may_choose(service: EnsembleService) -> None:
-    told = service.describe()
-    assert [member["name"] for member in told["members"]] == ["a", "b", "c"]
-    assert told["labels"] == ["dark", "bright"]
-    assert told["input_shape"] == (3, 2, 2)
-    assert {"policy", "on_error", "fields"} <= {option["name"] for option in told["options"]}
-    assert json.loads(json.dumps(told))
+def test_describe_lists_all_that_a_client_may_choose(service: EnsembleService) -> None:
+    description = service.describe()
+    assert [member["name"] for member in description["members"]] == ["a", "b", "c"]
+    assert description["labels"] == ["dark", "bright"]
+    assert description["input_shape"] == (3, 2, 2)
+    assert {"policy", "on_error", "fields"} <= {option["name"] for option in description["options"]}
+    assert json.loads(json.dumps(description))
 
 
-def test_a_wrong_default_policy_is_found_at_load(tmp_path: Path) -> None:
+def test_a_wrong_default_policy_is_refused_at_load(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="policies of ensemble 'probes'"):
         probes(tmp_path, policies={"default": "meen"})
 
@@ -465,41 +469,42 @@ def test_whatever_comes_is_answered_or_refused_as_the_clients_mistake(
 
 
 class TestKernels:
-    """oneDNN makes one for each layer and number of samples."""
+    """oneDNN makes a kernel for each layer and number of samples."""
 
-    def sizes_before_ready(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    def batch_sizes_of_warm_up(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Return the sizes of the batches that a service with batch_size 5 runs to warm up."""
         service = probes(folder, serving={"batch_size": 5})
         sizes: list[int] = []
         monkeypatch.setattr(service._runtime, "run", lambda images: sizes.append(len(images)))
         service.warm_up()
         return sizes
 
-    def test_those_of_every_batch_size_are_made_before_the_first_request(
+    def test_kernels_of_every_batch_size_are_made_before_the_first_request(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert self.sizes_before_ready(tmp_path, monkeypatch) == [5, 1, 2, 3, 4]
+        assert self.batch_sizes_of_warm_up(tmp_path, monkeypatch) == [5, 1, 2, 3, 4]
 
     def test_a_slow_ensemble_is_ready_after_the_full_batch(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(service_module, "_MAX_WARM_UP_SECONDS", 0.0)
-        assert self.sizes_before_ready(tmp_path, monkeypatch) == [5]
+        assert self.batch_sizes_of_warm_up(tmp_path, monkeypatch) == [5]
 
-    @pytest.mark.parametrize("own", [None, "77"])
-    def test_more_are_kept_than_onednn_does_by_itself(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+    @pytest.mark.parametrize("configured", [None, "77"])
+    def test_more_kernels_are_cached_than_by_default_unless_the_environment_sets_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: str | None
     ) -> None:
         name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-        monkeypatch.setenv(name, own or "")
-        if own is None:
+        monkeypatch.setenv(name, configured or "")
+        if configured is None:
             monkeypatch.delenv(name)
         probes(tmp_path)
-        assert os.environ[name] == (own or "16384")
+        assert os.environ[name] == (configured or "16384")
 
 
 @pytest.mark.parametrize("default", ["any", "mean"])
 def test_a_named_policy_may_have_a_policys_own_name(tmp_path: Path, default: str) -> None:
-    """Whether it is the default makes no difference."""
+    """It may have this name whether it is the default or not."""
     policies = {"default": default, "named": {"any": "any"}}
     service = probes(tmp_path, task="presence", policies=policies)
     assert ask(service, BRIGHT, policy="any")["predictions"][0]["label"] == "bright"

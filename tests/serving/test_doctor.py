@@ -22,14 +22,14 @@ SAFE = (ROOT / "config.properties").read_text()
 
 
 def about(findings: list[Finding], words: str) -> Finding:
-    """The one finding that contains these words, besides the list of changed settings."""
+    """Return the only finding with these words, apart from the list of changed settings."""
     changes = "other than the defaults"
     (finding,) = [f for f in findings if words in f.what and changes not in f.what]
     return finding
 
 
 def with_config(tmp_path: Path, text: str) -> list[Finding]:
-    """The findings for a config.properties with this text."""
+    """Return the findings for a config.properties with this text."""
     config = tmp_path / "config.properties"
     config.write_text(text)
     return diagnose(config=config)
@@ -111,7 +111,7 @@ def test_the_shipped_configuration_and_this_machine_are_fine(
         ("[/b]=1", "[/b] is no setting", "ignores it", Level.WARNING),
     ],
 )
-def test_traps_in_a_configuration_are_found(
+def test_traps_in_a_configuration_are_reported(
     tmp_path: Path, line: str, words: str, remedy: str, level: Level
 ) -> None:
     finding = about(with_config(tmp_path, f"{SAFE}\n{line}\n"), words)
@@ -181,7 +181,7 @@ def test_a_configuration_that_does_not_exist_is_skipped(tmp_path: Path) -> None:
     assert diagnose(config=tmp_path / "none.properties") == diagnose()
 
 
-def test_missing_and_unsupported_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_unsupported_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     requirements = ["no-such-package-of-anyone>=1", "packaging<1", "pyyaml>=1; extra == 'x'"]
     monkeypatch.setattr(metadata, "requires", lambda name: requirements)
     findings = diagnose()
@@ -296,7 +296,7 @@ def test_a_dead_or_damaged_state_file_is_reported_and_kept(tmp_path: Path) -> No
 
 
 def dead_state(folder: Path) -> str:
-    """The state file of a server whose process id belongs to another process now."""
+    """Return a state file of a dead server, whose process id now belongs to another process."""
     address = "http://127.0.0.1:1"
     return json.dumps(
         {

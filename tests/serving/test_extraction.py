@@ -1,4 +1,4 @@
-"""The reason is found why TorchServe could not extract an archive."""
+"""`why_not_extracted` names the reason why TorchServe could not extract an archive."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchserve_ensemble.serving.extraction import why_not_extracted
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
+    """Path of a zip file with one compressed entry of 1 MB."""
     path = tmp_path / "a.mar"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("large", bytes(range(256)) * 4000)

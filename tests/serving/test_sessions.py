@@ -67,6 +67,7 @@ class Recorder:
 
 @pytest.fixture
 def server() -> Iterator[Recorder]:
+    """A server on this machine."""
     recorder = Recorder()
     yield recorder
     recorder.close()
@@ -96,8 +97,8 @@ def test_tokens_for_this_machine_pass_no_proxy(
     with InferenceClient(server.address, token="token") as client:
         client.predict("a", [("a.png", b"")])
     key_file = tmp_path / "key_file.json"
-    past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC).isoformat()
-    keys = {"management": {"key": "old", "expiration time": past}, "API": {"key": "token"}}
+    expired = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC).isoformat()
+    keys = {"management": {"key": "old", "expiration time": expired}, "API": {"key": "token"}}
     key_file.write_text(json.dumps(keys))
     read_token(key_file, "management", server.address)
     paths, tokens = zip(*server.requests, strict=True)
@@ -119,10 +120,11 @@ def test_for_other_machines_the_proxy_is_used_but_netrc_replaces_no_token(proxy:
     assert proxy.requests == [("http://ensemble.example.org:8081/models?limit=100", "Bearer token")]
 
 
-def test_grpc_on_this_machine_passes_no_proxy(proxy: Recorder) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "localhost:1", "0.0.0.0:1"])
+def test_grpc_on_this_machine_passes_no_proxy(proxy: Recorder, address: str) -> None:
     pytest.importorskip("grpc")
     with (
-        InferenceClient("127.0.0.1:1", transport="grpc", token="token", timeout=5) as client,
+        InferenceClient(address, transport="grpc", token="token", timeout=5) as client,
         pytest.raises(ServerError),
     ):
         client.predict("a", [("a.png", b"")])

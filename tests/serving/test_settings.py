@@ -22,7 +22,7 @@ from torchserve_ensemble.serving.settings import (
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_value_cannot_smuggle_in_another_setting(tmp_path: Path) -> None:
+def test_a_value_with_a_line_break_adds_no_other_setting(tmp_path: Path) -> None:
     overrides = {"job_queue_size": "7\ndisable_token_authorization=true"}
     file = tmp_path / "config.properties"
     file.write_text(write_properties(ServerSettings(tmp_path, overrides=overrides).properties()))
@@ -38,7 +38,7 @@ def test_the_safe_settings_hold_without_a_config_file(tmp_path: Path) -> None:
 
 
 def test_the_shipped_file_repeats_the_safe_settings() -> None:
-    """A plain `torchserve --start` knows nothing of this package's defaults."""
+    """A plain `torchserve --start` does not read the defaults of this package."""
     shipped = read_properties(ROOT / "config.properties")
     assert shipped == DEFAULTS | {"model_store": "model_store"}
 
@@ -137,7 +137,7 @@ def test_throw_away_servers_leave_no_address_to_defaults() -> None:
 
 
 def test_switches_are_read_as_java_reads_them() -> None:
-    """Java ignores case, but not spaces, and knows no other word for true."""
+    """Java ignores case, but not spaces, and accepts no other word for true."""
     assert is_on({"a": "True"}, "a")
     assert not is_on({"a": "true "}, "a")
     assert not is_on({"a": "yes"}, "a")

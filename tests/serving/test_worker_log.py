@@ -20,9 +20,9 @@ TRACEBACK = [
 
 
 def printed(*lines: str) -> str:
-    """The log lines of a worker that printed `lines`."""
+    """Return the log lines of a worker that printed `lines`."""
     return "".join(
-        f"2026-01-01T00:00:00,1 [INFO ] {THREAD}-stdout MODEL_LOG - {x}\n" for x in lines
+        f"2026-01-01T00:00:00,1 [INFO ] {THREAD}-stdout MODEL_LOG - {line}\n" for line in lines
     )
 
 
@@ -30,7 +30,7 @@ DIED = (
     f"2026-01-01T00:00:00,1 [DEBUG] {THREAD} org.pytorch.serve.wlm.WorkerThread - {THREAD} "
     "State change WORKER_STARTED -> WORKER_STOPPED\n"
 )
-SILENT = (
+OUTPUT_ENDED = (
     f"2026-01-01T00:00:00,1 [INFO ] {THREAD}-stdout org.pytorch.serve.wlm.WorkerLifeCycle - "
     f"Stopped Scanner - {THREAD}-stdout\n"
 )
@@ -53,7 +53,7 @@ def test_a_log_that_does_not_exist_yet_reports_nothing(log: WorkerLog) -> None:
 
 
 def test_a_death_is_reported_once_with_its_traceback(log: WorkerLog) -> None:
-    add(log, printed("Torch worker started.", *TRACEBACK) + DIED + SILENT)
+    add(log, printed("Torch worker started.", *TRACEBACK) + DIED + OUTPUT_ENDED)
     (dead,) = log.dead_workers()
     assert dead.model == "digits_1.0"
     assert dead.reason == TRACEBACK[-1]
@@ -65,7 +65,7 @@ def test_output_that_follows_the_death_belongs_to_it(log: WorkerLog) -> None:
     """The frontend's state change may be logged before the worker's last lines."""
     add(log, printed(*TRACEBACK[:2]) + DIED)
     assert log.dead_workers() == []
-    add(log, printed(*TRACEBACK[2:]) + SILENT)
+    add(log, printed(*TRACEBACK[2:]) + OUTPUT_ENDED)
     (dead,) = log.dead_workers()
     assert dead.reason == TRACEBACK[-1]
 
@@ -80,7 +80,7 @@ def test_output_that_never_ends_is_not_waited_for(
 
 
 def test_a_line_is_read_only_when_it_is_complete(log: WorkerLog) -> None:
-    whole = printed(*TRACEBACK) + DIED + SILENT
+    whole = printed(*TRACEBACK) + DIED + OUTPUT_ENDED
     for start in range(0, len(whole), 37):
         add(log, whole[start : start + 37])
         dead_workers = log.dead_workers()
@@ -88,17 +88,17 @@ def test_a_line_is_read_only_when_it_is_complete(log: WorkerLog) -> None:
 
 
 def test_a_worker_that_was_killed_leaves_no_traceback(log: WorkerLog) -> None:
-    add(log, printed("Loading model", "[METRICS]x") + DIED + SILENT)
+    add(log, printed("Loading model", "[METRICS]x") + DIED + OUTPUT_ENDED)
     (dead,) = log.dead_workers()
     assert "killed, or out of memory" in dead.reason
     assert "Loading model" in dead.reason
 
 
 def test_each_death_of_a_restarted_worker_has_its_own_reason(log: WorkerLog) -> None:
-    add(log, printed(*TRACEBACK) + DIED + SILENT)
+    add(log, printed(*TRACEBACK) + DIED + OUTPUT_ENDED)
     again = [*TRACEBACK[:-1], "ValueError: another"]
     first = log.dead_workers()
-    add(log, printed(*again) + DIED + SILENT)
+    add(log, printed(*again) + DIED + OUTPUT_ENDED)
     second = log.dead_workers()
     assert [d.reason for d in (*first, *second)] == [TRACEBACK[-1], "ValueError: another"]
 
@@ -107,7 +107,7 @@ def test_a_rotated_log_is_read_from_its_start(log: WorkerLog) -> None:
     add(log, "x\n" * 1000)
     assert log.dead_workers() == []
     log.path.write_text("")
-    add(log, printed(*TRACEBACK) + DIED + SILENT)
+    add(log, printed(*TRACEBACK) + DIED + OUTPUT_ENDED)
     assert len(log.dead_workers()) == 1
 
 

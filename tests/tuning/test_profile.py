@@ -23,7 +23,7 @@ from torchserve_ensemble.commands.profile import _numbers
 from torchserve_ensemble.handlers.archive.mar_file import verify_archive
 from torchserve_ensemble.handlers.base.errors import ServerError
 from torchserve_ensemble.handlers.spec import Serving, load_spec
-from torchserve_ensemble.serving.frontier import ServingChoice, Tried, best, frontier
+from torchserve_ensemble.serving.frontier import MeasuredChoice, ServingChoice, best, frontier
 from torchserve_ensemble.serving.load import (
     LoadMetrics,
     LoadTarget,
@@ -41,11 +41,11 @@ metrics = st.builds(
     p50_ms=st.just(1.0),
     p99_ms=st.floats(1, 1000),
 )
-several = st.lists(st.builds(Tried, st.just(ServingChoice(1, 8, 5)), metrics), max_size=20)
+several = st.lists(st.builds(MeasuredChoice, st.just(ServingChoice(1, 8, 5)), metrics), max_size=20)
 
 
 @given(several)
-def test_nothing_beats_the_frontier_in_both(tried: list[Tried]) -> None:
+def test_nothing_beats_the_frontier_in_both(tried: list[MeasuredChoice]) -> None:
     found = frontier(tried)
     for each in tried:
         assert any(
@@ -59,7 +59,7 @@ def test_nothing_beats_the_frontier_in_both(tried: list[Tried]) -> None:
 
 @given(several, st.floats(1, 1000))
 def test_the_best_keeps_to_the_bound_and_lies_on_the_frontier(
-    tried: list[Tried], bound: float
+    tried: list[MeasuredChoice], bound: float
 ) -> None:
     found = best(tried, bound)
     within = [each for each in tried if each.metrics.p99_ms <= bound]

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..serving.frontier import Tried, best, frontier
+from ..serving.frontier import MeasuredChoice, best, frontier
 from ..tuning.profile import choices, measure, print_frontier, write_report
 from ..tuning.requirements import require_installed
 from .printing import reported_work
@@ -110,7 +110,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         arguments.workers, arguments.batch_sizes, arguments.delays_ms, arguments.threads
     )
     num_measurements = len(combinations) * len(arguments.clients)
-    tried: list[Tried] = []
+    tried: list[MeasuredChoice] = []
     # The first measurement is preceded by the build, which prints how members were compiled.
     with reported_work("measuring", num_measurements, at_once=False) as report:
         for each in measure(

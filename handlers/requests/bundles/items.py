@@ -1,4 +1,4 @@
-"""The samples of a bundle, as they are before the request numbers them."""
+"""The samples of a bundle, before they get their positions in the request."""
 
 from __future__ import annotations
 

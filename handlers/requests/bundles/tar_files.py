@@ -49,7 +49,7 @@ _MAX_EXTENSION_HEADER_BYTES_PER_FILE = 1 << 17
 
 
 def is_tar(data: bytes) -> bool:
-    """Whether the bytes are a tar file, plain or compressed with gzip, bzip2 or xz."""
+    """Return whether the bytes are a tar file, plain or compressed with gzip, bzip2 or xz."""
     end = _TAR_MAGIC_OFFSET + len(_TAR_MAGIC)
     if data[_TAR_MAGIC_OFFSET:end] == _TAR_MAGIC:
         return True
@@ -164,6 +164,7 @@ class _StrictInfo(tarfile.TarInfo):
     """
 
     def _proc_gnusparse_10(self, *_: object) -> None:
+        """Refuse a sparse file, in place of the method of TarInfo that reads one."""
         # The map of a sparse file may list millions of holes, so it is not even read.
         raise _ReadError("it holds sparse files; pack them without --sparse")
 

@@ -23,6 +23,8 @@ _INPUT_TENSOR = "input"
 """Name of the tensor that is read from a safetensors file with several tensors."""
 
 _MAX_NPY_HEADER_BYTES = 10_000
+"""Limit on the header of a .npy file, a Python literal; one with four dimensions has 128 bytes."""
+
 _MAX_SAFETENSORS_HEADER_BYTES = 100_000
 """Enough for one tensor and its metadata. Reading a million empty tensors would take seconds."""
 
@@ -37,7 +39,7 @@ _ACCEPTED_ARRAYS = (
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Whether the bytes begin with the length of a header and with the ``{`` of its JSON."""
+    """Return whether the bytes begin with the length of a header and the ``{`` of its JSON."""
     if len(data) < 10 or data[8:9] != b"{":
         return False
     length = int.from_bytes(data[:8], "little")

@@ -25,7 +25,7 @@ _MAX_ZIP_DIRECTORY_BYTES = 1 << 21
 
 
 def is_zip(data: bytes) -> bool:
-    """Whether the bytes begin as a zip file does; a zip file without entries counts as well."""
+    """Return whether the bytes begin as those of a zip file, with or without entries, do."""
     return data.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
@@ -41,7 +41,8 @@ def unzip(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
         RequestError: the zip file is damaged, or holds no files that may be samples.
         TooLargeError: the zip file exceeds what the budget has left.
     """
-    # zipfile makes objects for all entries of the directory at once, so they are counted before.
+    # zipfile makes objects for all entries of the directory at once. So the entries are counted
+    # before, by the bytes with which each of them begins.
     budget.take_entries(data.count(b"PK\x01\x02"), name)
     try:
         with zipfile.ZipFile(_BoundedZipFile(data)) as archive:
@@ -60,13 +61,18 @@ def unzip(data: bytes, name: str, budget: RequestBudget) -> list[Item]:
 
 
 class _BoundedZipFile(io.BytesIO):
-    """The bytes of a zip file, of which zipfile cannot read a directory that is too large.
+    """The bytes of a zip file; reading a directory that is too large from them is an error.
 
     zipfile reads the whole directory at once, from where the file says that it is, and takes
     quadratic time for the extra fields of its entries.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Read the next bytes, as BytesIO does.
+
+        Raises:
+            BadZipFile: more bytes are asked for at once than a directory may have.
+        """
         if size is not None and size > _MAX_ZIP_DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"its directory has {size} bytes")
         return super().read(size)

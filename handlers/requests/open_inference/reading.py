@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...base.errors import RequestError, TooLargeError
-from ...base.quoting import MAX_NAME, is_text, shown
+from ...base.quoting import MAX_NAME_CHARACTERS, is_text, shown
 from ...base.suggestions import nearest
 from ..bounded_json import parse_json
 from ..budget import RequestBudget
@@ -20,9 +20,16 @@ _REQUEST_KEYS = frozenset({"id", "parameters", "inputs", "outputs", "model_name"
 _INPUT_KEYS = frozenset({"name", "shape", "datatype", "parameters", "data"})
 _OUTPUT_KEYS = frozenset({"name", "parameters"})
 _MAX_ID_CHARACTERS = 1000
+"""Limit on the identifier of a request, which the answer repeats."""
+
 _MAX_OUTPUTS = 10_000
+"""Limit on the outputs that a client names; an ensemble has some ten, and one for each member."""
+
 _MAX_DIMENSIONS = 8
+"""Limit on the dimensions of a tensor; a batch of images has four."""
+
 _MAX_DIMENSION_SIZE = 2**31
+"""Limit on a single dimension, so that multiplying the dimensions takes no time."""
 
 _MAX_ELEMENTS = 2**59
 """NumPy cannot make an array of 2**63 bytes, and an element has up to 8 bytes.
@@ -40,8 +47,8 @@ def parse_infer_request(
         body: the body in bytes, or its JSON if that is decoded already.
         header_length: number of bytes of JSON before the binary data, from the header
             Inference-Header-Content-Length; None if the whole body is JSON.
-        budget: budget of the request. Samples are not counted here but when the tensors are taken
-            apart. A BYTES tensor with more elements than the limit on samples is not decoded.
+        budget: budget of the request. Samples are counted later, when the tensors are taken apart.
+            A BYTES tensor with more elements than the limit on samples is not decoded.
 
     Raises:
         RequestError: an input or a key is wrong; the message names it.
@@ -97,7 +104,7 @@ def _check_keys(content: Mapping[str, Any], allowed: frozenset[str], where: str)
 
 
 def _objects(content: Mapping[str, Any], key: str, max_count: int) -> Sequence[Mapping[str, Any]]:
-    """The list of objects under a key.
+    """Return the list of JSON objects under a key.
 
     Raises:
         RequestError: the value is not such a list.
@@ -114,18 +121,18 @@ def _objects(content: Mapping[str, Any], key: str, max_count: int) -> Sequence[M
 
 
 def _name(entry: Mapping[str, Any], where: str) -> str:
-    """The name of an input or output; raises RequestError if an answer could not repeat it."""
+    """Return the name of an input or output; RequestError if an answer could not repeat it."""
     name = entry.get("name")
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not is_text(name):
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARACTERS or not is_text(name):
         raise RequestError(
-            f'{where}: "name" must be a Unicode text of 1 to {MAX_NAME} characters, not '
+            f'{where}: "name" must be a Unicode text of 1 to {MAX_NAME_CHARACTERS} characters, not '
             f"{shown(name)}"
         )
     return name
 
 
 def _parameters(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The parameters of the request, of an input or of an output; empty if it has none."""
+    """Return the parameters of the request, an input or an output; empty if there are none."""
     parameters = content.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise RequestError(f'{where}: "parameters" must be a JSON object')
@@ -133,7 +140,7 @@ def _parameters(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _flag(parameters: Mapping[str, Any], name: str, where: str) -> bool:
-    """The value of a parameter that is true or false; false if it is missing."""
+    """Return the value of a parameter that is true or false; false if it is missing."""
     value = parameters.get(name, False)
     if not isinstance(value, bool):
         raise RequestError(f"{where}: parameter {name} must be true or false")
@@ -141,7 +148,7 @@ def _flag(parameters: Mapping[str, Any], name: str, where: str) -> bool:
 
 
 def _id(value: Any) -> str | None:
-    """The identifier of the request; raises RequestError if an answer could not repeat it."""
+    """Return the identifier of the request; RequestError if an answer could not repeat it."""
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > _MAX_ID_CHARACTERS or not is_text(value):
@@ -153,7 +160,7 @@ def _id(value: Any) -> str | None:
 
 
 def _requested_outputs(body: Mapping[str, Any]) -> tuple[RequestedOutput, ...] | None:
-    """The outputs that the client names; None if it names none, which requests all of them."""
+    """Return the outputs that the client names; None if it names none and so gets all of them."""
     if not body.get("outputs"):
         return None
     outputs: dict[str, RequestedOutput] = {}
@@ -219,7 +226,7 @@ def _input(
 
 
 def _shape(value: Any, where: str) -> tuple[int, ...]:
-    """The shape of a tensor, whose number of elements NumPy can represent.
+    """Return the shape of a tensor, after a check that NumPy can make an array of it.
 
     Raises:
         RequestError: the value is no shape, or the shape is larger than any array.

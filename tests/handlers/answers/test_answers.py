@@ -28,11 +28,11 @@ def test_numbers_are_the_shortest_decimals_of_single_precision(values: list[floa
 
 @given(st.data(), st.integers(1, 5), st.integers(1, 4))
 def test_the_score_is_that_of_the_best_label_chosen(
-    data: st.DataObject, labels: int, samples: int
+    data: st.DataObject, num_labels: int, num_samples: int
 ) -> None:
     number = st.sampled_from([-0.0, 0.0, 0.1, 0.5, 1.0])
-    row = st.lists(st.tuples(st.booleans(), number), min_size=labels, max_size=labels)
-    rows = data.draw(st.lists(row, min_size=samples, max_size=samples))
+    row = st.lists(st.tuples(st.booleans(), number), min_size=num_labels, max_size=num_labels)
+    rows = data.draw(st.lists(row, min_size=num_samples, max_size=num_samples))
     best = _best_scores(
         torch.tensor([[score for _, score in row] for row in rows]),
         torch.tensor([[chosen for chosen, _ in row] for row in rows]),

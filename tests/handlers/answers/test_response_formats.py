@@ -28,6 +28,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> EnsembleService:
 
 
 def answer(service: EnsembleService, *images: bytes, accept: str = "", **options: str) -> Response:
+    """Send images as a form, and return the response, which must be no refusal."""
     headers = {"accept": accept} if accept else {}
     (response,) = service.answer([form(*images, headers=headers, **options)])
     assert response.status == 200, response.body
@@ -37,6 +38,7 @@ def answer(service: EnsembleService, *images: bytes, accept: str = "", **options
 def infer(
     service: EnsembleService, *images: bytes, outputs: list[str] | None = None, **parameters: Any
 ) -> Response:
+    """Send images as a request of Open Inference v2, and return the response."""
     document: dict[str, Any] = {
         "id": "7",
         "inputs": [
@@ -173,6 +175,7 @@ class TestOpenInference:
 
     @staticmethod
     def scores(service: EnsembleService, array: np.ndarray[Any, Any]) -> list[float]:
+        """Send an array as binary data, and return the combined scores."""
         datatype = "UINT8" if array.dtype == np.uint8 else "FP32"
         document = {
             "inputs": [
@@ -220,14 +223,16 @@ class TestPreprocessedInputs:
         assert response.status == 400
         assert words in read(response)["message"]
 
-    def test_an_overflow_is_the_senders(self, service: EnsembleService) -> None:
+    def test_an_overflow_of_preprocessed_inputs_is_the_clients_mistake(
+        self, service: EnsembleService
+    ) -> None:
         document = {"instances": [np.full((3, 2, 2), 3e38).tolist()]}
         (response,) = service.answer([RawRequest([Part("body", "application/json", document)])])
         assert response.status == 400
         assert "member a: " in read(response)["message"]
 
     def test_members_with_different_preprocessings_accept_images_only(self, tmp_path: Path) -> None:
-        service = probes(tmp_path)
+        probes(tmp_path)
         members = json.loads((tmp_path / "ensemble.yaml").read_text())["members"]
         members[0]["preprocessing"] = {"resize": [4, 4]}
         members[1]["preprocessing"] = members[2]["preprocessing"] = "small"

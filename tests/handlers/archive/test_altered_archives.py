@@ -1,4 +1,4 @@
-"""Archives that somebody altered are refused as files, and by the worker before any of it runs.
+"""Archives that somebody altered are refused as files, and by the worker before their code runs.
 
 All code that the tests plant writes a file `ran` when it runs. Every test checks that this file
 does not exist.
@@ -45,6 +45,7 @@ def _nothing_ran(tmp_path: Path) -> Iterator[None]:
 
 
 def written(contents: Contents, path: Path) -> Path:
+    """Write an archive's file, and return its path."""
     write_entries(contents, path)
     return path
 
@@ -81,7 +82,7 @@ def alterations(contents: Contents) -> Iterator[tuple[str, Contents, str]]:
         yield f"beside {name}", contents | {beside: b""}, f"{beside} is not listed in {RECORD}"
 
 
-def test_every_alteration_of_the_file(contents: Contents, tmp_path: Path) -> None:
+def test_every_alteration_of_the_file_is_refused(contents: Contents, tmp_path: Path) -> None:
     for what, altered, expected in alterations(contents):
         message = refusal(written(altered, tmp_path / "altered.mar"))
         assert expected in message, what
@@ -141,6 +142,7 @@ def load() -> Iterator[Callable[[Path], str]]:
 
 
 def extracted(contents: Contents, folder: Path) -> Path:
+    """Write an archive's contents into an empty folder, as TorchServe does, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +159,7 @@ def test_a_whole_folder_is_loaded_again_and_again(
     assert new - contents.keys() == {f"__pycache__/ensemble_entry.{CACHE}.pyc"}
 
 
-def test_every_alteration_of_the_folder(
+def test_every_alteration_of_the_folder_is_refused(
     contents: Contents, tmp_path: Path, load: Callable[[Path], str], planted: bytes
 ) -> None:
     for what, altered, expected in alterations(contents):
@@ -243,7 +245,7 @@ def test_byte_code_is_refused_and_does_not_run(
         ".hidden",
     ],
 )
-def test_unlisted_files(
+def test_unlisted_files_are_refused(
     contents: Contents, tmp_path: Path, load: Callable[[Path], str], planted: bytes, name: str
 ) -> None:
     altered = contents | {name: planted}
@@ -272,8 +274,9 @@ def test_even_listed_files_must_be_where_a_build_puts_them(
     altered = with_record(contents, lambda files: files.update({name: planted}))
     assert name in refusal(written(altered, tmp_path / "a.mar"))
     if name.endswith(".pyc") and not name.startswith("handlers"):
-        return  # The entry's own byte code runs before the worker can check; only the file's check
-        # can refuse it.
+        # The entry's own byte code runs before the worker can check it, so only the check of the
+        # file can refuse it.
+        return
     assert name in load(extracted(altered, tmp_path / "folder"))
 
 
@@ -287,7 +290,7 @@ def test_even_listed_files_must_be_where_a_build_puts_them(
         f"__pycache__/ensemble_entry.{CACHE}.pyc",
     ],
 )
-def test_what_runs_before_the_worker_can_check(
+def test_files_that_run_before_the_workers_check_are_refused_as_files(
     contents: Contents, tmp_path: Path, planted: bytes, name: str
 ) -> None:
     """TorchServe's worker would import these files before the entry, or instead of it."""
@@ -298,7 +301,7 @@ def test_what_runs_before_the_worker_can_check(
     assert name in refusal(written(altered, tmp_path / "b.mar"))
 
 
-def test_empty_folders_links_and_devices(
+def test_empty_folders_links_and_devices_are_refused(
     contents: Contents, tmp_path: Path, load: Callable[[Path], str]
 ) -> None:
     folder = extracted(contents, tmp_path / "folder")
@@ -324,6 +327,7 @@ def test_empty_folders_links_and_devices(
 
 
 def manifest(content: bytes, **model: object) -> bytes:
+    """Return a manifest with other values for some keys of its part ``model``."""
     changed = json.loads(content)
     changed["model"] |= model
     return (json.dumps(changed, indent=2, sort_keys=True) + "\n").encode()
@@ -367,7 +371,7 @@ def manifest(content: bytes, **model: object) -> bytes:
         (SPEC, lambda c: b"a" * 2_000_000, "more than 1000000 characters"),
     ],
 )
-def test_what_the_record_lists_must_fit_together(
+def test_listed_files_that_contradict_each_other_are_refused(
     contents: Contents,
     tmp_path: Path,
     load: Callable[[Path], str],
@@ -386,7 +390,9 @@ def test_what_the_record_lists_must_fit_together(
 
 
 @pytest.mark.parametrize("name", [ENTRY, SPEC, MANIFEST, MODEL_CONFIG, "requirements.txt"])
-def test_what_every_archive_needs(contents: Contents, tmp_path: Path, name: str) -> None:
+def test_an_archive_without_a_necessary_file_is_refused(
+    contents: Contents, tmp_path: Path, name: str
+) -> None:
     altered = with_record(contents, lambda files: files.__delitem__(name))
     assert f"{name} is not listed in {RECORD}" in refusal(written(altered, tmp_path / "a.mar"))
 
@@ -413,7 +419,9 @@ def test_what_every_archive_needs(contents: Contents, tmp_path: Path, name: str)
         ("Handlers/service.py", "one name to some file systems"),
     ],
 )
-def test_names(contents: Contents, tmp_path: Path, name: str, expected: str) -> None:
+def test_dangerous_names_are_refused(
+    contents: Contents, tmp_path: Path, name: str, expected: str
+) -> None:
     for altered in (
         contents | {name: b""},
         with_record(contents, lambda files: files.update({name: b""})),

@@ -37,7 +37,7 @@ def test_the_digest_is_that_of_the_contents(files: dict[str, str], random: objec
         '{"files": {"\\ud800": "00"}, "built_with": {}, "digest": ""}',
     ],
 )
-def test_damaged_records(text: str) -> None:
+def test_damaged_records_are_refused(text: str) -> None:
     with pytest.raises(ArchiveError, match=r"a.mar: archive.json is damaged"):
         ArchiveRecord.from_json(text, source="a.mar")
 
@@ -53,7 +53,7 @@ def test_damaged_records(text: str) -> None:
         ("  ", "    "),
     ],
 )
-def test_a_record_that_was_changed(before: str, after: str) -> None:
+def test_a_record_that_was_changed_is_refused(before: str, after: str) -> None:
     text = ArchiveRecord({"a": "00"}, {"torch": "1"}).to_json()
     assert before in text
     with pytest.raises(ArchiveError, match="was changed after the build"):

@@ -17,7 +17,9 @@ from torchserve_ensemble.handlers.archive.mar_file import verify_archive, zip_en
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 
 
-def test_a_whole_archive(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_whole_archive_is_accepted(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     digest = verify_archive(archive).digest
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(tmp_path / "folder")
@@ -43,6 +45,7 @@ def raw(contents: Contents, *more: tuple[zipfile.ZipInfo, bytes]) -> bytes:
 def entry(
     name: str, *, mode: int = 0o100644, compress: int = zipfile.ZIP_STORED
 ) -> zipfile.ZipInfo:
+    """Describe an entry of a zip file."""
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
     info.compress_type = compress
@@ -55,6 +58,7 @@ def central(content: bytes, name: str) -> int:
 
 
 def patched(content: bytes, place: int, new: bytes) -> bytes:
+    """Return the content with other bytes from an offset on."""
     return content[:place] + new + content[place + len(new) :]
 
 
@@ -64,6 +68,8 @@ def disguised(contents: Contents) -> Iterator[tuple[str, bytes, str]]:
     Yields:
         What was done, the file's bytes, and what the refusal must say.
     """
+    # Offsets in an entry of the directory (APPNOTE.TXT 4.3.12): 8 flags, 10 compression, 16 CRC,
+    # 20 compressed size, 24 size, 38 attributes, 42 offset of the local header, 46 name.
     whole = raw(contents)
     notes = "ensemble/notes.txt"
     place = central(whole, notes)
@@ -116,14 +122,16 @@ def disguised(contents: Contents) -> Iterator[tuple[str, bytes, str]]:
     yield "nul in a name", with_nul, "an invisible character"
 
 
-def test_disguises(contents: Contents, tmp_path: Path) -> None:
+def test_files_that_zip_readers_understand_differently_are_refused(
+    contents: Contents, tmp_path: Path
+) -> None:
     for what, content, expected in disguised(contents):
         path = tmp_path / "a.mar"
         path.write_bytes(content)
         assert expected in refusal(path), what
 
 
-def test_every_byte_counts(contents: Contents, tmp_path: Path) -> None:
+def test_a_change_of_any_byte_is_refused(contents: Contents, tmp_path: Path) -> None:
     whole = raw(contents)
     path = tmp_path / "a.mar"
     directory = struct.unpack_from("<L", whole, len(whole) - 6)[0]
@@ -132,7 +140,7 @@ def test_every_byte_counts(contents: Contents, tmp_path: Path) -> None:
         refusal(path)
 
 
-def test_no_archive(tmp_path: Path) -> None:
+def test_paths_without_an_archive_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="no such archive"):
         verify_archive(tmp_path / "none.mar")
     os.mkfifo(tmp_path / "pipe.mar")

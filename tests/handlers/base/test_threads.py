@@ -15,17 +15,17 @@ def pool() -> ThreadPool:
     return ThreadPool(3)
 
 
-def test_results_stand_in_order(pool: ThreadPool) -> None:
+def test_results_are_in_order(pool: ThreadPool) -> None:
     assert pool.map(lambda n: n * n, range(50)) == [n * n for n in range(50)]
     assert SERIAL.map(str, [1, 2]) == ["1", "2"]
 
 
-def test_the_first_error_arrives(pool: ThreadPool) -> None:
+def test_the_first_error_is_raised(pool: ThreadPool) -> None:
     with pytest.raises(ZeroDivisionError):
         pool.map(lambda n: 1 // n, [1, 0, 2])
 
 
-def test_things_are_done_at_the_same_time(pool: ThreadPool) -> None:
+def test_tasks_run_at_the_same_time(pool: ThreadPool) -> None:
     """Each task waits for the two others. One after the other they would wait for ever."""
     together = threading.Barrier(3)
     pool.map(lambda _: together.wait(timeout=30), range(3))

@@ -14,7 +14,7 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
     assert printed_by(code) == ["[]"]
 
 
-def test_the_compiler_is_there_when_it_is_asked_for() -> None:
+def test_the_compiler_is_imported_when_it_is_used() -> None:
     code = """
 import torch
 from torchserve_ensemble.handlers.base.torchvision_imports import functional
@@ -27,7 +27,7 @@ print(pooled.sum().item(), compiled(torch.arange(2.0).view(1, 1, 2)).tolist())
     assert printed_by(code) == ["4.0 [[[2.0, 1.0]]]"]
 
 
-def test_a_compiler_that_is_there_already_stays() -> None:
+def test_a_compiler_that_was_imported_before_is_not_replaced() -> None:
     code = """
 import torch._dynamo
 before = torch._dynamo.utils

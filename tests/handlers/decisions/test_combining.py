@@ -64,7 +64,7 @@ def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
     def run(
         images: Sequence[PreparedImage],
         *,
-        asked: Tensor,
+        selected: Tensor,
         deadlines: Sequence[float | None],
         end: float,
     ) -> MemberScores:
@@ -73,7 +73,7 @@ def tabled(folder: Path, task: str, on_failure: str) -> EnsembleService:
         outputs = MemberScores(
             scores=scores[:, levels],
             logits=logits[:, levels],
-            states=torch.where(asked, states[:, levels], torch.tensor(0, dtype=torch.uint8)),
+            states=torch.where(selected, states[:, levels], torch.tensor(0, dtype=torch.uint8)),
         )
         for member, sample in (outputs.states == State.FAILED).nonzero().tolist():
             outputs.reasons[member, sample] = f"no table for {levels[sample]}"
@@ -119,7 +119,7 @@ OPTIONS = {
 
 
 def random_request(generator: random.Random) -> RawRequest:
-    """Make a request with random images and options, of which most are good."""
+    """Make a request with random images and options; the service can answer many of them."""
     samples = generator.choices(IMAGES, k=generator.choice([1, 1, 2, 3]))
     if generator.random() < 0.1:
         samples[-1] = b"junk"
@@ -144,7 +144,7 @@ def test_each_byte_of_an_answer_is_as_if_it_were_alone(
     assert answered > 100, "of 320"
 
 
-def test_what_cannot_be_written_together_is_written_alone(
+def test_answers_that_cannot_be_written_together_are_written_one_by_one(
     services: dict[tuple[str, str], EnsembleService], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(results: object) -> None:
@@ -175,7 +175,7 @@ SIMILAR_OPTIONS: list[dict[str, Any]] = [
 
 
 def content_of_choice(chooser: Chooser, options: RequestOptions) -> Any:
-    """Everything that a choice contains, or the message of its refusal."""
+    """Return everything that the choice for some options contains, or the refusal's message."""
     try:
         choice = chooser.choose(options)
     except PolicyError as error:
@@ -204,7 +204,7 @@ class TestCachedChoices:
         assert (one.options.stream, one.options.frame_order) == (None, None)
         assert chooser.choose(parse_options({"policy": "any", "top_k": 1})) is not one
 
-    def test_their_number_is_bounded(
+    def test_the_number_of_cached_choices_is_limited(
         self, services: dict[tuple[str, str], EnsembleService]
     ) -> None:
         chooser = services["presence", "fail"]._chooser
@@ -276,10 +276,14 @@ class TestMissingMembers:
         service._runtime.run = run  # type: ignore[method-assign,assignment]
         return service
 
-    YES, NO, LATE = State.ANSWERED, State.FAILED, State.LATE
+    ANSWERED, FAILED, LATE = State.ANSWERED, State.FAILED, State.LATE
 
     def test_each_sample_has_its_own_reasons(self, tmp_path: Path) -> None:
-        states = [[self.YES] * 4, [self.NO, self.NO, self.LATE, self.NO], [self.YES] * 4]
+        states = [
+            [self.ANSWERED] * 4,
+            [self.FAILED, self.FAILED, self.LATE, self.FAILED],
+            [self.ANSWERED] * 4,
+        ]
         reasons = {(1, 0): "not finite", (1, 1): "too bright", (1, 3): "not finite"}
         service = self.service(tmp_path, states, reasons=reasons, on_failure="drop")
         rows = ask(service, *[image(0.5)] * 4)["predictions"]
@@ -293,7 +297,11 @@ class TestMissingMembers:
         assert len({json.dumps(row["members"]) for row in rows}) == 1
 
     def test_members_that_change_places_are_not_mixed(self, tmp_path: Path) -> None:
-        states = [[self.NO, self.LATE], [self.LATE, self.NO], [self.YES, self.YES]]
+        states = [
+            [self.FAILED, self.LATE],
+            [self.LATE, self.FAILED],
+            [self.ANSWERED, self.ANSWERED],
+        ]
         service = self.service(tmp_path, states, on_failure="neutral")
         first, second = ask(service, image(0.5), image(0.5), policy="any")["predictions"]
         assert (first["failed_members"], first["late_members"]) == ({"a": "broken"}, ["b"])
@@ -303,7 +311,11 @@ class TestMissingMembers:
     def test_each_refused_sample_has_its_own_status(
         self, tmp_path: Path, failures: dict[str, Any]
     ) -> None:
-        states = [[self.YES] * 4, [self.NO, self.LATE, self.NO, self.YES], [self.YES] * 4]
+        states = [
+            [self.ANSWERED] * 4,
+            [self.FAILED, self.LATE, self.FAILED, self.ANSWERED],
+            [self.ANSWERED] * 4,
+        ]
         reasons = {(1, 0): "not finite", (1, 2): "too bright"}
         service = self.service(tmp_path, states, reasons=reasons, min_members=3, **failures)
         rows = ask(service, *[image(0.5)] * 4, on_error="skip")["predictions"]
@@ -336,7 +348,7 @@ class TestMissingMembers:
     def test_a_policy_that_cannot_do_without_a_member_is_no_mistake_of_the_client(
         self, tmp_path: Path, rule: str, policy: str, needs: str
     ) -> None:
-        states = [[self.YES] * 3, [self.NO, self.LATE, self.YES], [self.YES] * 3]
+        states = [[self.ANSWERED] * 3, [self.FAILED, self.LATE, self.ANSWERED], [self.ANSWERED] * 3]
         service = self.service(tmp_path, states, on_failure=rule)
         options = {"policy": policy, "weights": '{"a": 0, "c": 0}'}
         rows = ask(service, *[image(0.5)] * 3, **options, on_error="skip")["predictions"]
@@ -349,7 +361,7 @@ class TestMissingMembers:
         assert "error" not in rows[2]
 
     def test_both_missing_members_are_named(self, tmp_path: Path) -> None:
-        states = [[self.NO], [self.LATE], [self.YES]]
+        states = [[self.FAILED], [self.LATE], [self.ANSWERED]]
         service = self.service(tmp_path, states, on_failure="drop")
         error = refusal(service, image(0.5), policy="b or c")
         assert error["code"] == 500
@@ -360,7 +372,9 @@ class TestMissingMembers:
     def test_a_clients_mistake_stays_one_when_a_member_fails(
         self, tmp_path: Path, rule: str, policy: str
     ) -> None:
-        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure=rule)
+        service = self.service(
+            tmp_path, [[self.ANSWERED], [self.FAILED], [self.ANSWERED]], on_failure=rule
+        )
         weights = '{"a": 0, "b": 0, "c": 0}'
         error = refusal(service, image(0.5), policy=policy, weights=weights)
         assert (error["code"], error["type"]) == (400, "PolicyError")
@@ -370,7 +384,9 @@ class TestMissingMembers:
 
     @pytest.mark.parametrize("kind", ["stacking", "per_class_weights"])
     def test_a_fitted_policy_without_one_of_its_members(self, tmp_path: Path, kind: str) -> None:
-        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure="drop")
+        service = self.service(
+            tmp_path, [[self.ANSWERED], [self.FAILED], [self.ANSWERED]], on_failure="drop"
+        )
         names = ("a", "b", "c")
         fitted: dict[str, FittedModel] = {
             "stacking": StackingModel(names, torch.ones(1, 3), torch.zeros(1)),
@@ -385,7 +401,9 @@ class TestMissingMembers:
         assert "member b: broken; the" in message or "all have weight 0" in message
 
     def test_policies_that_can_do_without_a_member_do(self, tmp_path: Path) -> None:
-        service = self.service(tmp_path, [[self.YES], [self.NO], [self.YES]], on_failure="drop")
+        service = self.service(
+            tmp_path, [[self.ANSWERED], [self.FAILED], [self.ANSWERED]], on_failure="drop"
+        )
         for policy in ("majority", "at_least(k=2)", "a and c", "cascade(confidence=1)", "all"):
             (row,) = ask(service, image(0.5), policy=policy)["predictions"]
             assert row["failed_members"] == {"b": "broken"}

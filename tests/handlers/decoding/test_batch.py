@@ -33,11 +33,13 @@ def service(tmp_path: Path) -> EnsembleService:
 def request(
     service: EnsembleService, *images: bytes, may_use_cache: bool = True
 ) -> SamplesToDecode:
+    """Make a request of some image files for the decode stage."""
     samples = [Sample(f"image {i}", i, data) for i, data in enumerate(images)]
     return SamplesToDecode(samples, (0, 1, 2), RequestBudget(service.spec.limits), may_use_cache)
 
 
 def decode(service: EnsembleService, *requests: SamplesToDecode, **settings: Any) -> list[Any]:
+    """Decode a batch, without a cache and a time limit unless `settings` has them."""
     settings = {"cache": None, "end": NEVER, **settings}
     return decode_batch(requests, service._decoder, **settings)
 
@@ -83,6 +85,6 @@ def test_samples_with_cached_scores_are_not_decoded(service: EnsembleService) ->
     assert (cache.hits, cache.misses) == (1, 1)
 
 
-def test_images_that_are_left_at_the_end_may_be_sent_again(service: EnsembleService) -> None:
+def test_images_that_are_not_decoded_in_time_may_be_sent_again(service: EnsembleService) -> None:
     (late,) = decode(service, request(service, DARK), end=-NEVER)
     assert isinstance(late.errors[0], BusyError)

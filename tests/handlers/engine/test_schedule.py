@@ -30,6 +30,10 @@ def test_every_sample_is_computed_once(several: list[Work], threads: int) -> Non
 
 
 def check_complete(several: list[Work], tasks: list[Task]) -> None:
+    """Check that tasks compute each sample once.
+
+    An executable that is not concurrent must be called by one task only.
+    """
     computed: dict[int, list[int]] = {i: [] for i in range(len(several))}
     for task in tasks:
         for call in task.calls:

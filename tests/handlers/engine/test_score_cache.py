@@ -39,7 +39,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def counts(service: EnsembleService) -> tuple[int, int]:
-    """Hits and misses of a service's cache."""
+    """Return the numbers of hits and misses of a service's cache."""
     assert service.cache is not None
     return service.cache.hits, service.cache.misses
 
@@ -55,7 +55,10 @@ def test_repeats_run_no_members_and_get_the_same_answer(
 ) -> None:
     first = ask(service, DARK, BRIGHT)
     assert ask(service, DARK, BRIGHT) == first
-    assert ask(service, BRIGHT, GRAY, DARK)["predictions"][::2] == first["predictions"][::-1]
+    bright, _, dark = ask(service, BRIGHT, GRAY, DARK)["predictions"]
+    # Samples are named after their place in the request, which is another one here.
+    places = [{"sample": "file[1]"}, {"sample": "file[0]"}]
+    assert [bright | places[0], dark | places[1]] == first["predictions"][::-1]
     assert ran == [2, 0, 1]
     assert counts(service) == (4, 3)
     assert service.describe()["score_cache"]["samples"] == 3
@@ -84,7 +87,7 @@ def test_members_that_an_earlier_request_left_out_are_run_later(
     assert ran[-1] == 0
 
 
-def test_damaged_images_and_neighbours(service: EnsembleService) -> None:
+def test_a_damaged_image_leaves_its_cached_neighbours_alone(service: EnsembleService) -> None:
     for _ in range(2):
         good, bad, mixed = service.answer([form(DARK), form(b"nothing"), form(DARK, BRIGHT)])
         assert (good.status, bad.status, mixed.status) == (200, 400, 200)
@@ -109,7 +112,7 @@ def test_lazy_requests_do_not_use_the_cache(service: EnsembleService) -> None:
 
 
 def outputs(value: float) -> MemberScores:
-    """The scores of two members for one sample, all of them equal to a value."""
+    """Make the scores of two members for one sample, all of them equal to a value."""
     return MemberScores(
         scores=torch.full((2, 1, 3), value),
         logits=torch.full((2, 1, 3), value),
@@ -140,11 +143,11 @@ def test_the_least_recently_used_entries_are_evicted(images: list[int], max_byte
 
 
 def cached(outputs: MemberScores) -> CachedScores:
-    """The cache entry of the first sample."""
+    """Make the cache entry of the first sample."""
     return CachedScores(outputs.scores[:, 0], outputs.logits[:, 0], outputs.states[:, 0])
 
 
-def test_reasons_follow_their_samples() -> None:
+def test_reasons_of_failures_stay_with_their_samples_among_cached_ones() -> None:
     computed = outputs(1.0)
     computed.fail(1, torch.tensor([0]), "broken")
     entry = cached(outputs(5.0))

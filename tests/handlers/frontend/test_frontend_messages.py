@@ -1,4 +1,4 @@
-"""`FrontendMessages` reads the same as TorchServe's own reader, except for parts over the limit."""
+"""`FrontendMessages` reads what TorchServe's own reader reads, but no more parts than the limit."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ END = struct.pack("!i", -1)
 
 
 def sized(content: bytes) -> bytes:
-    """The content after its length, as it stands in a message."""
+    """Return a content with its length before it, as a message contains it."""
     return struct.pack("!i", len(content)) + content
 
 
 def message(requests: list[Request]) -> bytes:
-    """The message of one batch, as the frontend sends it."""
+    """Return the message of one batch, as the frontend sends it."""
     written = b""
     for identifier, headers, parts in requests:
         written += sized(identifier)
@@ -71,7 +71,7 @@ def test_large_values_are_read_as_torchserve_reads_them(size: int) -> None:
     assert read(data, FrontendMessages(100)) == read(data, None)
 
 
-def test_one_part_more_than_there_may_be_is_kept() -> None:
+def test_one_part_more_than_the_limit_is_read_so_that_the_request_can_be_refused() -> None:
     parts = [(f"a{i}", "", b"x" * i) for i in range(5000)]
     (first, second) = read(
         message([(b"1", [], parts), (b"2", [], parts[:2])]), FrontendMessages(10)

@@ -1,4 +1,4 @@
-"""A worker is held as long as the server's owner wants, within a limit, and by nobody else."""
+"""Only the server's user can hold a worker; a hold ends when it is released, or after a limit."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchserve_ensemble.handlers.frontend.holding import hold_if_requested, hol
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder, in which the files of holds lie."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -28,12 +29,12 @@ def test_a_worker_is_held_until_it_is_released(folder: Path) -> None:
     (folder / f"ts-ensemble-hold-{os.getpid()}").touch()
     thread = threading.Thread(target=hold_if_requested, args=(60,))
     thread.start()
-    held = folder / f"ts-ensemble-held-{os.getpid()}"
+    acknowledgement = folder / f"ts-ensemble-held-{os.getpid()}"
     deadline = time.monotonic() + 10
-    while not held.exists():
+    while not acknowledgement.exists():
         assert time.monotonic() < deadline
     assert thread.is_alive()
-    held.unlink()
+    acknowledgement.unlink()
     thread.join(10)
     assert not thread.is_alive()
     assert list(folder.iterdir()) == []

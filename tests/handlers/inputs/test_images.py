@@ -1,4 +1,4 @@
-"""From bytes to the pixels that a person sees, or to one clear error."""
+"""Image files are decoded to the pixels that a person sees, or refused with one clear error."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ WHITE = [255, 255, 255]
 
 
 def decode(data: bytes, max_pixels: int = 1_000_000) -> Tensor:
+    """Decode an image file to uint8 (3, height, width)."""
     tensor = decode_image(data, max_pixels=max_pixels, name="a.png", index=2)
     assert tensor.dtype == torch.uint8
     assert tensor.dim() == 3
@@ -31,18 +32,19 @@ def decode(data: bytes, max_pixels: int = 1_000_000) -> Tensor:
 
 
 def pixels(data: bytes) -> list[list[int]]:
-    """All pixels in reading order, each [red, green, blue]."""
+    """Decode an image file to all pixels in reading order, each [red, green, blue]."""
     return decode(data).permute(1, 2, 0).reshape(-1, 3).tolist()
 
 
 def grays(data: bytes) -> list[int]:
+    """Decode the file of a gray image to the levels of all pixels in reading order."""
     values = pixels(data)
     assert all(red == green == blue for red, green, blue in values)
     return [value[0] for value in values]
 
 
 def pattern(mode: str = "RGB", height: int = 12, width: int = 16) -> Image.Image:
-    """A smooth image, each corner of another colour."""
+    """Draw a smooth image whose corners have different colours."""
     y, x = np.mgrid[0:height, 0:width]
     red, green = 255 * y / (height - 1), 255 * x / (width - 1)
     blue = 255 - (red + green) / 2
@@ -72,7 +74,7 @@ def test_channels_are_innermost_in_memory() -> None:
     assert decode(encoded(pattern(), "PNG")).stride() == (1, 48, 3)
 
 
-# How a stored image must be turned to be upright again: each function undoes the transposition.
+# EXIF orientation -> how an upright image is stored with it. The decoder must turn it back.
 STORED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -210,8 +212,8 @@ class TestColorSpaces:
     def test_cmyk(self, kind: str) -> None:
         """No ink is white, and full cyan has no red; a JPEG stores it inverted, as Adobe does."""
         for ink, expected in (((0, 0, 0, 0), WHITE), ((255, 0, 0, 0), [0, 255, 255])):
-            found = torch.tensor(pixels(encoded(Image.new("CMYK", (8, 8), ink), kind)))
-            assert (found - torch.tensor(expected)).abs().max() <= 2
+            decoded = torch.tensor(pixels(encoded(Image.new("CMYK", (8, 8), ink), kind)))
+            assert (decoded - torch.tensor(expected)).abs().max() <= 2
 
     def test_lab(self) -> None:
         to_lab = ImageCms.buildTransform(
@@ -287,7 +289,7 @@ class TestErrors:
         assert (caught.value.sample, caught.value.index) == ("a.png", 2)
 
     @pytest.mark.parametrize(
-        ("data", "seen"),
+        ("data", "hint"),
         [
             (b"\n <!doctype html><html>", "markup"),
             (b'{"a": 1}', "JSON"),
@@ -299,8 +301,8 @@ class TestErrors:
             (b"nothing known", r"can be read; send JPEG"),
         ],
     )
-    def test_not_an_image(self, data: bytes, seen: str) -> None:
-        with pytest.raises(SampleError, match=rf"sample 2 \(a.png\) is not an image.*{seen}"):
+    def test_not_an_image(self, data: bytes, hint: str) -> None:
+        with pytest.raises(SampleError, match=rf"sample 2 \(a.png\) is not an image.*{hint}"):
             decode(data)
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
@@ -316,7 +318,7 @@ class TestErrors:
             decode(data, max_pixels=99)
 
     def test_size_is_checked_before_decoding(self) -> None:
-        """The pixels are damaged: decoding would find that."""
+        """The pixels are damaged, so decoding would raise another error."""
         data = png(9000, 8, GRAY, b"") + b"rest"
         with pytest.raises(TooLargeError):
             decode(data, max_pixels=8999)
@@ -371,6 +373,7 @@ def test_damaged_files_decode_or_are_refused(
 
 
 def decodes_or_refuses(data: bytes) -> None:
+    """Check that an image file is decoded, or refused with an error that names the sample."""
     try:
         decode(data)
     except (SampleError, TooLargeError) as error:
@@ -435,10 +438,10 @@ def test_every_kind_of_jpeg_is_what_pillow_decodes(
     "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I", "F"]
 )
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_bands_give_the_pixels_of_the_whole(
+def test_conversion_in_bands_gives_the_pixels_of_the_whole_image(
     mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large images are converted in bands; here each row is one."""
+    """Large images are converted in bands of rows; here each band is one row."""
     values = np.random.default_rng(0).integers(0, 256, (7, 5, 4), dtype=np.uint8)
     if mode in ("I;16", "I", "F"):
         dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]

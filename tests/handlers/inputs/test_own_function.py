@@ -1,4 +1,4 @@
-"""Preprocessing by a function of the user's own."""
+"""A function of the user can preprocess images; its mistakes are reported with file and line."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def lists(pixels):
 
 
 def spec(folder: Path, function: str = "own.py:prepare", **keys: Any) -> Path:
+    """Write a spec in which all members but the first use the function; return its path."""
     probes(folder)
     (folder / "own.py").write_text(OWN)
     (folder / "helper.py").write_text("SCALE = 255\n")
@@ -67,8 +68,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> EnsembleService:
 def test_members_get_what_the_function_returns(service: EnsembleService, tmp_path: Path) -> None:
     usual = probes(tmp_path)
     for brightness in (0.2, 0.4, 0.6, 0.8):
-        found, expected = ask(service, image(brightness)), ask(usual, image(brightness))
-        assert found["predictions"] == expected["predictions"]
+        actual, expected = ask(service, image(brightness)), ask(usual, image(brightness))
+        assert actual["predictions"] == expected["predictions"]
 
 
 def test_a_failure_names_sample_file_and_line_and_stays_with_its_sample(
@@ -98,7 +99,7 @@ def test_a_function_that_never_works_stops_the_build(tmp_path: Path) -> None:
         build_archive(path, tmp_path / "store")
 
 
-def test_a_function_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_function_is_reported(tmp_path: Path) -> None:
     with pytest.raises(MemberError, match="did you mean 'prepare'"):
         service_of(spec(tmp_path, "own.py:prepar"))
 
@@ -112,7 +113,9 @@ def test_a_function_that_is_not_there(tmp_path: Path) -> None:
         ({"function": None}, "belongs to function"),
     ],
 )
-def test_mistakes_in_the_spec(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_mistakes_in_the_spec_are_refused(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SpecError, match=message):
         load_spec(spec(tmp_path, **keys))
 
@@ -122,12 +125,12 @@ def test_the_archive_carries_the_file(tmp_path: Path) -> None:
     archive = build_archive(path, tmp_path / "store")
     with zipfile.ZipFile(archive) as opened:
         assert "ensemble/own.py" in opened.namelist()
-    (found,) = Ensemble.load(archive).predict(image(0.6))
+    (actual,) = Ensemble.load(archive).predict(image(0.6))
     (expected,) = Ensemble.load(path).predict(image(0.6))
-    assert (found.label, found.score) == (expected.label, expected.score)
+    assert (actual.label, actual.score) == (expected.label, expected.score)
 
 
-def test_floats_that_a_client_preprocessed_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_floats_that_a_client_preprocessed_are_not_preprocessed_again(tmp_path: Path) -> None:
     path = spec(tmp_path)
     content = json.loads(path.read_text())
     content["members"][0]["preprocessing"] = "own"

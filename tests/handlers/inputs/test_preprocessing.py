@@ -98,7 +98,9 @@ class TestResolve:
             ),
         ],
     )
-    def test_equal_settings_have_one_form(self, one: dict[str, Any], other: dict[str, Any]) -> None:
+    def test_equal_settings_resolve_to_equal_ones(
+        self, one: dict[str, Any], other: dict[str, Any]
+    ) -> None:
         assert resolve(Preprocessing(**one)) == resolve(Preprocessing(**other))
 
     @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ class TestResolve:
         assert resolve(resolve(preprocessing)) == resolve(preprocessing)
 
 
-def test_group_shares_equal_settings_in_order() -> None:
+def test_group_lists_equal_settings_once_in_order() -> None:
     small, large = Preprocessing(crop=8), Preprocessing(crop=9)
     same = Preprocessing(crop=(8, 8), std=(1.0,))
     resolved = [resolve(each) for each in (large, small, large, same)]
@@ -141,16 +143,16 @@ def test_group_shares_equal_settings_in_order() -> None:
 def test_equals_the_preset_of_torchvision(name: str, height: int, width: int) -> None:
     picture = image(height, width)
     preset = get_weight(name).transforms()
-    found = preprocess(Preprocessing(weights=name), picture)[0]
+    actual = preprocess(Preprocessing(weights=name), picture)[0]
     # In levels of 0 to 255. Pillow, fixed-point and floating-point resizing round differently.
     levels = 255 * torch.tensor(preset.std).view(3, 1, 1)
     from_pillow = preset(Image.fromarray(picture.permute(1, 2, 0).numpy()))
     for expected in (from_pillow, preset(picture)):
-        assert ((found - expected).abs() * levels).max() <= 1.001
+        assert ((actual - expected).abs() * levels).max() <= 1.001
 
 
 def by_channel(resize: v2.Transform) -> v2.Transform:
-    """A resize of one channel at a time, as PyTorch 2.14 fails on one pixel of several channels."""
+    """Resize one channel at a time, because PyTorch 2.14 fails on one pixel of several channels."""
     return v2.Lambda(lambda picture: torch.cat([resize(channel[None]) for channel in picture]))
 
 
@@ -208,8 +210,8 @@ def test_equals_a_composition_of_torchvision(
     if color is Color.GRAYSCALE:
         steps.insert(0, v2.Lambda(lambda x: x[:1]) if gray else v2.Grayscale())
     expected = v2.Compose(steps)(picture)
-    found = preprocess(preprocessing, picture)
-    assert torch.allclose(found[0], expected, rtol=1e-5, atol=TOLERANCE)
+    actual = preprocess(preprocessing, picture)
+    assert torch.allclose(actual[0], expected, rtol=1e-5, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("antialias", [True, False])
@@ -220,7 +222,7 @@ def test_equals_a_composition_of_torchvision(
 def test_one_pixel(
     resize: Any, gray: bool, color: Color, interpolation: Interpolation, antialias: bool
 ) -> None:
-    """Also where the image, the resized image or the crop is a single pixel."""
+    """Preprocessing is torchvision's if the image, the resized image or the crop is one pixel."""
     mode = InterpolationMode(interpolation.value)
     resizing = by_channel(v2.Resize(resize, interpolation=mode, antialias=antialias))
     for crop in (1, (1, 4), 3):
@@ -238,8 +240,8 @@ def test_one_pixel(
             if color is Color.GRAYSCALE:
                 colored = picture[:1] if gray else v2.Grayscale()(picture)
             expected = v2.CenterCrop(crop)(resizing(colored)).float()
-            (found,) = preprocess(preprocessing, picture)
-            assert torch.allclose(found, expected, atol=1e-4), (crop, height, width)
+            (actual,) = preprocess(preprocessing, picture)
+            assert torch.allclose(actual, expected, atol=1e-4), (crop, height, width)
 
 
 @pytest.mark.parametrize("interpolation", [Interpolation.BILINEAR, Interpolation.BICUBIC])
@@ -259,15 +261,15 @@ def test_one_pixel_is_that_of_the_same_resize_in_floating_point(
 def test_gray_images_stay_exact(levels: list[int]) -> None:
     picture = torch.tensor(levels, dtype=torch.uint8).view(1, 2, 2).expand(3, 2, 2)
     settings = Preprocessing(color=Color.GRAYSCALE, crop=2, value_range=(0.0, 255.0))
-    found = preprocess(settings, picture)
-    assert found.shape == (1, 1, 2, 2)
-    assert torch.allclose(found.flatten(), torch.tensor(levels, dtype=torch.float32), atol=1e-4)
+    actual = preprocess(settings, picture)
+    assert actual.shape == (1, 1, 2, 2)
+    assert torch.allclose(actual.flatten(), torch.tensor(levels, dtype=torch.float32), atol=1e-4)
 
 
 def test_black_and_white_become_the_value_range() -> None:
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2).expand(3, 1, 2)
-    found = preprocess(Preprocessing(crop=(1, 2), value_range=(-1.0, 3.0)), black_and_white)
-    assert torch.allclose(found[0, 0, 0], torch.tensor([-1.0, 3.0]), atol=1e-6)
+    actual = preprocess(Preprocessing(crop=(1, 2), value_range=(-1.0, 3.0)), black_and_white)
+    assert torch.allclose(actual[0, 0, 0], torch.tensor([-1.0, 3.0]), atol=1e-6)
 
 
 def test_a_batch_of_mixed_sizes_equals_its_images_alone() -> None:
@@ -286,11 +288,11 @@ def test_layout_in_memory_does_not_matter() -> None:
     ).permute(2, 0, 1)
     for interpolation in Interpolation:
         preprocessing = Preprocessing(resize=24, crop=20, interpolation=interpolation)
-        found = preprocess(preprocessing, channels_innermost)
-        assert torch.equal(found, preprocess(preprocessing, picture))
+        actual = preprocess(preprocessing, channels_innermost)
+        assert torch.equal(actual, preprocess(preprocessing, picture))
 
 
-def test_images_are_left_alone() -> None:
+def test_the_given_images_are_not_changed() -> None:
     picture = image(8, 8)
     before = picture.clone()
     preprocess(Preprocessing(crop=8, mean=(0.5,)), picture)
@@ -298,7 +300,7 @@ def test_images_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("color", "channels"), [(Color.RGB, 3), (Color.GRAYSCALE, 1)])
-def test_no_images(color: Color, channels: int) -> None:
+def test_without_images_the_batch_is_empty(color: Color, channels: int) -> None:
     preprocessor = Preprocessor(Preprocessing(color=color, crop=(4, 6)), CPU)
     assert preprocessor.shape == (channels, 4, 6)
     empty = preprocessor([])

@@ -1,4 +1,4 @@
-"""Resizing: by Pillow as training code does, and with a frame that keeps proportions."""
+"""Images can be resized by Pillow as in training code, and with a frame that keeps proportions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def pixels(image: Tensor, **keys: Any) -> Tensor:
-    """What the members see of an image, (channels, height, width), in levels from 0 to 255."""
+    """Preprocess an image to float32 (channels, height, width), in levels from 0 to 255."""
     return Preprocessor(Preprocessing(value_range=(0.0, 255.0), **keys), CPU)([image])[0]
 
 
@@ -63,14 +63,14 @@ def test_pillow_gives_the_pixels_of_a_preset_on_a_pil_image(
         ]
     )
     expected = preset(Image.fromarray(image.permute(1, 2, 0).numpy()))
-    found = pixels(
+    actual = pixels(
         image,
         resize=resize,
         crop=12,
         interpolation=interpolation,
         resize_library=ResizeLibrary.PILLOW,
     )
-    assert torch.allclose(found, expected.float(), atol=1e-4)
+    assert torch.allclose(actual, expected.float(), atol=1e-4)
 
 
 def test_a_file_gives_the_input_of_plain_torchvision_code() -> None:
@@ -94,8 +94,8 @@ def test_a_file_gives_the_input_of_plain_torchvision_code() -> None:
         (ResizeLibrary.TORCH, 1.01 / 255 / 0.22),
     ):
         settings = Preprocessing(resize=256, crop=224, mean=mean, std=std, resize_library=library)
-        (found,) = Preprocessor(settings, CPU)([image])
-        assert (found - expected).abs().max() <= largest, library
+        (actual,) = Preprocessor(settings, CPU)([image])
+        assert (actual - expected).abs().max() <= largest, library
 
 
 @pytest.mark.parametrize("library", ResizeLibrary)
@@ -113,11 +113,11 @@ def test_a_letterbox_keeps_proportions(
     library: ResizeLibrary, color: Color, height: int, width: int, inside: tuple[int, ...]
 ) -> None:
     white = torch.full((3, height, width), 255, dtype=torch.uint8)
-    found = pixels(white, resize=(32, 32), letterbox=114, color=color, resize_library=library)
+    actual = pixels(white, resize=(32, 32), letterbox=114, color=color, resize_library=library)
     top, left, inner_height, inner_width = inside
-    expected = torch.full_like(found, 114)
+    expected = torch.full_like(actual, 114)
     expected[:, top : top + inner_height, left : left + inner_width] = 255
-    assert torch.allclose(found, expected, atol=1e-3)
+    assert torch.allclose(actual, expected, atol=1e-3)
 
 
 def test_a_letterbox_is_the_stretched_image_where_proportions_fit() -> None:
@@ -149,7 +149,9 @@ members: [{{name: m, weights: m.onnx}}]
         ("{resize: [8, 8], normalize: imagenet, value_range: [-1, 1]}", "normalize: is for"),
     ],
 )
-def test_settings_that_contradict_each_other(keys: str, message: str, tmp_path: Path) -> None:
+def test_settings_that_contradict_each_other_are_refused(
+    keys: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(SpecError, match=message):
         parse_spec(SPEC.format(keys=keys))
 

@@ -88,6 +88,6 @@ def test_a_record_that_contradicts_itself_is_refused(keys: dict[str, object]) ->
 @pytest.mark.parametrize(
     "text", ["[]", "[" * 100_000, '{"members": []}', compiled_record("a")[:-9]]
 )
-def test_a_damaged_record(text: str) -> None:
+def test_a_damaged_record_is_refused(text: str) -> None:
     with pytest.raises(ArchiveError, match=r"compiled/compiled\.json is damaged"):
         CompiledRecord.from_json(text)

@@ -11,14 +11,19 @@ from member_files import member, spec_of
 from torch import Tensor, nn
 
 from torchserve_ensemble.handlers.base.errors import MemberError
-from torchserve_ensemble.handlers.members import eager_optimisations as execution
+from torchserve_ensemble.handlers.members import eager_optimisations
 from torchserve_ensemble.handlers.members.eager_optimisations import accelerate
 from torchserve_ensemble.handlers.members.loading import LoadedMember
 from torchserve_ensemble.handlers.spec import EnsembleSpec, Precision, Runtime
 
 
 class Wide(nn.Module):
-    """A network with enough convolution weights to run with channels last."""
+    """A network with enough convolution weights to run with channels last.
+
+    Attributes:
+        layouts: for each call whether the input was in the layout channels last.
+        types: for each call the data type of the activations.
+    """
 
     def __init__(self, *, views: bool = False) -> None:
         super().__init__()
@@ -39,6 +44,7 @@ class Wide(nn.Module):
 
 
 def loaded(module: nn.Module) -> LoadedMember:
+    """Make a loaded member from a module."""
     return LoadedMember("first", module.eval(), module)
 
 
@@ -57,53 +63,53 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Compute the outputs of a module as it is, and after its optimisation."""
     plain = loaded(module)(batch())
-    chosen = spec(precision, **settings)
-    changed = accelerate(loaded(module), chosen, chosen.members[0], batch())
-    return plain, changed(batch())
+    ensemble = spec(precision, **settings)
+    optimised = accelerate(loaded(module), ensemble, ensemble.members[0], batch())
+    return plain, optimised(batch())
 
 
 def test_convolutional_members_run_with_channels_last() -> None:
     module = Wide()
-    plain, changed = run(module)
+    plain, optimised = run(module)
     assert module.layouts[-1]
-    torch.testing.assert_close(changed, plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(optimised, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_a_module_that_needs_its_layout_keeps_it() -> None:
     module = Wide(views=True)
-    plain, changed = run(module)
+    plain, optimised = run(module)
     assert not module.layouts[-1]
-    assert torch.equal(changed, plain)
+    assert torch.equal(optimised, plain)
     assert module.second.weight.is_contiguous()
 
 
 def test_small_members_are_not_changed() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))
-    plain, changed = run(module)
-    assert torch.equal(changed, plain)
+    plain, optimised = run(module)
+    assert torch.equal(optimised, plain)
 
 
 def test_bfloat16_stays_within_parity() -> None:
     module = Wide()
-    plain, changed = run(module, Precision.BFLOAT16)
+    plain, optimised = run(module, Precision.BFLOAT16)
     assert module.types[-1] is torch.bfloat16
-    assert changed.dtype is torch.float32
-    difference = (plain.softmax(dim=1) - changed.softmax(dim=1)).abs().max()
+    assert optimised.dtype is torch.float32
+    difference = (plain.softmax(dim=1) - optimised.softmax(dim=1)).abs().max()
     assert 0 < difference < 1e-2
 
 
 def test_bfloat16_that_changes_answers_is_refused_or_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(execution, "is_bfloat16_fast", lambda device: True)
+    monkeypatch.setattr(eager_optimisations, "is_bfloat16_fast", lambda device: True)
     with pytest.raises(MemberError, match="more than 1e-09; set runtime.precision to float32"):
         run(Wide(), Precision.BFLOAT16, tolerance=1e-9)
-    plain, changed = run(Wide(), Precision.AUTO, tolerance=1e-9)
-    torch.testing.assert_close(changed, plain, rtol=1e-5, atol=1e-5)
+    plain, optimised = run(Wide(), Precision.AUTO, tolerance=1e-9)
+    torch.testing.assert_close(optimised, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_auto_is_float32_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution, "is_bfloat16_fast", lambda device: False)
+    monkeypatch.setattr(eager_optimisations, "is_bfloat16_fast", lambda device: False)
     module = Wide()
     run(module, Precision.AUTO)
     assert module.types[-1] is torch.float32

@@ -47,12 +47,12 @@ def load(folder: Path, architectures: Sequence[str], temperatures: Sequence[floa
     return Runtime.load(load_spec(path), folder, CPU)
 
 
-def both(runtime: Runtime, asked: Tensor | None = None) -> tuple[MemberScores, MemberScores]:
+def both(runtime: Runtime, selected: Tensor | None = None) -> tuple[MemberScores, MemberScores]:
     """Compute the scores of the fused members, and then of each member alone."""
     images = example_images(6)
-    together = runtime.run(images, asked=asked)
+    together = runtime.run(images, selected=selected)
     runtime._executables = Executables(runtime._executables.single)
-    return together, runtime.run(images, asked=asked)
+    return together, runtime.run(images, selected=selected)
 
 
 def fused_of(runtime: Runtime) -> FusedMembers:
@@ -88,9 +88,9 @@ def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
 
 def test_samples_that_only_some_members_compute(tmp_path: Path) -> None:
     runtime = load(tmp_path, ["Net"] * 3)
-    asked = torch.ones((3, 6), dtype=torch.bool)
-    asked[1, 2:4] = False
-    together, alone = both(runtime, asked)
+    selected = torch.ones((3, 6), dtype=torch.bool)
+    selected[1, 2:4] = False
+    together, alone = both(runtime, selected)
     assert torch.equal(together.states, alone.states)
     torch.testing.assert_close(together.scores, alone.scores, rtol=1e-5, atol=1e-6, equal_nan=True)
 

@@ -24,7 +24,7 @@ temperatures = st.floats(0.1, 10)
 
 
 def function(forward: Any) -> LoadedMember:
-    """Make a loaded member of a function."""
+    """Make a loaded member from a function."""
     return LoadedMember("first", forward, None)
 
 

@@ -27,6 +27,7 @@ DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
 def script(folder: Path, model: nn.Module | None = None) -> None:
+    """Write w.pt, a TorchScript archive."""
     with warnings.catch_warnings():
         # torch marks TorchScript as deprecated; members saved with it stay readable.
         warnings.simplefilter("ignore")
@@ -34,6 +35,7 @@ def script(folder: Path, model: nn.Module | None = None) -> None:
 
 
 def export(folder: Path, model: nn.Module | None = None, dynamic: Any = DYNAMIC) -> None:
+    """Write w.pt2, an exported program."""
     program = torch.export.export(model or net(), (batch(2),), dynamic_shapes=dynamic)
     torch.export.save(program, folder / "w.pt2")
 
@@ -196,7 +198,7 @@ class TestOnnx:
         assert torch.allclose(load(tmp_path, "w.onnx")(channels_last), expected, atol=1e-5)
 
     def test_fixed_batch_dimension(self, tmp_path: Path) -> None:
-        onnx_model(tmp_path, samples=1)
+        onnx_model(tmp_path, batch_size=1)
         with pytest.raises(MemberError, match="batch dimension is fixed"):
             check(load(tmp_path, "w.onnx"), weights="w.onnx")
 
@@ -237,6 +239,6 @@ class TestOnnx:
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pt2", "w.onnx"])
-def test_device_of_the_answer(tmp_path: Path, name: str) -> None:
+def test_outputs_are_on_the_device_of_the_member(tmp_path: Path, name: str) -> None:
     {"w.pt": script, "w.pt2": export, "w.onnx": onnx_model}[name](tmp_path)
     assert load(tmp_path, name)(batch()).device == CPU

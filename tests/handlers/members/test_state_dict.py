@@ -29,6 +29,7 @@ def save(folder: Path, content: Any) -> None:
 
 
 def same_outputs(folder: Path, weights: str) -> bool:
+    """Whether a member with a weights file gives the outputs of the saved network."""
     return torch.equal(load(folder, weights)(batch()), net()(batch()))
 
 

@@ -48,10 +48,11 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def classification(members: int, samples: int, labels: int, seed: int = 0) -> Ballot:
+def classification(num_members: int, num_samples: int, num_labels: int, seed: int = 0) -> Ballot:
     """Make a ballot of random softmaxes, some of them rounded so that labels have equal scores."""
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(members, samples, labels, generator=generator).mul(3).softmax(dim=-1)
+    shape = (num_members, num_samples, num_labels)
+    scores = torch.randn(shape, generator=generator).mul(3).softmax(dim=-1)
     scores[:, ::3] = (scores[:, ::3] * 50).round() / 50
     return make_ballot(Task.CLASSIFICATION, scores)
 

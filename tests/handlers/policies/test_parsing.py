@@ -201,7 +201,7 @@ def test_a_deployments_name_comes_before_a_registered_policy() -> None:
         ("cnn := 0.5", "cannot read the policy"),
     ],
 )
-def test_messages(text: str, message: str) -> None:
+def test_mistakes_are_named_in_the_message(text: str, message: str) -> None:
     assert message in refusal(text)
 
 

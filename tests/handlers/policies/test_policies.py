@@ -220,26 +220,27 @@ def test_abstaining_above_a_disagreement() -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-@pytest.mark.parametrize("samples", [0, 1, 3])
-def test_every_policy_keeps_its_shapes(task: Task, samples: int) -> None:
+@pytest.mark.parametrize("num_samples", [0, 1, 3])
+def test_outcomes_of_every_policy_have_the_right_shapes(task: Task, num_samples: int) -> None:
     labels = 1 if task is Task.PRESENCE else 4
-    for members in (1, 2, 5):
-        scores = torch.rand(members, samples, labels)
+    for num_members in (1, 2, 5):
+        scores = torch.rand(num_members, num_samples, labels)
         if task is Task.CLASSIFICATION:
             scores = scores.softmax(dim=-1)
         for text in texts(task):
             outcome = combine(text, make_ballot(task, scores))
-            assert outcome.scores.shape == (samples, labels), text
+            assert outcome.scores.shape == (num_samples, labels), text
             assert outcome.scores.dtype == torch.float32, text
             if task is Task.REGRESSION:
                 assert outcome.decisions is None, text
-                assert {values.shape for values in outcome.spread.values()} == {(samples, labels)}
+                shapes = {values.shape for values in outcome.spread.values()}
+                assert shapes == {(num_samples, labels)}, text
             else:
                 assert outcome.decisions is not None, text
-                assert outcome.decisions.shape == (samples, labels), text
+                assert outcome.decisions.shape == (num_samples, labels), text
                 assert outcome.decisions.dtype == torch.bool, text
             if outcome.abstained is not None:
-                assert outcome.abstained.shape == (samples,), text
+                assert outcome.abstained.shape == (num_samples,), text
 
 
 @pytest.mark.parametrize("text", ["weighted_mean", "weighted_vote"])

@@ -272,7 +272,7 @@ def test_a_batch_that_takes_too_long_refuses_what_is_left(service: EnsembleServi
     long_ago = time.monotonic() - 1000
     (response,) = service.answer([form(BRIGHT)], arrived=long_ago)
     assert response.status == 503
-    assert "send it again" in read(response)["message"]
+    assert "send this one again" in read(response)["message"]
 
 
 def test_archives_of_one_batch_share_the_workers_memory(service: EnsembleService) -> None:

@@ -1,4 +1,4 @@
-"""Bundles are taken apart: every kind of bundle, every limit, damaged and arbitrary bytes."""
+"""Bundles of every kind are unpacked to samples; damaged and too large ones are refused."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ FILES = {"b.png": b"first", "folder/a.png": b"second", "b/c.png": b"third"}
 
 
 def take(data: bytes, *, split_frames: bool = False, limits: Limits = LIMITS) -> list[Item]:
+    """Unpack a bundle."""
     items = unpack(data, name="file", split_frames=split_frames, budget=RequestBudget(limits))
     assert items is not None
     return items
@@ -82,9 +83,7 @@ class TestArchives:
     def test_files_in_the_archives_order(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
         assert [(item.name, item.data) for item in take(pack(FILES))] == list(FILES.items())
 
-    def test_what_is_no_sample_is_passed_over(
-        self, pack: Callable[[dict[str, bytes]], bytes]
-    ) -> None:
+    def test_hidden_files_are_passed_over(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
         extra = {"__MACOSX/._b.png": b"x", ".DS_Store": b"x", "a/.hidden": b"x", "b.png": b"yes"}
         assert [item.name for item in take(pack(extra))] == ["b.png"]
 
@@ -94,11 +93,11 @@ class TestArchives:
         with pytest.raises(RequestError, match="holds no image"):
             take(pack({".hidden": b""}))
 
-    def test_too_many_files(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    def test_too_many_files_are_refused(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
         with pytest.raises(TooLargeError, match=r"limits\.max_samples"):
             take(pack({f"{i}.png": b"" for i in range(5)}))
 
-    def test_too_many_files_that_are_passed_over(
+    def test_too_many_hidden_files_are_refused(
         self, pack: Callable[[dict[str, bytes]], bytes]
     ) -> None:
         with pytest.raises(TooLargeError, match=r"limits\.max_samples"):
@@ -107,7 +106,9 @@ class TestArchives:
                 limits=Limits(max_samples=4, max_unpacked_bytes=10**7),
             )
 
-    def test_bombs_end_within_the_bound(self, pack: Callable[[dict[str, bytes]], bytes]) -> None:
+    def test_bombs_are_refused_before_they_take_memory(
+        self, pack: Callable[[dict[str, bytes]], bytes]
+    ) -> None:
         bomb = pack({"a.png": bytes(20_000_000)})
         tracemalloc.start()
         try:
@@ -139,7 +140,7 @@ class TestArchives:
                 take(pack(data))
         assert time.process_time() - began < 1
 
-    def test_links_fail_alone(self) -> None:
+    def test_a_link_fails_alone(self) -> None:
         target = io.BytesIO()
         with tarfile.open(fileobj=target, mode="w") as archive:
             link = tarfile.TarInfo("link.png")
@@ -178,7 +179,7 @@ class TestArchives:
             tracemalloc.stop()
         assert isinstance(item.data, Unreadable)
 
-    def test_a_gigabyte_of_zeros_in_a_gzip(self) -> None:
+    def test_a_gigabyte_of_zeros_in_a_gzip_is_refused_without_taking_memory(self) -> None:
         target = io.BytesIO()
         info = tarfile.TarInfo("a.png")
         info.size = 1 << 30
@@ -202,11 +203,11 @@ class TestArchives:
         with pytest.raises(RequestError, match="damaged"):
             take(packed[mode](bytes(plain)))
 
-    def test_a_tar_cut_between_two_entries(self) -> None:
+    def test_a_tar_that_ends_between_two_entries_is_damaged(self) -> None:
         with pytest.raises(RequestError, match="damaged"):
             take(tarred(FILES)[:2048])
 
-    def test_a_wrong_checksum_of_a_compressed_tar(self) -> None:
+    def test_a_compressed_tar_with_a_wrong_checksum_is_damaged(self) -> None:
         whole = bytearray(tarred(FILES, "w:gz"))
         whole[-6] ^= 1
         with pytest.raises(RequestError, match="damaged"):
@@ -282,7 +283,7 @@ class TestNumbers:
             take(npy(array))
         assert words in caught.value.message
 
-    def test_a_header_that_lies(self) -> None:
+    def test_a_header_with_another_shape_is_refused(self) -> None:
         whole = npy(np.zeros((2, 3, 4, 4), "f4"))
         lying = whole.replace(b"(2, 3, 4, 4)", b"(9, 9, 9, 9)")
         with pytest.raises(RequestError, match="do not make the shape"):
@@ -383,7 +384,7 @@ def test_damage_is_the_clients_mistake(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=600))
-def test_arbitrary_bytes(content: bytes) -> None:
+def test_arbitrary_bytes_are_unpacked_or_refused(content: bytes) -> None:
     for start in (b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x1f\x8b", b"GIF89a"):
         try:
             unpack(start + content, name="f", split_frames=True, budget=RequestBudget(LIMITS))

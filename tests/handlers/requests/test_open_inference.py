@@ -31,6 +31,7 @@ def parse(body: Any, header_length: int | None) -> InferRequest:
 
 
 def entry(**changes: Any) -> dict[str, Any]:
+    """Make an input of a request; a key with the value ``...`` is left out."""
     full = {"name": "x", "shape": [2], "datatype": "INT32", "data": [1, 2]} | changes
     return {key: value for key, value in full.items() if value is not ...}
 
@@ -152,7 +153,9 @@ def test_mistakes_are_named(body: bytes, words: str) -> None:
         ("BYTES", b"\x01\x00\x00\x00a", "1 elements, and the shape takes 2"),
     ],
 )
-def test_binary_data_that_do_not_add_up(datatype: str, binary: bytes, words: str) -> None:
+def test_binary_data_of_a_wrong_length_are_refused(
+    datatype: str, binary: bytes, words: str
+) -> None:
     size = min(len(binary), 8)
     header = request(entry(datatype=datatype, data=..., parameters={"binary_data_size": size}))
     with pytest.raises(RequestError) as caught:
@@ -161,13 +164,15 @@ def test_binary_data_that_do_not_add_up(datatype: str, binary: bytes, words: str
 
 
 @pytest.mark.parametrize("length", [-1, 10**9])
-def test_a_header_length_that_does_not_fit(length: int) -> None:
+def test_a_header_length_that_does_not_fit_is_refused(length: int) -> None:
     with pytest.raises(RequestError, match="Inference-Header-Content-Length"):
         parse(request(entry()), length)
 
 
 @given(data=st.data(), datatype=st.sampled_from(sorted(TRITON)), binary=st.booleans())
-def test_what_tritons_client_writes(data: st.DataObject, datatype: str, binary: bool) -> None:
+def test_requests_of_tritons_client_are_read(
+    data: st.DataObject, datatype: str, binary: bool
+) -> None:
     binary = binary or datatype == "FP16"
     finite = from_dtype(np.dtype(TRITON[datatype]), allow_nan=False, allow_infinity=False)
     array = data.draw(
@@ -182,7 +187,7 @@ def test_what_tritons_client_writes(data: st.DataObject, datatype: str, binary: 
 
 
 @given(data=st.data(), binary=st.booleans())
-def test_what_tritons_client_reads(data: st.DataObject, binary: bool) -> None:
+def test_tritons_client_reads_the_answers(data: st.DataObject, binary: bool) -> None:
     floats = from_dtype(np.dtype("f4"), allow_nan=False, allow_infinity=False)
     scores = data.draw(arrays("f4", (2, 3), elements=floats))
     labels = data.draw(

@@ -97,7 +97,7 @@ def test_the_error_of_an_archive_names_the_part_that_holds_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 257, "\ud800"])
-def test_names_of_fields_that_an_answer_cannot_repeat(name: str) -> None:
+def test_names_of_fields_that_an_answer_cannot_repeat_are_refused(name: str) -> None:
     with pytest.raises(RequestError, match="a name must be Unicode text of at most 256"):
         parse_request(RawRequest([file(name)]), LIMITS)
 
@@ -161,14 +161,14 @@ def test_one_bad_instance_does_not_hide_the_others() -> None:
         (RawRequest([Part("body", "application/json; charset=utf-8", b"{")]), "not valid JSON"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_remedy(request_: RawRequest, message: str) -> None:
+def test_mistakes_are_named_with_a_remedy(request_: RawRequest, message: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(request_, LIMITS)
     assert message in caught.value.message
     assert caught.value.status == 400
 
 
-def test_too_many_samples() -> None:
+def test_too_many_samples_are_refused() -> None:
     with pytest.raises(TooLargeError, match=r"limits\.max_samples"):
         parse_request(RawRequest([file()] * 5), LIMITS)
 

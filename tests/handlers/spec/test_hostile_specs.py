@@ -1,4 +1,4 @@
-"""Specs that are made to hurt: bounded time and memory, one clear message."""
+"""Hostile specs are refused with one short message, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ members:
     architecture: members.py:CNN
     weights: cnn.safetensors
 """
-_SECONDS = 5
+_MAX_SECONDS = 5
 
 
 def laughs(first: str, each: str) -> str:
-    """Nine levels of ten aliases each, a billion values when written out."""
+    """Write nine levels of ten aliases each: a billion values if all aliases are replaced."""
     lines = [f"a0: &a0 {first}"]
     lines += [f"a{n}: &a{n} {each % ', '.join([f'*a{n - 1}'] * 10)}" for n in range(1, 10)]
     return "\n".join(lines) + "\n"
@@ -62,13 +62,13 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_one_message_soon(name: str) -> None:
+def test_a_hostile_spec_is_refused_soon_with_one_message(name: str) -> None:
     addition, expected = HOSTILE[name]
     started = time.process_time()
     text = SPEC.replace("classification", "multilabel") + addition
     with pytest.raises(SpecError, match=expected) as caught:
         parse_spec(text)
-    assert time.process_time() - started < _SECONDS
+    assert time.process_time() - started < _MAX_SECONDS
     assert len(str(caught.value)) < 20_000
 
 
@@ -82,11 +82,11 @@ def test_one_message_soon(name: str) -> None:
     ],
     ids=["one label often", "numbers", "no members", "long word"],
 )
-def test_many_mistakes_are_told_in_short(old: str, new: str) -> None:
+def test_many_mistakes_are_reported_in_a_short_message(old: str, new: str) -> None:
     started = time.process_time()
     with pytest.raises(SpecError) as caught:
         parse_spec(SPEC.replace(old, new))
-    assert time.process_time() - started < _SECONDS
+    assert time.process_time() - started < _MAX_SECONDS
     assert len(str(caught.value)) < 20_000
 
 
@@ -100,7 +100,7 @@ def test_aliases_and_merged_keys_stay_useful() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A spec whose files are all there, and beside it a folder with something secret."""
+    """Folder of a spec with all its files; beside it lies a folder with a secret."""
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "key.txt").write_text("secret")
     folder = tmp_path / "spec"
@@ -112,6 +112,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def problem(folder: Path, addition: str = "") -> str:
+    """Load the spec with further lines, and return the message of the refusal."""
     (folder / "ensemble.yaml").write_text(SPEC + addition)
     with pytest.raises(SpecError) as caught:
         load_spec(folder / "ensemble.yaml")
@@ -170,12 +171,14 @@ def test_names_are_written_in_one_way(folder: Path) -> None:
         ("a" * 256, "longer than 1000 bytes, or 255"),
     ],
 )
-def test_names_that_an_archive_cannot_hold(folder: Path, file: str, reason: str) -> None:
+def test_names_that_an_archive_cannot_contain_are_refused(
+    folder: Path, file: str, reason: str
+) -> None:
     written = '"' + file.replace("\\", "\\\\").replace("\x07", "\\a") + '"'
     assert reason in problem(folder, f"extra_files: [{written}]\n")
 
 
-def test_names_that_differ_in_case_alone(folder: Path) -> None:
+def test_names_that_differ_in_case_alone_are_refused(folder: Path) -> None:
     (folder / "Members.py").touch()
     assert "take the files Members.py and members.py for one" in problem(
         folder, "extra_files: [Members.py]\n"
@@ -183,14 +186,14 @@ def test_names_that_differ_in_case_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["[" * 100_000, "{}", '{"kind": [], "members": []}', "1" * 5000])
-def test_hostile_headers_of_fitted_models(tmp_path: Path, header: str) -> None:
+def test_hostile_headers_of_fitted_models_are_refused(tmp_path: Path, header: str) -> None:
     file = tmp_path / "stack.safetensors"
     save_file({"intercept": torch.zeros(1)}, file, metadata={"fitted_model": header})
     with pytest.raises(SpecError, match="not a fitted model"):
         load_fitted(file)
 
 
-def test_a_fitted_model_of_no_members(tmp_path: Path) -> None:
+def test_a_fitted_model_without_members_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "stack.safetensors"
     tensors = {"intercept": torch.zeros(1), "coefficients": torch.zeros(1, 2)}
     save_file(tensors, file, metadata={"fitted_model": '{"kind": "stacking", "members": []}'})

@@ -34,6 +34,7 @@ members:
 
 
 def labels(folder: Path, content: object) -> tuple[str, ...]:
+    """Write a file of labels, and return the labels of a spec that names it."""
     (folder / FILE).write_text(content if isinstance(content, str) else json.dumps(content))
     return parse_spec(TEXT, labels_folder=folder).labels
 
@@ -49,7 +50,9 @@ def labels(folder: Path, content: object) -> tuple[str, ...]:
         ({"0": "Bäume 🌳", "1": 'a "b"'}, ("Bäume 🌳", 'a "b"')),
     ],
 )
-def test_torchserves_formats(tmp_path: Path, content: object, expected: tuple[str, ...]) -> None:
+def test_torchserves_formats_are_read(
+    tmp_path: Path, content: object, expected: tuple[str, ...]
+) -> None:
     assert labels(tmp_path, content) == expected
 
 
