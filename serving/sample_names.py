@@ -1,15 +1,15 @@
 """Names of samples: requests are divided so that each answer can be given the path of its file.
 
-A form carries no file names to the worker. Every image of a form is a part named ``file``, and the
-worker answers with that name for an image, ``file[3]`` for a row of an array, and the entry's own
-path for an entry of an archive.
+A form carries no file names to the worker, since TorchServe drops them. Every image of a form is a
+part named ``file``. The worker answers with that name, and with numbers for the parts and for the
+rows of arrays: ``file``, or ``file[3]`` for the fourth of several files, and ``file[3][0]`` for its
+first row. An entry of an archive is named by its own path in the archive.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 FIELD = "file"
@@ -18,7 +18,8 @@ FIELD = "file"
 SEQUENCE_OPTIONS = ("smooth", "frame_order", "stream", "frames")
 """Options that concern all samples of a request together; such a sequence is one request."""
 
-_OF_FIELD = re.compile(rf"{FIELD}(\[(?P<row>\d+)\])?")
+_ONLY_FILE = re.compile(rf"{FIELD}(?P<row>\[\d+\])?")
+_ONE_OF_SEVERAL_FILES = re.compile(rf"{FIELD}\[(?P<file>\d+)\](?P<row>\[\d+\])?")
 _ARCHIVE_SIGNATURES = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 """First bytes of zip, gzip, bzip2 and xz files."""
 
@@ -69,17 +70,31 @@ def with_names(predictions: list[dict[str, Any]], files: Sequence[str]) -> list[
     if len(predictions) == len(files):
         return [{**each, "sample": file} for each, file in zip(predictions, files, strict=True)]
     names = [str(each.get("sample", "")) for each in predictions]
-    if len(files) == 1:
-        owners = [files[0]] * len(predictions)
-    else:
-        begins_file = [not _is_further_row(name) for name in names]
-        if sum(begins_file) != len(files):
-            return predictions
-        owners = [files[count - 1] for count in accumulate(begins_file)]
+    paths = _paths_in(files[0], names) if len(files) == 1 else _paths(files, names)
+    if paths is None:
+        return predictions
+    return [{**each, "sample": path} for each, path in zip(predictions, paths, strict=True)]
+
+
+def _paths_in(file: str, names: Sequence[str]) -> list[str]:
+    """Return the path of each sample of the only file of a request."""
+    matches = [_ONLY_FILE.fullmatch(name) for name in names]
     return [
-        {**each, "sample": _name_within(owner, name)}
-        for each, owner, name in zip(predictions, owners, names, strict=True)
+        f"{file}/{name}" if match is None else file + (match["row"] or "")
+        for name, match in zip(names, matches, strict=True)
     ]
+
+
+def _paths(files: Sequence[str], names: Sequence[str]) -> list[str] | None:
+    """Return the path of each sample of several files; None if the names do not tell the file."""
+    matches = [match for name in names if (match := _ONE_OF_SEVERAL_FILES.fullmatch(name))]
+    numbers = [int(match["file"]) for match in matches]
+    # A worker of an earlier version numbers the rows of each file only, from 0 each time.
+    if len(matches) < len(names) or numbers != sorted(numbers):
+        return None
+    if set(numbers) != set(range(len(files))):
+        return None
+    return [files[int(match["file"])] + (match["row"] or "") for match in matches]
 
 
 def _is_archive(content: bytes) -> bool:
@@ -87,15 +102,3 @@ def _is_archive(content: bytes) -> bool:
         content.startswith(_ARCHIVE_SIGNATURES)
         or content[_TAR_SIGNATURE_AT : _TAR_SIGNATURE_AT + 5] == _TAR_SIGNATURE
     )
-
-
-def _is_further_row(name: str) -> bool:
-    """Whether a name is that of a row of an array, but not of its first row."""
-    match = _OF_FIELD.fullmatch(name)
-    return match is not None and match["row"] not in (None, "0")
-
-
-def _name_within(file: str, name: str) -> str:
-    if _OF_FIELD.fullmatch(name):
-        return file + name.removeprefix(FIELD)
-    return f"{file}/{name}"

@@ -85,7 +85,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, pace: Path) -> Path:
             "labels": ["dark", "bright"],
             "preprocessing": {"small": {"resize": [2, 2]}},
             "serving": {"batch_size": 1},
-            "runtime": {"score_cache_mb": 0},
+            "runtime": {"engine": "torch", "score_cache_mb": 0},
             "members": [
                 {
                     "name": "a",

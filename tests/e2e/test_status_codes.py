@@ -355,7 +355,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
             "labels": ["dark", "bright"],
             "preprocessing": {"small": {"resize": [2, 2]}},
             "serving": {"batch_size": 1},
-            "runtime": {"score_cache_mb": 0},
+            "runtime": {"engine": "torch", "score_cache_mb": 0},
             "limits": {"max_samples": MAX_SAMPLES},
             # Of two members the second has not begun when the first takes too long.
             "members": [{"name": name} | member for name in "ab"],

@@ -37,13 +37,21 @@ def tarred(*entries: str, mode: str = "w") -> bytes:
         (["file", "file"], ["a/1.png", "a/2.png"], ["a/1.png", "a/2.png"]),
         (["file[0]", "file[1]"], ["a.npy"], ["a.npy[0]", "a.npy[1]"]),
         (
-            ["file", "file[0]", "file[1]", "file[0]", "file"],
+            ["file[0]", "file[1][0]", "file[1][1]", "file[2][0]", "file[3]"],
             ["a.png", "b.npy", "c.npy", "d.png"],
             ["a.png", "b.npy[0]", "b.npy[1]", "c.npy[0]", "d.png"],
         ),
         (["x/1.png", "2.png"], ["a.zip"], ["a.zip/x/1.png", "a.zip/2.png"]),
-        # The archive may have one entry or two, so that nothing can be said.
-        (["file", "1.png", "2.png"], ["a.png", "b.zip"], ["file", "1.png", "2.png"]),
+        # It cannot be told which file these belong to.
+        (["file[0]", "1.png", "2.png"], ["a.png", "b.zip"], ["file[0]", "1.png", "2.png"]),
+        (["file[0]"], ["a.png", "b.png"], ["file[0]"]),
+        # A worker of an earlier version numbers the rows of each file from 0.
+        (
+            ["file[0]", "file[1]", "file[0]", "file[1]"],
+            ["a.npy", "b.npy"],
+            ["file[0]", "file[1]", "file[0]", "file[1]"],
+        ),
+        (["file", "file[0]", "file[1]"], ["a.png", "b.npy"], ["file", "file[0]", "file[1]"]),
     ],
 )
 def test_names(predictions: list[str], files: list[str], expected: list[str]) -> None:

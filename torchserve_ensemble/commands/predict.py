@@ -198,7 +198,7 @@ def _write(output_format: str, rows: Iterator[Row]) -> None:
     match output_format:
         case "lines":
             for row in rows:
-                print(json.dumps(row, ensure_ascii=False))
+                print(json.dumps(row, ensure_ascii=False), flush=True)
         case "csv":
             write_csv(rows, sys.stdout)
         case "json":

@@ -25,10 +25,10 @@ def add_command(subparsers: Subparsers) -> None:
     command = subparsers.add_parser(
         "profile",
         help="find the batch size, delay, workers and threads that are fastest on this machine",
-        description="Build the ensemble, serve it with each combination of the settings in turn, "
-        "and send it images. Print images per second and latency of each combination, and the one "
-        "with the most images per second whose p99 latency is within the bound. The exit status "
-        f"is {EXIT_STATUS_TOO_SLOW} if no combination is.",
+        description="Build the ensemble, serve it on free ports with each combination of the "
+        "settings in turn, and send it images. Print images per second and latency of each "
+        "combination, and the one with the most images per second whose p99 latency is within the "
+        f"bound. The exit status is {EXIT_STATUS_TOO_SLOW} if no combination is.",
     )
     command.add_argument("spec", type=Path, metavar="SPEC", help="the ensemble's YAML file")
     command.add_argument(
