@@ -1,4 +1,4 @@
-"""How well members know how sure they may be, before and after temperature scaling."""
+"""Measure how well each member's scores are calibrated, with and without a fitted temperature."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..handlers.base.tasks import Task
-from .fitting import Learned, Outputs, fit_temperature
+from .fitting import Outputs, fit_temperature, members_with_logits, probabilities
 from .metrics import calibration_error, confidence_and_truth
 
 _MIN_PROBABILITY = 1e-12
@@ -17,13 +17,15 @@ _MIN_PROBABILITY = 1e-12
 
 @dataclass(frozen=True)
 class MemberCalibration:
-    """One member.
+    """The calibration of one member, on samples that its temperature was not fitted on.
 
     Attributes:
-        temperature: fitted on all samples, on top of the spec's; 1 where the member has no logits.
+        member: the member's name.
+        temperature: fitted on all development samples, on top of the spec's temperature; 1 if the
+            member has no logits.
         before: ``ece`` (expected calibration error, 15 bins) and ``nll`` (negative log likelihood
-            per sample and score) as the spec has the member.
-        after: the same with temperatures fitted on other samples than those measured.
+            per sample and score) with the spec's temperature.
+        after: the two metrics with temperatures that were fitted on other samples.
     """
 
     member: str
@@ -31,44 +33,49 @@ class MemberCalibration:
     before: dict[str, float]
     after: dict[str, float]
 
+    @property
+    def improves(self) -> bool:
+        """Whether the temperature is used: on other samples it makes neither metric worse."""
+        return self.temperature != 1 and all(
+            self.after[name] <= value for name, value in self.before.items()
+        )
+
 
 def calibrations(
-    outputs: Outputs, learned: Learned, splits: Sequence[tuple[Tensor, Tensor]]
+    outputs: Outputs, splits: Sequence[tuple[Tensor, Tensor]]
 ) -> list[MemberCalibration]:
-    """Every member's calibration; empty for a regression.
+    """Measure every member's calibration; empty for a regression.
 
     Args:
-        outputs: as the spec has the members.
-        learned: from all samples.
-        splits: rows to fit on and rows to measure on, which together are all.
+        outputs: the members' scores with the spec's temperatures.
+        splits: rows to fit on and rows to measure on; the latter are all rows together.
     """
     task = outputs.panel.task
     if task is Task.REGRESSION:
         return []
-    found = []
-    for index, member in enumerate(outputs.panel.member_names):
-        temperature = learned.temperatures[index]
-        scores = outputs.scores[index].clone()
-        if temperature != 1:
-            logits = outputs.logits[index]
+    results = []
+    names, fittable = outputs.panel.member_names, members_with_logits(outputs)
+    for member, has_logits, logits, before in zip(
+        names, fittable, outputs.logits, outputs.scores, strict=True
+    ):
+        after, temperature = before.clone(), 1.0
+        if has_logits:
+            temperature = fit_temperature(logits, outputs.targets, task)
             for training, test in splits:
-                own = fit_temperature(logits[training], outputs.targets[training], task)
-                scaled = logits[test] / own
-                scores[test] = (
-                    scaled.softmax(dim=1) if task is Task.CLASSIFICATION else scaled.sigmoid()
-                )
-        found.append(
+                of_fold = fit_temperature(logits[training], outputs.targets[training], task)
+                after[test] = probabilities(logits[test] / of_fold, task)
+        results.append(
             MemberCalibration(
                 member,
                 temperature,
-                before=_measures(outputs.scores[index], outputs.targets, task),
-                after=_measures(scores, outputs.targets, task),
+                before=_calibration_metrics(before, outputs.targets, task),
+                after=_calibration_metrics(after, outputs.targets, task),
             )
         )
-    return found
+    return results
 
 
-def _measures(scores: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
+def _calibration_metrics(scores: Tensor, targets: Tensor, task: Task) -> dict[str, float]:
     wide = scores.double().clamp(_MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
     if task is Task.CLASSIFICATION:
         likelihood = wide[targets].log()

@@ -1,4 +1,4 @@
-"""The metrics of tuning, from what a running endpoint answers."""
+"""Compute the metrics of tuning from the answers of a running endpoint."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from .labelled_data import Answering, LabelledData
 from .metrics import Metrics, compute_metrics
 
 COMBINED = "combined"
+"""Name of the row of the ensemble's own answer, beside those of its members."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a model on a server answers; takes the place of its spec."""
+    """Task and labels of a model as a server describes it, where its spec is not at hand."""
 
     task: Task
     labels: tuple[str, ...]
 
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Served:
-        """From the describe answer.
+        """Read task and labels from a server's description of a model.
 
         Raises:
-            ServerError: it is that of another kind of model.
+            ServerError: the model is no ensemble.
         """
         try:
             return cls(Task(described["task"]), tuple(described["labels"]))
@@ -43,7 +44,7 @@ class Served:
 
     @property
     def score_labels(self) -> tuple[str, ...]:
-        """Labels of the score columns: for presence the positive label alone."""
+        """Labels that have a score: for presence the positive label alone, otherwise all."""
         return self.labels[1:] if self.task is Task.PRESENCE else self.labels
 
 
@@ -57,22 +58,25 @@ def evaluate_endpoint(
     version: str | None = None,
     on_image: Callable[[int], None] = lambda total: None,
 ) -> dict[str, Metrics]:
-    """Metrics of a policy, and of each member, as a client sees them.
+    """Measure a policy and each member on a server, as a client sees them.
 
-    For the same policy and images they are those that tuning calls in sample.
+    On the images that a policy was tuned on, the metrics equal those that tuning calls in sample.
 
     Args:
-        client: of the server.
-        name: the model.
-        spec: for its task and labels.
+        client: a client of the server.
+        name: name of the model.
+        spec: task and labels of the model.
         data: labelled images.
-        policy: instead of the default one.
-        version: instead of the default one.
+        policy: name or text of the policy; None: the model's default one.
+        version: version of the model; None: the default one.
         on_image: called with the number of images, after each.
+
+    Returns:
+        `COMBINED` and the names of the members -> their metrics.
 
     Raises:
         RequestError: the server refuses a request.
-        ServerError: no answer, or a failure of the server.
+        ServerError: the server does not answer, or fails.
     """
     options = {"include": "scores"} | ({"policy": policy} if policy else {})
     predictions = []
@@ -86,17 +90,20 @@ def evaluate_endpoint(
 def metrics_of_predictions(
     spec: Answering, data: LabelledData, predictions: Sequence[Prediction]
 ) -> dict[str, Metrics]:
-    """Metrics of the combined answer and of the members, from what an endpoint said.
+    """Compute the metrics of the ensemble and of its members from an endpoint's answers.
 
     Members that did not answer every image are left out.
 
     Args:
-        spec: for labels; `Served` has those of a model on a server.
-        data: the images that were asked about.
-        predictions: one for each, asked with ``include=scores``.
+        spec: task and labels of the model.
+        data: the images that were sent.
+        predictions: one for each image, with scores (``include=scores``).
+
+    Returns:
+        `COMBINED` and the names of the members -> their metrics.
 
     Raises:
-        SampleError: an image has no answer.
+        SampleError: the answer to an image is an error.
         ServerError: there are more or fewer answers than images.
     """
     if len(predictions) != len(data.paths):
@@ -104,20 +111,23 @@ def metrics_of_predictions(
     for path, prediction in zip(data.paths, predictions, strict=True):
         if prediction.error is not None:
             raise SampleError(f"{path}: {prediction.error}", sample=str(path))
-    columns: dict[str, list[Prediction]] = {COMBINED: list(predictions)}
+    answers_by_name: dict[str, list[Prediction]] = {COMBINED: list(predictions)}
     for member in predictions[0].members:
         answers = [each.members[member] for each in predictions if member in each.members]
         if len(answers) == len(predictions):
-            columns[member] = answers
-    found = {}
-    for name, answers in columns.items():
+            answers_by_name[member] = answers
+    metrics_by_name = {}
+    for name, answers in answers_by_name.items():
         scores, decisions = _tensors(spec, answers)
-        plain = compute_metrics(scores, decisions, data.targets, spec.task)
-        found[name] = with_intervals(plain, scores, decisions, data.targets, spec.task)
-    return found
+        metrics = compute_metrics(scores, decisions, data.targets, spec.task)
+        metrics_by_name[name] = with_intervals(
+            metrics, scores, decisions, data.targets, spec.task, groups=data.groups
+        )
+    return metrics_by_name
 
 
 def _tensors(spec: Answering, answers: Sequence[Prediction]) -> tuple[Tensor, Tensor | None]:
+    """(N, C) scores, or values of a regression, and (N, C) decisions; None for regression."""
     labels = spec.score_labels
     if spec.task is Task.REGRESSION:
         return torch.tensor([[a.values[label] for label in labels] for a in answers]), None

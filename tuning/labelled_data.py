@@ -1,4 +1,4 @@
-"""Labelled images: an ImageFolder, or a CSV file."""
+"""Read labelled images from an ImageFolder or a CSV file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +18,25 @@ from ..handlers.base.suggestions import nearest
 from ..handlers.base.tasks import Task
 from ..serving.image_sources import SUFFIXES
 
-_Row = tuple[Path, list[float], str]
-"""A file, its targets, and where it is said."""
+
+class _Row(NamedTuple):
+    """One labelled image.
+
+    Attributes:
+        path: the image.
+        targets: C numbers, see `LabelledData`.
+        where: the folder, or the file and line, that labels the image; for error messages.
+        group: name of its group; empty if the data have no groups.
+    """
+
+    path: Path
+    targets: list[float]
+    where: str
+    group: str = ""
 
 
 class Answering(Protocol):
-    """What data and answers have to fit: an `EnsembleSpec`, or what a server says of a model."""
+    """Task and labels of an ensemble: those of an `EnsembleSpec`, or those a server describes."""
 
     @property
     def task(self) -> Task: ...
@@ -37,47 +50,66 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LabelledData:
-    """Images and what they show.
+    """N images and what they show.
 
     Attributes:
-        name: of the folder or file, for reports.
+        name: name of the folder or file that was read, for reports.
         paths: N files.
         targets: (N, C) over the spec's score labels: bool, or float32 for regression.
-        digest: ``sha256:...`` over every image's file name, bytes and labels, in order.
+        digest: ``sha256:...`` over every image's file name, bytes, labels and group, in order.
+        groups: (N,) int64 number of each image's group; None: each image is a group of its own.
     """
 
     name: str
     paths: tuple[Path, ...]
     targets: Tensor
     digest: str
+    groups: Tensor | None = None
 
 
 def read_labelled(source: Path, spec: Answering) -> LabelledData:
     """Read an ImageFolder (``FOLDER/LABEL/image``) or a CSV file with a header.
 
-    CSV: a column ``file``, relative to the CSV file; then ``label`` (several of a multilabel
-    separated by ``;``), or for regression one column for each of the spec's labels; the only value
-    of a regression may stand in ``label`` too. Hidden files and folders are left out.
+    A CSV file has a column ``file``, relative to the CSV file, and a column ``label``; several
+    labels of a multilabel task are separated by ``;``. For regression it has one column for each of
+    the spec's labels; if there is only one, it may be called ``label`` too. A column ``group`` is
+    optional: images with the same value, such as the frames of a video, are taken as dependent.
+    Hidden files and folders are left out.
 
     Raises:
-        SpecError: nothing there, or an unknown label, with file and line.
+        SpecError: there is no labelled image, or a label is unknown; with file and line.
     """
     rows = _folder(source, spec) if source.is_dir() else _csv(source, spec)
     if not rows:
         raise SpecError(f"{source}: no labelled image; expected FOLDER/LABEL/image or a CSV file")
     digest = hashlib.sha256()
-    for path, row, where in rows:
+    for row in rows:
         try:
-            content = path.read_bytes()
+            content = row.path.read_bytes()
         except OSError as error:
-            raise SpecError(f"{where}: {path} cannot be read: {error.strerror}") from error
-        digest.update(path.name.encode() + b"\0")
+            raise SpecError(f"{row.where}: {row.path} cannot be read: {error.strerror}") from error
+        digest.update(row.path.name.encode() + b"\0")
         digest.update(hashlib.sha256(content).digest())
-        digest.update(repr(row).encode())
-    kind = torch.float32 if spec.task is Task.REGRESSION else torch.bool
-    targets = torch.tensor([row for _, row, _ in rows], dtype=kind)
-    paths = tuple(path for path, _, _ in rows)
-    return LabelledData(source.resolve().name, paths, targets, f"sha256:{digest.hexdigest()}")
+        digest.update(repr(row.targets).encode())
+        digest.update(row.group.encode())
+    dtype = torch.float32 if spec.task is Task.REGRESSION else torch.bool
+    return LabelledData(
+        name=source.resolve().name,
+        paths=tuple(row.path for row in rows),
+        targets=torch.tensor([row.targets for row in rows], dtype=dtype),
+        digest=f"sha256:{digest.hexdigest()}",
+        groups=_group_numbers([row.group for row in rows]),
+    )
+
+
+def _group_numbers(names: Sequence[str]) -> Tensor | None:
+    """(N,) number of each group; None if no two images share one."""
+    numbers: dict[str, int] = {}
+    for name in names:
+        numbers.setdefault(name, len(numbers))
+    if not any(names) or len(numbers) == len(names):
+        return None
+    return torch.tensor([numbers[name] for name in names])
 
 
 def _folder(source: Path, spec: Answering) -> list[_Row]:
@@ -91,7 +123,7 @@ def _folder(source: Path, spec: Answering) -> list[_Row]:
         for path in sorted(folder.rglob("*")):
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
             if path.suffix.lower() in SUFFIXES and not hidden:
-                rows.append((path, flags, str(folder)))
+                rows.append(_Row(path, flags, str(folder)))
     return rows
 
 
@@ -112,20 +144,22 @@ def _csv(source: Path, spec: Answering) -> list[_Row]:
                 where = f"{source}: line {reader.line_num}"
                 if not row["file"]:
                     raise SpecError(f"{where}: column 'file' is empty")
-                rows.append(
-                    (source.parent / row["file"], _targets(row, columns, spec, where), where)
-                )
+                group = row.get("group")
+                if group == "":
+                    raise SpecError(f"{where}: column 'group' is empty; name each image's group")
+                path = source.parent / row["file"]
+                rows.append(_Row(path, _targets(row, columns, spec, where), where, group or ""))
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SpecError(f"{source}: cannot be read as CSV: {error}") from error
 
 
 def _columns(spec: Answering, given: Sequence[str]) -> list[str]:
-    """The columns that the targets stand in."""
+    """Name the columns of the CSV file that hold the targets."""
     if spec.task is not Task.REGRESSION:
         return ["label"]
-    alone = len(spec.labels) == 1 and spec.labels[0] not in given and "label" in given
-    return ["label"] if alone else list(spec.labels)
+    is_called_label = len(spec.labels) == 1 and spec.labels[0] not in given and "label" in given
+    return ["label"] if is_called_label else list(spec.labels)
 
 
 def _targets(
@@ -144,7 +178,7 @@ def _targets(
 
 
 def _flags(labels: Sequence[str], spec: Answering, where: str) -> list[float]:
-    """1.0 for each score label that is there."""
+    """1.0 for each score label that the image shows, else 0.0."""
     for label in labels:
         if label not in spec.labels:
             raise SpecError(

@@ -1,4 +1,4 @@
-"""What the members say about labelled images, in the worker's own pipeline."""
+"""Run the members over labelled images, in the worker's own pipeline."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def member_outputs(
     *,
     on_image: Callable[[int], None] = lambda total: None,
 ) -> Outputs:
-    """Run every member over the data.
+    """Run every member over the labelled images.
 
     Args:
         spec: the ensemble.
-        folder: where its files are.
+        folder: the folder of the ensemble's files.
         data: labelled images.
         on_image: called with the number of images, after each.
 
     Raises:
-        SpecError: images cannot be read; every one of them is named.
+        SpecError: images cannot be read; the message names all of them.
         MemberError: a member fails, or gives NaN.
     """
     runtime = Runtime.load(spec, folder, choose_device(spec, gpu=None))
@@ -49,19 +49,22 @@ def member_outputs(
                 unreadable.append(f"{path}: {error}")
             on_image(len(data.paths))
         if unreadable:
-            # The rest is read all the same, so that all can be mended at once.
+            # No member runs any more. The other images are read all the same, so that the message
+            # names every image that has to be replaced.
             continue
-        found = runtime.run(images)
-        failed = (found.states != State.ANSWERED).nonzero()
+        results = runtime.run(images)
+        failed = (results.states != State.ANSWERED).nonzero()
         if len(failed):
             member, row = failed[0].tolist()
             raise MemberError(
                 f"member {spec.members[member].name} on {data.paths[start + row]}: "
-                f"{found.reasons[member, row]}"
+                f"{results.reasons[member, row]}"
             )
-        scores.append(found.scores)
-        logits.append(found.logits)
+        scores.append(results.scores)
+        logits.append(results.logits)
     if unreadable:
         raise SpecError("\n".join([*unreadable, "remove or replace these images in the data"]))
     panel = Chooser(spec, catalogue(spec, folder), {}).panel
-    return Outputs(panel, torch.cat(scores, dim=1), torch.cat(logits, dim=1), data.targets)
+    return Outputs(
+        panel, torch.cat(scores, dim=1), torch.cat(logits, dim=1), data.targets, data.groups
+    )

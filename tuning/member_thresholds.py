@@ -1,9 +1,9 @@
-"""Votes of members with per-member thresholds, for presence.
+"""Let each member of a presence ensemble vote with a threshold of its own.
 
-A single parameter sets all of them: the share of the samples without the label whose score stays
-below the threshold. A member whose scores are high in general thus gets a higher threshold than one
-whose scores are low. Tuning then need not search one parameter for each member, for which few
-samples would not suffice.
+A single parameter, ``share``, sets all thresholds: the share of the images without the label whose
+score stays below the threshold. A member whose scores are high in general thus gets a higher
+threshold than one whose scores are low. Tuning then has one parameter to choose instead of one for
+each member, for which few images would not suffice.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from .fitting import Outputs
 from .threshold_sweep import ThresholdCurve, detection_curve
 
 SHARES = 100
+"""The parameter takes the values 0, 1 / SHARES, ... 1."""
 
 
-def per_member_thresholds(levels: Tensor, share: float) -> list[float]:
-    """Each member's threshold, rounded as it is written.
+def per_member_thresholds(negative_quantiles: Tensor, share: float) -> list[float]:
+    """Look up each member's threshold, rounded as it is written into the spec.
 
     Args:
-        levels: of `Learned`.
-        share: from 0 to 1 in steps of 1 / `SHARES`.
+        negative_quantiles: (M, SHARES + 1), see `FittedParameters`.
+        share: from 0 to 1 in steps of ``1 / SHARES``.
     """
-    column: list[float] = levels[:, round(share * SHARES)].tolist()
-    # Down, so that a score at the value still counts.
+    column: list[float] = negative_quantiles[:, round(share * SHARES)].tolist()
+    # Down, so that a score that equals the threshold still reaches it.
     return [max(0.0, float(f"{value - 5e-7:.6f}")) for value in column]
 
 
 def per_member_text(names: Sequence[str], thresholds: Sequence[float], votes: int) -> str:
-    """The expression that is true where so many members reach their thresholds."""
+    """Write the expression that is true if at least `votes` members reach their thresholds."""
     parts = [
         f'member("{name}") >= {value:g}' for name, value in zip(names, thresholds, strict=True)
     ]
@@ -41,19 +42,19 @@ def per_member_text(names: Sequence[str], thresholds: Sequence[float], votes: in
         return " or ".join(parts)
     if votes == len(parts):
         return " and ".join(parts)
-    chosen = itertools.combinations(parts, votes)
-    return " or ".join(f"({' and '.join(each)})" for each in chosen)
+    combinations = itertools.combinations(parts, votes)
+    return " or ".join(f"({' and '.join(each)})" for each in combinations)
 
 
-def per_member_curve(outputs: Outputs, levels: Tensor, votes: int) -> ThresholdCurve:
-    """Metrics at each share.
+def per_member_curve(outputs: Outputs, negative_quantiles: Tensor, votes: int) -> ThresholdCurve:
+    """Compute the metrics at each value of ``share``.
 
     Args:
-        outputs: calibrated, of presence.
-        levels: of `Learned`.
-        votes: how many members have to reach their thresholds.
+        outputs: calibrated scores of a presence ensemble.
+        negative_quantiles: (M, SHARES + 1), see `FittedParameters`.
+        votes: the number of members that have to reach their thresholds.
     """
     shares = [step / SHARES for step in range(SHARES + 1)]
-    thresholds = torch.tensor([per_member_thresholds(levels, share) for share in shares])
-    reached = outputs.scores[:, :, 0].unsqueeze(0) >= thresholds.unsqueeze(2)
-    return detection_curve(shares, reached.sum(dim=1) >= votes, outputs.targets[:, 0])
+    thresholds = torch.tensor([per_member_thresholds(negative_quantiles, each) for each in shares])
+    is_reached = outputs.scores[:, :, 0].unsqueeze(0) >= thresholds.unsqueeze(2)
+    return detection_curve(shares, is_reached.sum(dim=1) >= votes, outputs.targets[:, 0])

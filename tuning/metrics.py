@@ -1,4 +1,4 @@
-"""How good decisions are: the metrics of a member or policy on labelled data."""
+"""Compute the metrics of a member or a policy on labelled data."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
@@ -18,12 +19,14 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Metrics:
-    """Named metrics, and 95 % intervals of those that are proportions.
+    """The metrics of a member or a policy.
 
     Attributes:
-        values: name -> value; NaN where it is not defined.
-        intervals: name -> (low, high), after Wilson (1927).
-        counts: true and false positives and negatives, over all labels.
+        values: name -> value; NaN if the metric is not defined.
+        intervals: name -> (low, high) 95 % interval. `compute_metrics` gives those of proportions,
+            after Wilson (1927); `with_intervals` gives all.
+        counts: name -> number of answers: true and false positives and negatives over all labels;
+            for classification the right ones, all that were given, and all samples.
     """
 
     values: Mapping[str, float]
@@ -37,33 +40,34 @@ def compute_metrics(
     targets: Tensor,
     task: Task,
     *,
-    curves: bool = True,
+    with_areas: bool = True,
 ) -> Metrics:
-    """Metrics of one member or policy.
+    """Compute the metrics of one member or policy.
 
-    Presence and multilabel count each label of each sample as one yes-or-no question.
-    Classification: `accuracy` is that of the samples that got exactly one label, `coverage` their
-    share; all others are means over the classes, each against the rest. Regression: RMSE, MAE, R².
+    Presence and multilabel: each label of each sample is one yes-or-no question. Classification:
+    `coverage` is the share of samples that got exactly one label, and `accuracy` the share of right
+    answers among them; all others are means over the classes, each against the rest. Regression:
+    RMSE, MAE, R².
 
     Args:
         scores: (N, C) float32.
         decisions: (N, C) bool; None for regression.
         targets: (N, C) bool, or float32 for regression.
         task: what the scores are.
-        curves: also the areas under curves, which take the longest.
+        with_areas: also compute the areas under curves, which take the longest.
     """
     if task is Task.REGRESSION:
         return _regression(scores, targets)
     assert decisions is not None
     if task is Task.CLASSIFICATION:
-        found = _classification(decisions, targets)
-        return _with_class_areas(found, scores, targets) if curves else found
-    found = _detection(decisions, targets)
-    return _with_areas(found, scores, targets) if curves else found
+        metrics = _classification(decisions, targets)
+        return _with_class_areas(metrics, scores, targets) if with_areas else metrics
+    metrics = _detection(decisions, targets)
+    return _with_areas(metrics, scores, targets) if with_areas else metrics
 
 
 def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
+    """Compute the 95 % interval of a proportion (Wilson 1927)."""
     if trials == 0:
         return (0.0, 1.0)
     share, square = hits / trials, Z95 * Z95
@@ -74,65 +78,67 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
 
 
 def _detection(decisions: Tensor, targets: Tensor) -> Metrics:
-    hit = int((decisions & targets).sum())
-    false_alarm = int((decisions & ~targets).sum())
-    missed = int((~decisions & targets).sum())
-    rest = int((~decisions & ~targets).sum())
+    hits = int((decisions & targets).sum())
+    false_alarms = int((decisions & ~targets).sum())
+    misses = int((~decisions & targets).sum())
+    rejections = int((~decisions & ~targets).sum())
     proportions = {
-        "accuracy": (hit + rest, targets.numel()),
-        "recall": (hit, hit + missed),
-        "specificity": (rest, rest + false_alarm),
-        "precision": (hit, hit + false_alarm),
-        "false_positive_rate": (false_alarm, rest + false_alarm),
+        "accuracy": (hits + rejections, targets.numel()),
+        "recall": (hits, hits + misses),
+        "specificity": (rejections, rejections + false_alarms),
+        "precision": (hits, hits + false_alarms),
+        "false_positive_rate": (false_alarms, rejections + false_alarms),
     }
     values = {name: _ratio(*pair) for name, pair in proportions.items()}
-    values["f1"] = _ratio(2 * hit, 2 * hit + missed + false_alarm)
-    counts = {"true_positives": hit, "false_positives": false_alarm}
-    counts |= {"false_negatives": missed, "true_negatives": rest}
+    values["f1"] = _ratio(2 * hits, 2 * hits + misses + false_alarms)
+    counts = {"true_positives": hits, "false_positives": false_alarms}
+    counts |= {"false_negatives": misses, "true_negatives": rejections}
     return Metrics(values, {n: wilson(*pair) for n, pair in proportions.items()}, counts)
 
 
-def _with_areas(found: Metrics, scores: Tensor, targets: Tensor) -> Metrics:
+def _with_areas(metrics: Metrics, scores: Tensor, targets: Tensor) -> Metrics:
     areas = {"auroc": math.nan, "average_precision": math.nan}
     if 0 < int(targets.sum()) < targets.numel():
         truth, flat = targets.flatten().numpy(), scores.flatten().double().numpy()
         areas["auroc"] = float(roc_auc_score(truth, flat))
         areas["average_precision"] = float(average_precision_score(truth, flat))
-    return replace(found, values={**found.values, **areas})
+    return replace(metrics, values={**metrics.values, **areas})
 
 
-def _with_class_areas(found: Metrics, scores: Tensor, targets: Tensor) -> Metrics:
-    """With the mean areas of the classes that some samples have and others do not."""
-    there = [c for c in range(targets.shape[1]) if 0 < int(targets[:, c].sum()) < len(targets)]
+def _with_class_areas(metrics: Metrics, scores: Tensor, targets: Tensor) -> Metrics:
+    """Add the mean areas over the classes that some samples have and others do not."""
+    classes = [c for c in range(targets.shape[1]) if 0 < int(targets[:, c].sum()) < len(targets)]
     areas = {"auroc": math.nan, "average_precision": math.nan}
-    if there:
+    if classes:
         truth, wide = targets.numpy(), scores.double().numpy()
-        areas["auroc"] = sum(roc_auc_score(truth[:, c], wide[:, c]) for c in there) / len(there)
-        areas["average_precision"] = sum(
-            average_precision_score(truth[:, c], wide[:, c]) for c in there
-        ) / len(there)
-    return replace(found, values={**found.values, **{n: float(v) for n, v in areas.items()}})
+        areas["auroc"] = float(np.mean([roc_auc_score(truth[:, c], wide[:, c]) for c in classes]))
+        areas["average_precision"] = float(
+            np.mean([average_precision_score(truth[:, c], wide[:, c]) for c in classes])
+        )
+    return replace(metrics, values={**metrics.values, **areas})
 
 
 def _classification(decisions: Tensor, targets: Tensor) -> Metrics:
-    answered = decisions.sum(dim=1) == 1
+    is_answered = decisions.sum(dim=1) == 1
     truth, chosen = targets.float().argmax(dim=1), decisions.float().argmax(dim=1)
-    right = int((answered & (truth == chosen)).sum())
-    total, given = len(targets), int(answered.sum())
+    num_right = int((is_answered & (truth == chosen)).sum())
+    total, num_answered = len(targets), int(is_answered.sum())
     # A sample without exactly one label is a miss of its class and a hit of none.
     labels = targets.shape[1]
-    hits = torch.bincount(truth[answered & (truth == chosen)], minlength=labels).double()
+    hits = torch.bincount(truth[is_answered & (truth == chosen)], minlength=labels).double()
     recall = hits / torch.bincount(truth, minlength=labels).clamp(min=1)
-    named = torch.bincount(chosen[answered], minlength=labels)
-    precision = hits / named.clamp(min=1)
+    num_answers = torch.bincount(chosen[is_answered], minlength=labels)
+    precision = hits / num_answers.clamp(min=1)
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-    values = {"accuracy": _ratio(right, given), "coverage": _ratio(given, total)}
+    values = {"accuracy": _ratio(num_right, num_answered), "coverage": _ratio(num_answered, total)}
     values |= {"recall": float(recall.mean()), "precision": float(precision.mean())}
     values["f1"] = float(f1.mean())
     others = (total - torch.bincount(truth, minlength=labels)).clamp(min=1)
-    values["specificity"] = float((1 - (named - hits) / others).mean())
-    intervals = {"accuracy": wilson(right, given), "coverage": wilson(given, total)}
-    return Metrics(values, intervals, {"right": right, "answered": given, "samples": total})
+    values["specificity"] = float((1 - (num_answers - hits) / others).mean())
+    intervals = {"accuracy": wilson(num_right, num_answered)}
+    intervals["coverage"] = wilson(num_answered, total)
+    counts = {"right": num_right, "answered": num_answered, "samples": total}
+    return Metrics(values, intervals, counts)
 
 
 def _regression(values: Tensor, targets: Tensor) -> Metrics:
@@ -155,16 +161,16 @@ def _ratio(part: int, whole: int) -> float:
 def diversity(
     votes: Tensor, targets: Tensor, names: tuple[str, ...]
 ) -> dict[str, list[list[float]]]:
-    """How differently pairs of members err (Kuncheva and Whitaker 2003).
+    """Measure how differently pairs of members err (Kuncheva and Whitaker 2003).
 
     Args:
         votes: (M, N, C) bool.
         targets: (N, C) bool.
-        names: M members.
+        names: names of the M members.
 
     Returns:
-        ``disagreement`` (share of samples that one of a pair gets right and the other wrong),
-        ``q_statistic`` and ``correlation``, each (M, M); NaN where not defined.
+        Name of a measure -> (M, M) table: ``disagreement`` (share of samples that one of a pair
+        gets right and the other wrong), ``q_statistic`` and ``correlation``; NaN if not defined.
     """
     right = (votes == targets).all(dim=2).double()
     members = len(names)
@@ -189,17 +195,17 @@ def diversity(
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Naeini et al. 2015; Guo et al. 2017), bins of equal width.
+    """Compute the expected calibration error (Naeini et al. 2015; Guo et al. 2017).
 
     Args:
         confidence: (N,) float in [0, 1].
-        correct: (N,) bool or share.
-        bins: how many.
+        correct: (N,) bool, whether what the confidence is about came true.
+        bins: number of bins of equal width.
     """
-    place = (confidence * bins).long().clamp(max=bins - 1)
+    bin_of_sample = (confidence * bins).long().clamp(max=bins - 1)
     error = 0.0
     for index in range(bins):
-        inside = place == index
+        inside = bin_of_sample == index
         if bool(inside.any()):
             gap = confidence[inside].double().mean() - correct[inside].double().mean()
             error += float(inside.double().mean() * gap.abs())
@@ -207,7 +213,12 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> fl
 
 
 def confidence_and_truth(scores: Tensor, targets: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """What calibration compares: (K,) confidence, (K,) bool whether it came true."""
+    """Pair scores with what came true, for calibration.
+
+    Returns:
+        (K,) confidence and (K,) bool whether it came true: of each sample's best class for
+        classification, of every score for presence and multilabel.
+    """
     if task is Task.CLASSIFICATION:
         best = scores.argmax(dim=1)
         rows = torch.arange(len(scores))

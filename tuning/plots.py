@@ -1,4 +1,4 @@
-"""The pictures of the report, each as an HTML image with its bytes inside."""
+"""Draw the pictures of the report, each as an HTML image that contains its bytes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,32 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
 from ..handlers.base.tasks import Task
 from .fitting import Outputs
 from .metrics import calibration_error, confidence_and_truth, diversity
-from .selection import Measured
+from .selection import MeasuredCandidate
 from .tune import Tuning
 
-_BINS = 10
-_CURVES = 6
+_RELIABILITY_BINS = 10
+_MAX_CURVES = 6
+_MAX_CLASS_CURVES = 10
 
 
-def curves(tuning: Tuning) -> str:
-    """ROC and precision against recall, with the point of each candidate."""
+def candidate_curves(tuning: Tuning) -> str:
+    """Draw ROC and precision-recall curves of the best candidates, and the point of each one."""
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     roc, precision = figure.subplots(1, 2)
-    truth = tuning.data.targets.flatten().numpy()
+    truth = tuning.development.targets.flatten().numpy()
     ranked = sorted(tuning.measured, key=lambda m: -_area(m))
-    shown = [*[m for m in ranked if m is not tuning.chosen][: _CURVES - 1], tuning.chosen]
+    others = [m for m in ranked if m is not tuning.chosen][: _MAX_CURVES - 1]
     for each in tuning.measured:
         values = each.out_of_fold.values
         point: dict[str, Any] = {"color": "gray", "s": 30, "zorder": 3}
@@ -36,28 +43,57 @@ def curves(tuning: Tuning) -> str:
             point = {"color": "red", "marker": "*", "s": 250, "zorder": 4, "label": "chosen"}
         roc.scatter(values["false_positive_rate"], values["recall"], **point)
         precision.scatter(values["recall"], values["precision"], **point)
-    for each in shown:
+    for each in (*others, tuning.chosen):
         scores = each.scores.flatten().double().numpy()
-        x, y, _ = roc_curve(truth, scores)
-        roc.plot(x, y, label=f"{each.candidate.name} ({_area(each):.4f})")
-        y, x, _ = precision_recall_curve(truth, scores)
-        precision.plot(x, y, label=each.candidate.name)
-    roc.set(xlabel="false positive rate", ylabel="recall", title="ROC (area); points: each policy")
-    precision.set(xlabel="recall", ylabel="precision", title="precision and recall")
+        _draw_curves(roc, precision, truth, scores, each.candidate.name)
+    return _finished_curves(figure, roc, precision, "points: each policy at its threshold")
+
+
+def class_curves(tuning: Tuning) -> str:
+    """Draw ROC and precision-recall curves of the chosen policy, each class against the rest.
+
+    If there are many classes, those with the smallest areas are drawn.
+    """
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    roc, precision = figure.subplots(1, 2)
+    targets = tuning.development.targets.numpy()
+    scores = tuning.chosen.scores.double().numpy()
+    present = [c for c in range(targets.shape[1]) if 0 < targets[:, c].sum() < len(targets)]
+    present.sort(key=lambda c: float(roc_auc_score(targets[:, c], scores[:, c])))
+    for c in sorted(present[:_MAX_CLASS_CURVES]):
+        _draw_curves(roc, precision, targets[:, c], scores[:, c], tuning.spec.score_labels[c])
+    which = (
+        "each class"
+        if len(present) <= _MAX_CLASS_CURVES
+        else (f"the {_MAX_CLASS_CURVES} hardest of {len(present)} classes")
+    )
+    return _finished_curves(figure, roc, precision, f"{which} against the rest")
+
+
+def _draw_curves(roc: Any, precision: Any, truth: Any, scores: Any, name: str) -> None:
+    x, y, _ = roc_curve(truth, scores)
+    roc.plot(x, y, label=f"{name} ({roc_auc_score(truth, scores):.4f})")
+    y, x, _ = precision_recall_curve(truth, scores)
+    precision.plot(x, y, label=f"{name} ({average_precision_score(truth, scores):.4f})")
+
+
+def _finished_curves(figure: Figure, roc: Any, precision: Any, title: str) -> str:
+    roc.set(xlabel="false positive rate", ylabel="recall", title=f"ROC (area); {title}")
+    precision.set(xlabel="recall", ylabel="precision", title="precision and recall (area)")
     for axes in (roc, precision):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    return _picture(figure)
+    return _picture(figure, "ROC and precision-recall curves")
 
 
-def _area(measured: Measured) -> float:
+def _area(measured: MeasuredCandidate) -> float:
     area = measured.out_of_fold.values.get("auroc", math.nan)
     return -1.0 if math.isnan(area) else area
 
 
 def confusions(tuning: Tuning) -> str:
-    """Confusion matrices of the best member and of the choice, out of fold."""
-    task, targets = tuning.spec.task, tuning.data.targets
+    """Draw confusion matrices of the best member and of the chosen policy, out of fold."""
+    task, targets = tuning.spec.task, tuning.development.targets
     best = max(
         (m for m in tuning.measured if m.candidate.member is not None),
         key=lambda m: tuning.target.merit(dict(m.out_of_fold.values)),
@@ -67,26 +103,26 @@ def confusions(tuning: Tuning) -> str:
         assert each.decisions is not None
         if task is Task.CLASSIFICATION:
             labels = [*tuning.spec.labels, "none"]
-            chosen = each.decisions.float().argmax(dim=1)
-            chosen[each.decisions.sum(dim=1) != 1] = len(labels) - 1
-            pair = (targets.float().argmax(dim=1).numpy(), chosen.numpy())
+            answers = each.decisions.float().argmax(dim=1)
+            answers[each.decisions.sum(dim=1) != 1] = len(labels) - 1
+            pair = (targets.float().argmax(dim=1).numpy(), answers.numpy())
         else:
             labels = list(tuning.spec.labels) if task is Task.PRESENCE else ["no", "yes"]
             pair = (targets.flatten().int().numpy(), each.decisions.flatten().int().numpy())
         table = confusion_matrix(*pair, labels=list(range(len(labels))))
-        _heat(axes, table, labels, f"{each.candidate.name}", "d")
+        _heat_map(axes, table, labels, each.candidate.name, "d")
         axes.set(xlabel="answer", ylabel="truth")
-    return _picture(figure)
+    return _picture(figure, "confusion matrices")
 
 
 def reliability(tuning: Tuning) -> str:
-    """Scores against how often they came true, before and after temperatures."""
+    """Draw scores against the share that came true, with the spec's and the fitted temperatures."""
     figure = Figure(figsize=(12, 5), layout="constrained")
-    after = tuning.learned.apply(tuning.outputs)
+    calibrated = tuning.fitted.apply(tuning.held_out)
     for axes, outputs, title in zip(
         figure.subplots(1, 2, sharey=True),
-        (tuning.outputs, after),
-        ("as the spec has them", "with the fitted temperatures"),
+        (tuning.held_out, calibrated),
+        ("with the spec's temperatures", "with the temperatures that are used"),
         strict=True,
     ):
         axes.plot([0, 1], [0, 1], color="gray", linestyle=":")
@@ -95,50 +131,52 @@ def reliability(tuning: Tuning) -> str:
         axes.set(xlabel="score", ylabel="share that came true", title=title)
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
-    return _picture(figure)
+    return _picture(figure, "reliability of the members")
 
 
 def _reliability_line(axes: Any, outputs: Outputs, index: int, name: str, task: Task) -> None:
     confidence, truth = confidence_and_truth(outputs.scores[index], outputs.targets, task)
     error = calibration_error(confidence, truth)
-    place = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    points = [
-        (float(confidence[place == b].mean()), float(truth[place == b].float().mean()))
-        for b in range(_BINS)
-        if bool((place == b).any())
-    ]
+    bin_of_score = (confidence * _RELIABILITY_BINS).long().clamp(max=_RELIABILITY_BINS - 1)
+    points = []
+    for number in range(_RELIABILITY_BINS):
+        inside = bin_of_score == number
+        if bool(inside.any()):
+            points.append((float(confidence[inside].mean()), float(truth[inside].float().mean())))
     axes.plot(*zip(*points, strict=True), marker="o", label=f"{name} (ECE {error:.4f})")
 
 
 def diversities(tuning: Tuning) -> str:
-    """How differently pairs of members err."""
-    names = tuning.outputs.panel.member_names
-    tables = diversity(tuning.outputs.ballot().votes, tuning.data.targets, names)
+    """Draw how differently pairs of members err."""
+    outputs = tuning.development
+    names = outputs.panel.member_names
+    tables = diversity(outputs.ballot().votes, outputs.targets, names)
     figure = Figure(figsize=(14, 4.5), layout="constrained")
     for axes, (name, table) in zip(figure.subplots(1, 3), tables.items(), strict=True):
-        _heat(axes, np.array(table), names, name.replace("_", " "), ".2f")
-    return _picture(figure)
+        _heat_map(axes, np.array(table), names, name.replace("_", " "), ".2f")
+    return _picture(figure, "diversity of the members")
 
 
-def _heat(axes: Any, table: Any, names: Sequence[str], title: str, form: str) -> None:
-    known = table[np.isfinite(table)]
-    lowest = min(0.0, float(known.min())) if known.size else 0.0
-    highest = float(known.max()) if known.size else 1.0
+def _heat_map(axes: Any, table: Any, names: Sequence[str], title: str, number_format: str) -> None:
+    finite = table[np.isfinite(table)]
+    lowest = min(0.0, float(finite.min())) if finite.size else 0.0
+    highest = float(finite.max()) if finite.size else 1.0
     axes.imshow(table, cmap="Blues", vmin=lowest, vmax=max(highest, lowest + 1e-9))
-    places = range(len(names))
-    axes.set_xticks(places, names, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(places, names, fontsize=8)
+    positions = range(len(names))
+    axes.set_xticks(positions, names, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(positions, names, fontsize=8)
     axes.set_title(title)
-    for row in places:
-        for column in places:
+    for row in positions:
+        for column in positions:
             value = table[row][column]
-            dark = value - lowest > 0.6 * (highest - lowest)
-            color = "white" if dark else "black"
-            axes.text(column, row, format(value, form), ha="center", va="center", color=color)
+            is_dark = value - lowest > 0.6 * (highest - lowest)
+            color = "white" if is_dark else "black"
+            text = format(value, number_format)
+            axes.text(column, row, text, ha="center", va="center", color=color)
 
 
-def _picture(figure: Figure) -> str:
+def _picture(figure: Figure, description: str) -> str:
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=90)
     data = base64.b64encode(target.getvalue()).decode()
-    return f"<img alt='' src='data:image/png;base64,{data}'>"
+    return f"<img alt='{description}' src='data:image/png;base64,{data}'>"

@@ -1,4 +1,4 @@
-"""What tuning found, on a terminal."""
+"""Print the metrics of members and policies, and the result of tuning, on a terminal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from .metrics import Metrics
     from .tune import Tuning
 
-# Those that fit 80 columns; report.html and report.json have all.
-_COLUMNS = {
+# Headings of the metrics that fit 80 columns; report.html and report.json have all metrics.
+_HEADINGS = {
     "recall": "recall",
     "precision": "prec.",
     "specificity": "spec.",
@@ -22,65 +22,53 @@ _COLUMNS = {
     "mae": "MAE",
     "r2": "R2",
 }
-_COUNTS = {"false_negatives": "FN", "false_positives": "FP"}
+_COUNT_HEADINGS = {"false_negatives": "FN", "false_positives": "FP"}
 
 
-def print_tuning(found: Tuning) -> None:
-    """Every candidate, the choice, and what to expect of it."""
+def print_tuning(tuning: Tuning) -> None:
+    """Print every candidate, the chosen policy, and what is guaranteed of it."""
     print_metrics(
-        {each.candidate.name: each.out_of_fold for each in found.measured},
-        f"{found.spec.name}, {found.target}: each at its best operating point, out of fold",
-        mark=found.chosen.candidate.name,
+        {each.candidate.name: each.out_of_fold for each in tuning.measured},
+        f"{tuning.spec.name}, {tuning.target}: cross-validation on the "
+        f"{len(tuning.development.targets)} images that are not held out",
+        mark=tuning.chosen.candidate.name,
     )
-    for each in found.calibrations:
-        if each.temperature != 1:
+    for each in tuning.calibrations:
+        if each.improves:
             print(
                 f"calibration of {each.member}: temperature {each.temperature:.3f}, expected "
                 f"calibration error {each.before['ece']:.4f} -> {each.after['ece']:.4f}"
             )
-    metric = found.target.metric
-    if found.reached:
-        print(f"chosen: {found.chosen.text}")
-        print(f"  {metric} {_with_interval(found.chosen.out_of_fold, metric)} out of fold")
-    else:
-        missed = found.target.shortfall(dict(found.chosen.out_of_fold.values))
-        print(
-            f"no policy reaches {found.target} out of fold; {found.chosen.text} comes closest and "
-            f"misses it by {missed:.4f}"
-        )
-    for note in found.notes:
-        print(f"  note: {note}")
-    if found.expected is not None:
-        other = found.target.complement
-        print(
-            "  on new images expect "
-            f"{metric} {_with_interval(found.expected.metrics, metric)}, "
-            f"{other} {_with_interval(found.expected.metrics, other)}:\n"
-            "  all of tuning, the choice included, repeated without the images that it is measured "
-            "on;\n  it chose "
-            + ", ".join(f"{name} {times}x" for name, times in found.expected.chosen.items())
-        )
-        if found.reached and not found.target.meets(dict(found.expected.metrics.values)):
-            print(
-                f"  note: that misses {found.target}: the best of many candidates looks better "
-                "than it is.\n  Aim higher, or give more labelled images"
-            )
+    point, target = tuning.operating_point, tuning.target
+    print(f"chosen: {point.text}")
+    if point.guarantee is not None and point.guarantee.holds:
+        print(point.guarantee.statement())
+    elif point.guarantee is not None:
+        print(point.guarantee)
+        print("nothing is written; add images, or ask for less with --target or --confidence")
+    print(
+        f"on the {len(tuning.held_out.targets)} held-out images: "
+        f"{target.metric} {_with_interval(point.held_out, target.metric)}, "
+        f"{target.complement} {_with_interval(point.held_out, target.complement)}"
+    )
+    for note in tuning.notes:
+        print(f"note: {note}")
 
 
-def print_metrics(found: Mapping[str, Metrics], title: str, mark: str | None = None) -> None:
-    """A table of metrics, a row for each name.
+def print_metrics(metrics: Mapping[str, Metrics], title: str, mark: str | None = None) -> None:
+    """Print a table of metrics.
 
     Args:
-        found: name -> metrics.
-        title: above the table.
-        mark: the row that stands out.
+        metrics: name of a row -> its metrics.
+        title: text above the table.
+        mark: name of the row that stands out; None: no row does.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # Names come from specs and folders, and may hold what rich takes for markup.
+    # Names come from specs and folders; as `Text` they are not read as rich's markup.
     table = Table(
         title=Text(title),
         title_justify="left",
@@ -89,14 +77,14 @@ def print_metrics(found: Mapping[str, Metrics], title: str, mark: str | None = N
         pad_edge=False,
     )
     table.add_column("", overflow="fold")
-    first = next(iter(found.values()))
-    names = [name for name in _COLUMNS if name in first.values]
-    counts = [name for name in _COUNTS if name in first.counts]
+    first = next(iter(metrics.values()))
+    names = [name for name in _HEADINGS if name in first.values]
+    counts = [name for name in _COUNT_HEADINGS if name in first.counts]
     for name in names:
-        table.add_column(_COLUMNS[name], justify="right", no_wrap=True)
+        table.add_column(_HEADINGS[name], justify="right", no_wrap=True)
     for name in counts:
-        table.add_column(_COUNTS[name], justify="right", no_wrap=True)
-    for row, each in found.items():
+        table.add_column(_COUNT_HEADINGS[name], justify="right", no_wrap=True)
+    for row, each in metrics.items():
         cells = [f"{each.values[name]:.3f}" for name in names]
         cells += [str(each.counts[name]) for name in counts]
         table.add_row(Text(row), *cells, style="bold green" if row == mark else None)

@@ -1,16 +1,15 @@
-"""Measure settings of a server with real requests, for a choice within a latency bound."""
+"""Measure throughput and latency of a server with several settings, by real requests."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..serving.frontier import MeasuredChoice, ServingChoice, frontier
+from ..serving.frontier import MeasuredChoice, ServingChoice
 
 if TYPE_CHECKING:
     from ..handlers.spec import EnsembleSpec
@@ -22,12 +21,23 @@ def choices(
     delays_ms: Sequence[int],
     threads: Sequence[int | None],
 ) -> list[ServingChoice]:
-    """Every combination; a batch of one request waits for none."""
+    """List every combination of settings.
+
+    A batch of one request waits for no other, so it is measured with the shortest delay only.
+
+    Args:
+        workers: numbers of worker processes.
+        batch_sizes: maximum numbers of requests in a batch.
+        delays_ms: longest times that a batch waits to fill.
+        threads: numbers of threads of a worker; None: cores divided by workers.
+    """
     combined = itertools.product(workers, batch_sizes, delays_ms, threads)
     return list(
         dict.fromkeys(
-            ServingChoice(w, size, delay if size > 1 else min(delays_ms), t)
-            for w, size, delay, t in combined
+            ServingChoice(
+                num_workers, batch_size, delay if batch_size > 1 else min(delays_ms), num_threads
+            )
+            for num_workers, batch_size, delay, num_threads in combined
         )
     )
 
@@ -35,7 +45,7 @@ def choices(
 def measure(
     spec_path: Path,
     spec: EnsembleSpec,
-    asked: Sequence[ServingChoice],
+    settings_to_try: Sequence[ServingChoice],
     images: Sequence[bytes],
     *,
     clients: Sequence[int],
@@ -47,14 +57,14 @@ def measure(
     Args:
         spec_path: the spec's file.
         spec: the ensemble.
-        asked: the settings to measure.
+        settings_to_try: the settings to measure.
         images: encoded images that are sent in turn.
-        clients: for each measurement how many clients ask at the same time.
+        clients: for each measurement the number of clients that send requests at the same time.
         seconds: duration of each measurement.
         samples: folder of images on which compiled members are compared with the saved ones.
 
     Yields:
-        One measurement for each combination of settings and clients, as it is made.
+        The measurement of each combination of settings and clients, as soon as it is made.
     """
     from ..archiver.build import build_archive
     from ..serving.load import LoadTarget, closed_loop, metrics_of
@@ -66,7 +76,7 @@ def measure(
         built = build_archive(spec_path, folder, samples=samples, report=print)
         store = folder / "store"
         store.mkdir()
-        for number, choice in enumerate(asked):
+        for number, choice in enumerate(settings_to_try):
             archive = store / built.name
             variant(built, archive, spec, choice)
             settings = ServerSettings(store, (archive.name,), overrides=throw_away())
@@ -83,12 +93,12 @@ def measure(
 
 
 def variant(built: Path, target: Path, spec: EnsembleSpec, choice: ServingChoice) -> None:
-    """Copy an archive with the settings that are to be measured in place of the spec's own.
+    """Copy an archive, with settings to measure in place of the spec's own.
 
     Args:
-        built: the archive of `spec`.
-        target: the new file.
-        spec: the ensemble.
+        built: the archive to copy.
+        target: path of the copy.
+        spec: the ensemble in the archive.
         choice: the settings.
     """
     from ..archiver.variants import vary_archive
@@ -101,68 +111,3 @@ def variant(built: Path, target: Path, spec: EnsembleSpec, choice: ServingChoice
     )
     # Always a number: without one the spec's own runtime.threads would stay.
     vary_archive(built, target, spec, serving, choice.threads_of_a_worker())
-
-
-def print_frontier(tried: Sequence[MeasuredChoice], latency_ms: float) -> None:
-    """Print the settings of which no others have more throughput at less latency."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"the best images/s for each p99 (bound: {latency_ms:g} ms)")
-    for name in ("settings", "clients", "images/s", "p50 ms", "p99 ms"):
-        table.add_column(name, justify="left" if name == "settings" else "right")
-    for each in frontier(tried):
-        metrics = each.metrics
-        table.add_row(
-            str(each.choice),
-            str(metrics.clients),
-            f"{metrics.images_per_second:.1f}",
-            f"{metrics.p50_ms:.1f}",
-            f"{metrics.p99_ms:.1f}",
-        )
-    Console(width=100).print(table)
-
-
-def write_report(
-    folder: Path, tried: Sequence[MeasuredChoice], chosen: MeasuredChoice | None, latency_ms: float
-) -> None:
-    """Write ``profile.json`` and ``profile.svg`` into a folder, which is made if missing."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "latency_ms": latency_ms,
-        "chosen": None if chosen is None else asdict(chosen),
-        "tried": [asdict(each) for each in tried],
-    }
-    (folder / "profile.json").write_text(json.dumps(content, indent=1) + "\n")
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for clients in sorted({each.metrics.clients for each in tried}):
-        of_load = [each.metrics for each in tried if each.metrics.clients == clients]
-        axes.scatter(
-            [f.p99_ms for f in of_load],
-            [f.images_per_second for f in of_load],
-            label=f"{clients} client(s)",
-        )
-    line = frontier(tried)
-    axes.step(
-        [each.metrics.p99_ms for each in line],
-        [each.metrics.images_per_second for each in line],
-        where="post",
-        color="gray",
-    )
-    axes.axvline(latency_ms, color="red", linestyle=":", label=f"bound, {latency_ms:g} ms")
-    if chosen is not None:
-        axes.annotate(
-            str(chosen.choice),
-            (chosen.metrics.p99_ms, chosen.metrics.images_per_second),
-            textcoords="offset points",
-            xytext=(0, 8),
-        )
-    axes.set(xlabel="p99 in ms", ylabel="images per second", xscale="log")
-    axes.legend()
-    figure.savefig(folder / "profile.svg")
-    pyplot.close(figure)

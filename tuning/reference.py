@@ -18,16 +18,16 @@ from ..handlers.base.tasks import Task
 from ..serving.client import Prediction
 
 Reference = Callable[[Path], Mapping[str, float]]
-"""From the path of an image to scores by label."""
+"""A function from the path of an image to scores by label."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One image on which both were asked.
+    """How the ensemble and the reference differ on one image.
 
     Attributes:
         image: path of the image.
-        largest: the largest difference of a label's score.
+        largest: the largest absolute difference of a label's score.
         label: the label whose scores differ most.
         scores: the ensemble's scores, by label.
         reference: the reference's scores, by label.
@@ -45,7 +45,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All images, those that differ most first."""
+    """The differences on all images, the largest first."""
 
     differences: tuple[Difference, ...]
 
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def num_same_decisions(self) -> int:
-        """On how many images both decide alike."""
+        """The number of images on which both decide alike."""
         return sum(each.same_decision for each in self.differences)
 
 
@@ -86,19 +86,19 @@ def load_reference(text: str, labels: Sequence[str]) -> Reference:
     try:
         content = runpy.run_path(file)
     except Exception as error:
-        raise RequestError(f"--reference {text}: {_place(error, file)}") from error
+        raise RequestError(f"--reference {text}: {_describe(error, file)}") from error
     function = content.get(name)
     if not callable(function):
-        known = [key for key, value in content.items() if callable(value) and key[:1] != "_"]
+        functions = [key for key, value in content.items() if callable(value) and key[:1] != "_"]
         raise RequestError(
-            f"--reference {text}: {file} has no function '{name}'{nearest(name, known)}"
+            f"--reference {text}: {file} has no function '{name}'{nearest(name, functions)}"
         )
 
     def reference(image: Path) -> Mapping[str, float]:
         try:
             returned = function(image)
         except Exception as error:
-            raise RequestError(f"{name} on {image}: {_place(error, file)}") from error
+            raise RequestError(f"{name} on {image}: {_describe(error, file)}") from error
         return _by_label(returned, labels, f"{name} on {image}")
 
     return reference
@@ -125,8 +125,8 @@ def compare(
     Raises:
         RequestError: the reference fails, or a prediction has no scores.
     """
-    found = _differences(predictions, images, reference, task, member)
-    return Comparison(tuple(sorted(found, key=lambda each: -each.largest)))
+    differences = _differences(predictions, images, reference, task, member)
+    return Comparison(tuple(sorted(differences, key=lambda each: -each.largest)))
 
 
 def _differences(
@@ -154,6 +154,7 @@ def _differences(
 
 
 def _by_label(returned: Any, labels: Sequence[str], where: str) -> Mapping[str, float]:
+    """Turn what the user's function returned into scores by label."""
     if isinstance(returned, Mapping):
         missing = [label for label in labels if label not in returned]
         if missing:
@@ -175,8 +176,8 @@ def _by_label(returned: Any, labels: Sequence[str], where: str) -> Mapping[str, 
     return dict(zip(labels, values.tolist(), strict=True))
 
 
-def _place(error: BaseException, file: str) -> str:
-    """The error, with the last line of the user's file that it came through."""
+def _describe(error: BaseException, file: str) -> str:
+    """Describe an error, with the last line of the user's file in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename) == Path(file)]
     where = f"{file}, line {lines[-1]}" if lines else file
@@ -184,6 +185,7 @@ def _place(error: BaseException, file: str) -> str:
 
 
 def _decision(scores: Mapping[str, float], task: Task) -> frozenset[str]:
+    """The labels that the scores decide for: the best one, or all from 0.5 on."""
     match task:
         case Task.REGRESSION:
             return frozenset()

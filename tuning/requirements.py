@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from ..handlers.base.errors import SpecError
 
 TUNING_MODULES = ("sklearn", "scipy", "matplotlib", "ruamel.yaml")
-"""What `tune` and `evaluate` import."""
+"""Modules that `tune` and `evaluate` import."""
 
 
 def require_installed(modules: Sequence[str], who: str) -> None:
-    """Name the module of the extra ``tune`` that is missing.
+    """Check that modules of the extra ``tune`` are installed.
 
     Args:
-        modules: that are needed.
-        who: what needs them, with its verb.
+        modules: names of the modules.
+        who: subject and verb of the error message, such as ``tuning needs``.
 
     Raises:
-        SpecError: one is not installed.
+        SpecError: a module is not installed; the message names it and says how to install it.
     """
     for name in modules:
         try:

@@ -1,40 +1,40 @@
-"""Every policy at its best operating point, measured out of fold; and the choice among them."""
+"""Measure every candidate at its best threshold by cross-validation, and choose one of them."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ..handlers.base.errors import MemberError, PolicyError, SpecError
+from ..handlers.base.errors import MemberError, PolicyError
 from ..handlers.base.tasks import Task
 from ..handlers.policies import BoundPolicy, Catalogue, Outcome, one_hot, parse_policy
 from .candidates import Candidate, candidates
-from .fitting import Learned, Outputs, learn
+from .fitting import FittedParameters, Outputs, fit_parameters, members_with_logits
 from .intervals import with_intervals
 from .member_thresholds import per_member_curve
 from .metrics import Metrics, compute_metrics
+from .splitting import cross_validation
 from .targets import Target
-from .threshold_sweep import ThresholdCurve, says_nothing, stricter, threshold_curve
+from .threshold_sweep import ThresholdCurve, is_constant, threshold_curve
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredCandidate:
     """A candidate with its metrics.
 
     Attributes:
-        text: the policy, at the operating point chosen on all samples.
-        out_of_fold: metrics on samples that neither the operating point nor the fits have seen.
+        candidate: the policy or member.
+        text: the policy as text, with the threshold that was chosen on all samples.
+        out_of_fold: metrics on samples that neither the threshold nor the fits have seen.
         in_sample: metrics of `text` on all samples, as an endpoint would give them.
-        scores: (N, C) out of fold, for curves.
-        decisions: (N, C) out of fold; None for regression.
-        value: value of the swept parameter; None where there is none, or it keeps its default.
+        scores: (N, C) scores out of fold, for curves.
+        decisions: (N, C) decisions out of fold; None for regression.
+        value: value of the swept parameter; None if there is none, or if it keeps its default.
     """
 
     candidate: Candidate
@@ -47,17 +47,20 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class _Fold:
-    """Samples to learn from and samples to measure on, both with what was learned.
+class Fold:
+    """Samples to choose a threshold on and samples to measure on.
 
     Attributes:
-        rows: where the samples to measure on stand among all.
+        training: the samples that everything is fitted on, calibrated.
+        test: the samples to measure on, calibrated.
+        test_rows: row numbers of the latter among all samples.
+        fitted: what was fitted on the training samples.
     """
 
     training: Outputs
     test: Outputs
-    rows: Tensor
-    learned: Learned
+    test_rows: Tensor
+    fitted: FittedParameters
 
 
 def measure(
@@ -66,70 +69,81 @@ def measure(
     *,
     folds: int = 5,
     seed: int = 0,
-    calibrate: bool = True,
+    is_calibrated: Sequence[bool] | None = None,
     report: bool = True,
     on_step: Callable[[int], None] = lambda total: None,
-) -> tuple[list[Measured], Learned]:
+) -> tuple[list[MeasuredCandidate], FittedParameters]:
     """Measure every candidate by cross-validation, and then fit it on all samples.
 
     Args:
-        outputs: what the members say about the labelled samples.
-        target: what the operating point has to reach.
-        folds: of the cross-validation.
+        outputs: the members' scores on labelled samples.
+        target: what each candidate's threshold is to reach.
+        folds: number of folds.
         seed: of the folds.
-        calibrate: fit temperatures.
-        report: also areas under curves and intervals, which the choice does not need.
-        on_step: called with the number of steps, after each.
+        is_calibrated: for each member whether a temperature is fitted; None: for all with logits.
+        report: also compute areas under curves and intervals, which the choice does not need.
+        on_step: called with the number of candidates, after each.
 
     Returns:
-        The candidates that the samples allow, and what was learned on all samples.
+        The candidates that work with these members, and what was fitted on all samples.
 
     Raises:
         SpecError: too few samples for the folds.
     """
     # Thousands of small computations: several threads would mostly wait for one another.
     with threadpool_limits(1):
-        return _measure(outputs, target, folds, seed, calibrate, report, on_step)
+        calibrated = members_with_logits(outputs) if is_calibrated is None else is_calibrated
+        parts = fit_folds(outputs, calibrated, folds=folds, seed=seed)
+        fitted = fit_parameters(outputs, calibrated)
+        applied = fitted.apply(outputs)
+        whole = Fold(applied, applied, torch.arange(len(outputs.targets)), fitted)
+        measured = []
+        all_candidates = candidates(
+            outputs.panel.task,
+            outputs.panel.member_names,
+            has_every_label=not outputs.one_sided_labels(),
+        )
+        for candidate in all_candidates:
+            # E.g. logit_mean does not work if a member gives probabilities.
+            with contextlib.suppress(PolicyError, MemberError):
+                measured.append(_measure_candidate(candidate, target, parts, whole, report))
+            on_step(len(all_candidates))
+        return measured, fitted
 
 
-def _measure(
-    outputs: Outputs,
-    target: Target,
-    folds: int,
-    seed: int,
-    calibrate: bool,
-    report: bool,
-    on_step: Callable[[int], None],
-) -> tuple[list[Measured], Learned]:
-    parts = []
-    for training, test in splits(outputs, folds, seed):
-        fit = learn(outputs.rows(training), calibrate=calibrate)
-        applied = fit.apply(outputs)
-        parts.append(_Fold(applied.rows(training), applied.rows(test), test, fit))
-    learned = learn(outputs, calibrate=calibrate)
-    applied = learned.apply(outputs)
-    whole = _Fold(applied, applied, torch.arange(len(outputs.targets)), learned)
-    found = []
-    everything = candidates(
-        outputs.panel.task,
-        outputs.panel.member_names,
-        has_every_label=not outputs.one_sided_labels(),
-    )
-    for candidate in everything:
-        # E.g. logit_mean does not work where a member gives probabilities.
-        with contextlib.suppress(PolicyError, MemberError):
-            found.append(_measure_one(candidate, target, parts, whole, report))
-        on_step(len(everything))
-    return found, learned
+def fit_folds(
+    outputs: Outputs, is_calibrated: Sequence[bool], *, folds: int, seed: int
+) -> list[Fold]:
+    """Split samples into folds, and fit parameters on the training samples of each.
 
-
-def choose(found: Sequence[Measured], target: Target) -> Measured:
-    """The best out of fold; among equals a policy before a single member, then the first.
-
-    One that gives all samples the same answer is never chosen before one that does not.
+    Raises:
+        SpecError: too few samples for the folds.
     """
+    parts = []
+    for training, test in cross_validation(outputs, folds, seed):
+        fitted = fit_parameters(outputs.rows(training), is_calibrated)
+        applied = fitted.apply(outputs)
+        parts.append(Fold(applied.rows(training), applied.rows(test), test, fitted))
+    return parts
+
+
+def choose(
+    measured: Sequence[MeasuredCandidate], target: Target, margin: Target | None = None
+) -> MeasuredCandidate:
+    """Choose the best candidate out of fold; among equals a policy before a single member.
+
+    Args:
+        measured: the candidates. One that gives all samples the same answer is chosen only if all
+            of them do.
+        target: what the candidates are compared by, out of fold.
+        margin: a stricter target. A candidate that cannot meet it even on the samples that its
+            threshold was chosen on, since it has few thresholds, is chosen only if none can.
+    """
+    useful = [each for each in measured if not is_constant(each.decisions)] or measured
+    if margin is not None:
+        useful = [m for m in useful if margin.meets(dict(m.in_sample.values))] or useful
     return max(
-        [each for each in found if not says_nothing(each.decisions)] or found,
+        useful,
         key=lambda each: (
             target.merit(dict(each.out_of_fold.values)),
             each.candidate.member is None,
@@ -137,26 +151,35 @@ def choose(found: Sequence[Measured], target: Target) -> Measured:
     )
 
 
-def bind(text: str, outputs: Outputs, learned: Learned) -> BoundPolicy:
-    """A policy over these members, with the fitted models."""
+def bind(text: str, outputs: Outputs, fitted: FittedParameters) -> BoundPolicy:
+    """Parse a policy for these members, with the fitted models."""
     catalogue = Catalogue(
         task=outputs.panel.task,
         member_names=outputs.panel.member_names,
-        fitted=learned.models,
+        fitted=fitted.models,
     )
     return parse_policy(text, {}, catalogue)
 
 
-def apply(measured: Measured, outputs: Outputs, learned: Learned) -> Outcome:
-    """What was measured, at its operating point, on any samples of the same members."""
-    return _outcome(measured.candidate, measured.value, learned.apply(outputs), learned)
+def apply(measured: MeasuredCandidate, outputs: Outputs, fitted: FittedParameters) -> Outcome:
+    """Combine scores by a candidate at its threshold, on any samples of the same members."""
+    return combine(measured.candidate, measured.value, fitted.apply(outputs), fitted)
 
 
-def _outcome(candidate: Candidate, value: float | None, applied: Outputs, fit: Learned) -> Outcome:
-    """A candidate on samples that are calibrated already."""
+def combine(
+    candidate: Candidate, value: float | None, applied: Outputs, fitted: FittedParameters
+) -> Outcome:
+    """Combine scores by a candidate.
+
+    Args:
+        candidate: the policy or member.
+        value: value of its swept parameter; None: its default.
+        applied: scores to which the fitted parameters are applied already.
+        fitted: the fitted parameters.
+    """
     if candidate.member is None:
-        text = candidate.text(value, fit, applied.panel.member_names)
-        return bind(text, applied, fit).combine(applied.ballot())
+        text = candidate.text(value, fitted, applied.panel.member_names)
+        return bind(text, applied, fitted).combine(applied.ballot())
     scores = applied.scores[applied.panel.member_names.index(candidate.member)]
     if applied.panel.task is Task.REGRESSION:
         return Outcome(scores=scores, decisions=None)
@@ -165,89 +188,61 @@ def _outcome(candidate: Candidate, value: float | None, applied: Outputs, fit: L
     return Outcome(scores=scores, decisions=scores >= (0.5 if value is None else value))
 
 
-def _measure_one(
-    candidate: Candidate, target: Target, folds: Sequence[_Fold], whole: _Fold, report: bool
-) -> Measured:
-    """Measure a candidate out of fold, at the operating point of the least strict sufficient aim.
+def combine_out_of_fold(
+    candidate: Candidate, values: Sequence[float | None], folds: Sequence[Fold]
+) -> Outcome:
+    """Combine the scores of all samples, each one with the parameters of the fold that tests it.
 
-    Aims are the target and stricter ones; the first whose metrics out of fold meet the target is
-    taken. Where none does, the one that comes closest is.
+    Args:
+        candidate: the policy or member.
+        values: for each fold the value of the swept parameter; None: its default.
+        folds: folds that test every sample once.
     """
-    task, targets = whole.test.panel.task, whole.test.targets
-    curves = [_curve(candidate, fold) for fold in folds]
-    best: tuple[Target, Tensor, Tensor | None, Metrics] | None = None
-    for aim in stricter(target) if candidate.swept_parameter is not None else [target]:
-        scores = torch.zeros(whole.test.scores.shape[1:])
-        decisions = torch.zeros_like(scores, dtype=torch.bool)
-        for curve, fold in zip(curves, folds, strict=True):
-            outcome = _outcome(candidate, curve.best(aim), fold.test, fold.learned)
-            scores[fold.rows] = outcome.scores
-            if outcome.decisions is not None:
-                decisions[fold.rows] = outcome.decisions
-        kept = None if task is Task.REGRESSION else decisions
-        found = compute_metrics(scores, kept, targets, task, curves=False)
-        if best is None or _closer(target, found, best[3]):
-            best = (aim, scores, kept, found)
-        if target.meets(dict(found.values)):
-            break
-    assert best is not None
-    aim, scores, kept, _ = best
-    value = _curve(candidate, whole).best(aim)
-    final = _outcome(candidate, value, whole.test, whole.learned)
-    found = compute_metrics(scores, kept, targets, task, curves=report)
-    if report:
-        found = with_intervals(found, scores, kept, targets, task)
-    return Measured(
-        candidate=candidate,
-        text=candidate.text(value, whole.learned, whole.test.panel.member_names),
-        out_of_fold=found,
-        in_sample=compute_metrics(final.scores, final.decisions, targets, task, curves=report),
-        scores=scores,
-        decisions=kept,
-        value=value,
-    )
+    outcomes = [
+        combine(candidate, value, fold.test, fold.fitted)
+        for value, fold in zip(values, folds, strict=True)
+    ]
+    order = torch.cat([fold.test_rows for fold in folds]).argsort()
+    scores = torch.cat([outcome.scores for outcome in outcomes])[order]
+    decisions = [outcome.decisions for outcome in outcomes if outcome.decisions is not None]
+    return Outcome(scores=scores, decisions=torch.cat(decisions)[order] if decisions else None)
 
 
-def _closer(target: Target, found: Metrics, other: Metrics) -> bool:
-    """Whether metrics miss the target by less."""
-    return target.merit(dict(found.values)) > target.merit(dict(other.values))
+def sweep(candidate: Candidate, applied: Outputs, fitted: FittedParameters) -> ThresholdCurve:
+    """Compute a candidate's metrics at each value of its swept parameter; none: an empty curve.
 
-
-def _curve(candidate: Candidate, fold: _Fold) -> ThresholdCurve:
-    """The candidate's metrics at each value of its parameter, on the samples of a fold."""
+    Args:
+        candidate: the policy or member.
+        applied: scores to which the fitted parameters are applied already.
+        fitted: the fitted parameters.
+    """
     if candidate.swept_parameter is None:
         return ThresholdCurve((), ())
     if candidate.votes is not None:
-        assert fold.learned.levels is not None
-        return per_member_curve(fold.training, fold.learned.levels, candidate.votes)
-    outcome = _outcome(candidate, None, fold.training, fold.learned)
-    return threshold_curve(outcome, fold.training.targets, fold.training.panel.task)
+        assert fitted.negative_quantiles is not None
+        return per_member_curve(applied, fitted.negative_quantiles, candidate.votes)
+    outcome = combine(candidate, None, applied, fitted)
+    return threshold_curve(outcome, applied.targets, applied.panel.task)
 
 
-def splits(outputs: Outputs, folds: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Rows to learn from and rows to measure on, with equal shares of each class where there are.
-
-    Raises:
-        SpecError: fewer than two folds, or too few samples for them.
-    """
-    samples, task = len(outputs.targets), outputs.panel.task
-    if folds < 2:
-        raise SpecError(f"{folds} folds: cross-validation takes at least 2")
-    if task not in (Task.CLASSIFICATION, Task.PRESENCE):
-        if samples < folds:
-            raise SpecError(f"{samples} images are too few for {folds} folds; add images")
-        pairs = KFold(folds, shuffle=True, random_state=seed).split(torch.zeros(samples))
-        return [(torch.from_numpy(training), torch.from_numpy(test)) for training, test in pairs]
-    strata = outputs.targets.float() @ torch.arange(1.0, outputs.targets.shape[1] + 1)
-    sizes = torch.bincount(strata.long())
-    sizes = sizes[sizes > 0]
-    if len(sizes) < 2:
-        raise SpecError("all images have the same label; add images with another one")
-    if int(sizes.min()) < folds:
-        raise SpecError(
-            f"a label has only {int(sizes.min())} images, too few for {folds} folds; add images, "
-            "or take fewer folds"
-        )
-    splitter: Any = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    pairs = splitter.split(torch.zeros(samples), strata.numpy())
-    return [(torch.from_numpy(training), torch.from_numpy(test)) for training, test in pairs]
+def _measure_candidate(
+    candidate: Candidate, target: Target, folds: Sequence[Fold], whole: Fold, report: bool
+) -> MeasuredCandidate:
+    targets, groups = whole.test.targets, whole.test.groups
+    values = [sweep(candidate, fold.training, fold.fitted).best(target) for fold in folds]
+    outcome = combine_out_of_fold(candidate, values, folds)
+    scores, decisions, task = outcome.scores, outcome.decisions, whole.test.panel.task
+    out_of_fold = compute_metrics(scores, decisions, targets, task, with_areas=report)
+    if report:
+        out_of_fold = with_intervals(out_of_fold, scores, decisions, targets, task, groups=groups)
+    value = sweep(candidate, whole.training, whole.fitted).best(target)
+    final = combine(candidate, value, whole.test, whole.fitted)
+    return MeasuredCandidate(
+        candidate=candidate,
+        text=candidate.text(value, whole.fitted, whole.test.panel.member_names),
+        out_of_fold=out_of_fold,
+        in_sample=compute_metrics(final.scores, final.decisions, targets, task, with_areas=report),
+        scores=scores,
+        decisions=decisions,
+        value=value,
+    )

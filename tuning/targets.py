@@ -1,4 +1,4 @@
-"""What a user needs: ``recall>=0.99``, ``false_positive_rate<=0.01``, ``maximise f1``."""
+"""Targets of tuning: ``recall>=0.99``, ``false_positive_rate<=0.01``, ``maximise f1``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from ..handlers.base.errors import SpecError
 from ..handlers.base.suggestions import nearest
 from ..handlers.base.tasks import Task
 
-_FORM = re.compile(r"\s*(?:(maximise|minimise)\s+(\w+)|(\w+)\s*(>=|<=)\s*(\d+\.?\d*|\.\d+))\s*")
+_PATTERN = re.compile(r"\s*(?:(maximise|minimise)\s+(\w+)|(\w+)\s*(>=|<=)\s*(\d+\.?\d*|\.\d+))\s*")
 _ALIASES = {"sensitivity": "recall", "fpr": "false_positive_rate"}
+
+# Each metric that a target may name, with the metric that it is traded against.
 _DETECTION = {
     "recall": "precision",
     "precision": "recall",
@@ -28,12 +30,12 @@ SMALLER_IS_BETTER = frozenset({"rmse", "mae", "false_positive_rate"})
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that must be reached, and the one that is then made as good as possible.
+    """A metric that must reach a bound, and a second metric that is then made as good as possible.
 
     Attributes:
-        metric: the figure.
-        bound: that it must reach; None: as good as possible.
-        complement: the figure that the bound is traded against.
+        metric: name of the metric.
+        bound: value that the metric must reach; None: make the metric as good as possible.
+        complement: name of the metric that the first one is traded against.
     """
 
     metric: str
@@ -41,35 +43,43 @@ class Target:
     complement: str
 
     def __str__(self) -> str:
-        smaller = self.metric in SMALLER_IS_BETTER
         if self.bound is None:
-            return f"{'minimise' if smaller else 'maximise'} {self.metric}"
-        return f"{self.metric}{'<=' if smaller else '>='}{self.bound:g}"
+            return f"{'minimise' if self.smaller_is_better else 'maximise'} {self.metric}"
+        return f"{self.metric}{'<=' if self.smaller_is_better else '>='}{self.bound:g}"
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Whether the metric is an error, such as ``rmse``, which must not exceed its bound."""
+        return self.metric in SMALLER_IS_BETTER
 
     def meets(self, values: dict[str, float]) -> bool:
-        """Whether metrics reach the bound."""
+        """Whether the metric reaches its bound; true if the target has no bound."""
         return self.bound is None or self.shortfall(values) <= 0
 
     def shortfall(self, values: dict[str, float]) -> float:
-        """How far the figure is from the bound; at most 0 where it is reached."""
+        """The distance of the metric from its bound; at most 0 if the bound is reached."""
         value = values[self.metric]
         if math.isnan(value):
             return math.inf
         if self.bound is None:
             return 0.0
-        smaller = self.metric in SMALLER_IS_BETTER
-        return value - self.bound if smaller else self.bound - value
+        return value - self.bound if self.smaller_is_better else self.bound - value
 
     def merit(self, values: dict[str, float]) -> tuple[bool, float, float]:
-        """Larger is better: reached at all, then the figure that counts, then the other."""
+        """A key by which results are compared; the larger, the better.
+
+        A result that reaches the bound is better than one that does not. Among those that reach it
+        the complement decides, among the others the distance from the bound.
+        """
         if self.bound is None:
-            return (True, _good(values, self.metric), _good(values, self.complement))
+            return (True, _goodness(values, self.metric), _goodness(values, self.complement))
         if not self.meets(values):
-            return (False, -self.shortfall(values), _good(values, self.complement))
-        return (True, _good(values, self.complement), _good(values, self.metric))
+            return (False, -self.shortfall(values), _goodness(values, self.complement))
+        return (True, _goodness(values, self.complement), _goodness(values, self.metric))
 
 
-def _good(values: dict[str, float], metric: str) -> float:
+def _goodness(values: dict[str, float], metric: str) -> float:
+    """The metric, with its sign changed if smaller is better; minus infinity for NaN."""
     value = values[metric]
     if math.isnan(value):
         return -math.inf
@@ -77,25 +87,25 @@ def _good(values: dict[str, float], metric: str) -> float:
 
 
 def parse_target(text: str, task: Task) -> Target:
-    """Read a target.
+    """Read a target such as ``recall>=0.99`` or ``maximise f1``.
 
     Raises:
-        SpecError: another form, or a figure that the task does not have.
+        SpecError: the text is no target, or it names a metric that the task does not have.
     """
-    found = _FORM.fullmatch(text)
-    if found is None:
+    match = _PATTERN.fullmatch(text)
+    if match is None:
         raise SpecError(
-            f"target '{text}': write FIGURE>=VALUE, FIGURE<=VALUE, or 'maximise FIGURE'"
+            f"target '{text}': write METRIC>=VALUE, METRIC<=VALUE, or 'maximise METRIC'"
         )
-    verb, alone, named, sign, bound = found.groups()
-    metric = _ALIASES.get(alone or named, alone or named)
-    choices = {Task.CLASSIFICATION: _CLASSIFICATION, Task.REGRESSION: _REGRESSION}.get(
+    verb, optimised, bounded, sign, bound = match.groups()
+    metric = _ALIASES.get(optimised or bounded, optimised or bounded)
+    complements = {Task.CLASSIFICATION: _CLASSIFICATION, Task.REGRESSION: _REGRESSION}.get(
         task, _DETECTION
     )
-    if metric not in choices:
+    if metric not in complements:
         raise SpecError(
-            f"target '{text}': task {task} has no figure '{metric}'; it has {', '.join(choices)}"
-            f"{nearest(metric, tuple(choices))}"
+            f"target '{text}': task {task} has no metric '{metric}'; it has "
+            f"{', '.join(complements)}{nearest(metric, tuple(complements))}"
         )
     smaller = metric in SMALLER_IS_BETTER
     if (sign == "<=" or verb == "minimise") != smaller:
@@ -103,4 +113,4 @@ def parse_target(text: str, task: Task) -> Target:
             f"target '{text}': {metric} is better when it is "
             f"{'smaller: write <= or minimise' if smaller else 'larger: write >= or maximise'}"
         )
-    return Target(metric, float(bound) if bound is not None else None, choices[metric])
+    return Target(metric, float(bound) if bound is not None else None, complements[metric])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,19 +11,23 @@ from torch import Tensor
 from ..handlers.base.tasks import Task
 from ..handlers.policies import Outcome
 from ..handlers.policies.selective import confidence
-from .targets import SMALLER_IS_BETTER, Target
+from .targets import Target
 
-_STEPS = 120
-_STRICTER = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_NUM_THRESHOLDS = 120
+"""The number of thresholds between the tails, about."""
+
+_TAIL_SHARES = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.0125)
+"""Shares of the scores at either end between which thresholds lie closer, for targets near 1."""
 
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """What a policy does at each value of its thresholds.
+    """The metrics of a policy at each value of its threshold.
 
     Attributes:
-        values: the thresholds, without those at which all samples get the same answer.
-        metrics: name -> the metric at each threshold. Areas under curves are left out, since no
+        values: the default threshold and then the others, ascending; without those at which all
+            samples get the same answer.
+        metrics: for each threshold name -> metric. Areas under curves are left out, since no
             threshold changes them.
     """
 
@@ -31,10 +35,10 @@ class ThresholdCurve:
     metrics: tuple[dict[str, float], ...]
 
     def best(self, target: Target) -> float | None:
-        """The value that serves the target best, the first among equals; None: there is none."""
+        """The threshold that best meets a target, the first among equals; None: there is none."""
         if not self.values:
             return None
-        merits = [target.merit(seen) for seen in self.metrics]
+        merits = [target.merit(metrics) for metrics in self.metrics]
         return self.values[merits.index(max(merits))]
 
 
@@ -46,147 +50,140 @@ def threshold_curve(outcome: Outcome, targets: Tensor, task: Task) -> ThresholdC
     abstains.
 
     Args:
-        outcome: of the policy with the thresholds not set, on N samples.
+        outcome: the policy's answers to N samples, without any threshold.
         targets: (N, C) bool.
-        task: any but regression.
+        task: any task except regression.
     """
     assert outcome.decisions is not None
     values = list(_grid(outcome.scores, targets, task))
     # In the precision in which policies compare.
     thresholds = torch.tensor(values, dtype=torch.float32)
     if task is Task.CLASSIFICATION:
-        found, same = _selective(outcome.scores, outcome.decisions, targets, thresholds)
+        metrics, is_constant_at = _selective(outcome.scores, outcome.decisions, targets, thresholds)
     else:
-        found, same = _thresholded(outcome.scores, targets, thresholds)
-    return _kept(values, found, same)
+        metrics, is_constant_at = _thresholded(outcome.scores, targets, thresholds)
+    return _without_constant(values, metrics, is_constant_at)
 
 
 def detection_curve(values: Sequence[float], decisions: Tensor, targets: Tensor) -> ThresholdCurve:
-    """Metrics of one label's decisions at each value of a thresholds.
+    """Compute the metrics of one label's decisions at each value of a parameter.
 
     Args:
-        values: V of them.
-        decisions: (V, N) bool.
+        values: V values of the parameter.
+        decisions: (V, N) bool, the decisions at each value.
         targets: (N,) bool.
     """
-    hit = decisions[:, targets].sum(dim=1).double()
-    false_alarm = decisions[:, ~targets].sum(dim=1).double()
-    same = decisions.all(dim=1) | ~decisions.any(dim=1)
-    return _kept(values, _detection(hit, false_alarm, targets), same)
+    hits = decisions[:, targets].sum(dim=1).double()
+    false_alarms = decisions[:, ~targets].sum(dim=1).double()
+    is_constant_at = decisions.all(dim=1) | ~decisions.any(dim=1)
+    return _without_constant(values, _detection(hits, false_alarms, targets), is_constant_at)
 
 
-def _kept(values: Sequence[float], found: Mapping[str, Tensor], same: Tensor) -> ThresholdCurve:
-    """Without the values that give all samples the same answer."""
-    columns = {name: column.tolist() for name, column in found.items()}
-    kept = [index for index, flag in enumerate(same.tolist()) if not flag]
+def _without_constant(
+    values: Sequence[float], metrics: Mapping[str, Tensor], is_constant_at: Tensor
+) -> ThresholdCurve:
+    """Leave out the thresholds at which all samples get the same answer."""
+    columns = {name: column.tolist() for name, column in metrics.items()}
+    positions = [index for index, flag in enumerate(is_constant_at.tolist()) if not flag]
     return ThresholdCurve(
-        tuple(values[index] for index in kept),
-        tuple({name: column[index] for name, column in columns.items()} for index in kept),
+        tuple(values[index] for index in positions),
+        tuple({name: column[index] for name, column in columns.items()} for index in positions),
     )
 
 
-def stricter(target: Target) -> list[Target]:
-    """The target, and ever stricter ones up to a perfect value.
-
-    A threshold that just reaches a bound on the samples that it was chosen on misses it on about
-    half of all other sets of samples. One that was chosen for a stricter bound keeps a distance.
-    """
-    if target.bound is None:
-        return [target]
-    perfect = 0.0 if target.metric in SMALLER_IS_BETTER else 1.0
-    distance = perfect - target.bound
-    return [replace(target, bound=target.bound + share * distance) for share in _STRICTER]
-
-
-def says_nothing(decisions: Tensor | None) -> bool:
-    """Whether all samples get the same answer, by which any bound on one figure is reached."""
+def is_constant(decisions: Tensor | None) -> bool:
+    """Whether all samples get the same answer, which meets many targets but is of no use."""
     return decisions is not None and bool((decisions == decisions[:1]).all())
 
 
 def _grid(scores: Tensor, targets: Tensor, task: Task) -> Iterator[float]:
-    """Values between the scores, fine among the positives and among the negatives."""
+    """Thresholds between the scores: at even shares of the positives and of the negatives."""
     if task is Task.CLASSIFICATION:
-        groups = [scores.amax(dim=1)]
+        score_sets = [scores.amax(dim=1)]
         yield 0.0
     else:
-        groups = [scores[targets], scores[~targets]]
+        score_sets = [scores[targets], scores[~targets]]
         yield 0.5
-    steps = torch.linspace(0, 1, _STEPS // len(groups) + 1, dtype=torch.float64)
-    values: set[float] = set()
-    for group in groups:
-        if len(group):
-            ordered = torch.unique(group.double())
+    even = torch.linspace(0, 1, _NUM_THRESHOLDS // len(score_sets) + 1, dtype=torch.float64)
+    tail = torch.tensor(_TAIL_SHARES, dtype=torch.float64)
+    shares = torch.cat([even, tail, 1 - tail])
+    thresholds: set[float] = set()
+    for score_set in score_sets:
+        if len(score_set):
+            ordered = torch.unique(score_set.double())
             between = torch.cat([ordered[:1], (ordered[1:] + ordered[:-1]) / 2])
-            values |= set(_quantiles(between, steps))
-    # Rounded as they are written into the spec, down, so that a score at the value still counts.
-    yield from sorted({max(0.0, float(f"{value - 5e-7:.6f}")) for value in values})
+            thresholds |= set(_quantiles(between, shares))
+    # Rounded as they are written into the spec; down, so that a score that equals the threshold
+    # still reaches it.
+    yield from sorted({max(0.0, float(f"{value - 5e-7:.6f}")) for value in thresholds})
 
 
-def _quantiles(ordered: Tensor, steps: Tensor) -> Sequence[float]:
-    """As `Tensor.quantile` of a sorted tensor, which itself refuses more than 16 million."""
-    places = steps * (len(ordered) - 1)
+def _quantiles(ordered: Tensor, shares: Tensor) -> Sequence[float]:
+    """Compute quantiles of a sorted tensor; `Tensor.quantile` refuses more than 16 million."""
+    places = shares * (len(ordered) - 1)
     lower = places.long()
     upper = (lower + 1).clamp(max=len(ordered) - 1)
-    found: list[float] = torch.lerp(ordered[lower], ordered[upper], places - lower).tolist()
-    return found
+    quantiles: list[float] = torch.lerp(ordered[lower], ordered[upper], places - lower).tolist()
+    return quantiles
 
 
 def _thresholded(
     scores: Tensor, targets: Tensor, thresholds: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    hit, false_alarm = _reached(scores[targets], thresholds), _reached(scores[~targets], thresholds)
+    """Metrics at each threshold, and at which thresholds all samples get the same answer."""
+    hits = _num_reaching(scores[targets], thresholds)
+    false_alarms = _num_reaching(scores[~targets], thresholds)
     lowest, highest = scores.amin(dim=0), scores.amax(dim=0)
     column = thresholds.unsqueeze(1)
-    same = ((lowest >= column) | (highest < column)).all(dim=1)
-    return _detection(hit, false_alarm, targets), same
+    is_constant_at = ((lowest >= column) | (highest < column)).all(dim=1)
+    return _detection(hits, false_alarms, targets), is_constant_at
 
 
-def _detection(hit: Tensor, false_alarm: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def _detection(hits: Tensor, false_alarms: Tensor, targets: Tensor) -> dict[str, Tensor]:
     positives = int(targets.sum())
     negatives = targets.numel() - positives
-    missed, rest = positives - hit, negatives - false_alarm
+    misses, rejections = positives - hits, negatives - false_alarms
     return {
-        "accuracy": _ratio(hit + rest, torch.full_like(hit, targets.numel())),
-        "recall": _ratio(hit, hit + missed),
-        "specificity": _ratio(rest, rest + false_alarm),
-        "precision": _ratio(hit, hit + false_alarm),
-        "false_positive_rate": _ratio(false_alarm, rest + false_alarm),
-        "f1": _ratio(2 * hit, 2 * hit + missed + false_alarm),
+        "accuracy": (hits + rejections) / targets.numel(),
+        "recall": hits / (hits + misses),
+        "specificity": rejections / (rejections + false_alarms),
+        "precision": hits / (hits + false_alarms),
+        "false_positive_rate": false_alarms / (rejections + false_alarms),
+        "f1": 2 * hits / (2 * hits + misses + false_alarms),
     }
 
 
 def _selective(
     scores: Tensor, decisions: Tensor, targets: Tensor, thresholds: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
+    """Metrics at each minimum confidence, and at which ones all samples get the same answer."""
     sure = confidence(scores, decisions, Task.CLASSIFICATION)
-    single = decisions.sum(dim=1) == 1
-    truth, chosen = targets.float().argmax(dim=1), decisions.float().argmax(dim=1)
+    is_answered = decisions.sum(dim=1) == 1
+    truth, answer = targets.float().argmax(dim=1), decisions.float().argmax(dim=1)
     labels = range(targets.shape[1])
-    right = single & (truth == chosen)
-    hits = torch.stack([_reached(sure[right & (truth == c)], thresholds) for c in labels], dim=1)
-    named = torch.stack([_reached(sure[single & (chosen == c)], thresholds) for c in labels], dim=1)
-    samples = torch.bincount(truth, minlength=len(labels))
-    recall = hits / samples.clamp(min=1)
-    precision = hits / named.clamp(min=1)
+    is_right = is_answered & (truth == answer)
+    hits = torch.stack(
+        [_num_reaching(sure[is_right & (truth == c)], thresholds) for c in labels], dim=1
+    )
+    answers = torch.stack(
+        [_num_reaching(sure[is_answered & (answer == c)], thresholds) for c in labels], dim=1
+    )
+    recall = hits / torch.bincount(truth, minlength=len(labels)).clamp(min=1)
+    precision = hits / answers.clamp(min=1)
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-    given = named.sum(dim=1)
-    found = {
-        "accuracy": _ratio(hits.sum(dim=1), given),
-        "coverage": given / len(targets),
+    num_answers = answers.sum(dim=1)
+    metrics = {
+        "accuracy": hits.sum(dim=1) / num_answers,
+        "coverage": num_answers / len(targets),
         "recall": recall.mean(dim=1),
         "precision": precision.mean(dim=1),
         "f1": f1.mean(dim=1),
     }
-    none, every = sure.amax() < thresholds, sure.amin() >= thresholds
-    return found, none | (every & says_nothing(decisions))
+    has_no_answer, has_all_answers = sure.amax() < thresholds, sure.amin() >= thresholds
+    return metrics, has_no_answer | (has_all_answers & is_constant(decisions))
 
 
-def _reached(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """How many scores reach each value, as float64."""
+def _num_reaching(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """The number of scores that reach each threshold, as float64, so that 0 / 0 is NaN."""
     ordered = scores.float().sort().values
     return (len(ordered) - torch.searchsorted(ordered, thresholds, right=False)).double()
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    """NaN where the whole is 0."""
-    return part / whole

@@ -1,4 +1,4 @@
-"""Writing an operating point back into ensemble.yaml, with its comments and order kept."""
+"""Write a policy with its threshold back into ensemble.yaml; comments and order are kept."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..handlers.base.errors import SpecError
 from ..handlers.deployment import catalogue
 from ..handlers.policies import FittedModel, save_fitted
 from ..handlers.spec import EnsembleSpec, parse_spec
-from .fitting import Learned
-from .policy_text import has_limits, lacks_model, weighs_members, with_model
+from .fitting import FittedParameters
+from .policy_text import has_thresholds, lacks_model, weighs_members, with_model
 
 _FITTED_FOLDER = "fitted"
 _MAX_LINE_CHARACTERS = 4096
@@ -31,72 +31,79 @@ def write_operating_point(
     *,
     name: str,
     policy: str,
-    learned: Learned,
+    fitted: FittedParameters,
     metrics: Mapping[str, float],
     data_name: str,
     data_digest: str,
-    expected: Mapping[str, float] | None = None,
+    guarantee: str | None = None,
 ) -> str:
-    """Change the spec's file: a named policy, temperatures, weights, fitted models, provenance.
+    """Write a named policy into the spec's file, with what was fitted for it and its provenance.
 
-    The temperatures multiply those of the spec, as they were fitted on top of them. Files are
-    replaced only if the result is a good spec; a failure leaves all of them as they were.
+    The fitted temperatures multiply the spec's, as they were fitted on top of them. Guarantees of
+    other policies are removed if their scores change. Files are replaced only if the result is a
+    valid spec; a failure leaves all of them as they were.
 
     Args:
-        spec_path: ensemble.yaml.
-        name: of the policy in ``policies.named``.
-        policy: its text.
-        learned: what goes with it.
-        metrics: measured out of fold; written to ``provenance.metrics``.
-        data_name: under which they are written.
-        data_digest: written to ``provenance.tuning_data``.
-        expected: metrics to expect of new images, which the choice among candidates did not see.
+        spec_path: path of ensemble.yaml.
+        name: name of the policy in ``policies.named``.
+        policy: the policy as text.
+        fitted: temperatures, weights and models that the policy was tuned with.
+        metrics: metrics on images that nothing was fitted on, for ``provenance.metrics``.
+        data_name: name of these images there.
+        data_digest: digest of the labelled images, for ``provenance.tuning_data``.
+        guarantee: statement for ``provenance.guarantees``; None: nothing is guaranteed.
 
     Returns:
-        The policy's text as it stands there, with the name of its fitted model.
+        The policy as it is written, with the name of its fitted model.
 
     Raises:
-        SpecError: the result would be no good spec, its policies would not fit together, or a file
-            cannot be written.
+        SpecError: the result would be no valid spec, its policies would not fit together, or a
+            file cannot be written.
     """
     yaml, content = _read(spec_path)
-    for member, temperature in zip(content["members"], learned.temperatures, strict=True):
+    policies = _section(content, "policies")
+    named = _section(policies, "named")
+    provenance = _section(content, "provenance")
+    guarantees = _section(provenance, "guarantees")
+    for void in _void_guarantees(list(guarantees), named, name, policy, fitted):
+        del guarantees[void]
+    for member, temperature in zip(content["members"], fitted.temperatures, strict=True):
         if temperature != 1:
             member["temperature"] = round(float(member.get("temperature", 1.0)) * temperature, 6)
     if weighs_members(policy):
-        for member, weight in zip(content["members"], learned.weights.tolist(), strict=True):
+        for member, weight in zip(content["members"], fitted.weights.tolist(), strict=True):
             member["voting_weight"] = round(weight, 6)
-    policies = _section(content, "policies")
-    named = _section(policies, "named")
     named[name] = policy
     models: dict[str, FittedModel] = {}
-    for kind, model in learned.models.items():
+    for kind, model in fitted.models.items():
         if lacks_model(policy, kind):
-            # Under the policy's own name, as other policies may have models of that kind.
-            written = f"{name}-{kind}"
-            models[written] = model
-            _section(policies, "fitted")[written] = f"{_FITTED_FOLDER}/{written}.safetensors"
-            named[name] = with_model(named[name], kind, written)
-    provenance = _section(content, "provenance")
-    recorded = _section(provenance, "metrics")
-    recorded[f"{name} on {data_name}"] = _rounded(metrics)
-    if expected is not None:
-        recorded[f"{name}, expected on new images"] = _rounded(expected)
+            # The policy's name is part of the model's, as other policies may have models of that
+            # kind too.
+            model_name = f"{name}-{kind}"
+            models[model_name] = model
+            _section(policies, "fitted")[model_name] = f"{_FITTED_FOLDER}/{model_name}.safetensors"
+            named[name] = with_model(named[name], kind, model_name)
+    _section(provenance, "metrics")[f"{name} on {data_name}"] = _rounded(metrics)
     provenance["tuning_data"] = data_digest
+    if guarantee is not None:
+        guarantees[name] = guarantee
+    if not guarantees:
+        del provenance["guarantees"]
     _replace(spec_path, yaml, content, models)
     return str(named[name])
 
 
 def write_serving(spec_path: Path, serving: Mapping[str, int], threads: int | None) -> None:
-    """Change the spec's file: how TorchServe is to serve the ensemble.
+    """Write into the spec's file how TorchServe is to serve the ensemble.
 
     Args:
-        spec_path: ensemble.yaml; comments and order stay.
-        serving: keys of ``serving``.
-        threads: ``runtime.threads``; None removes the key, which means cores divided by workers.
+        spec_path: path of ensemble.yaml.
+        serving: keys and values for ``serving``.
+        threads: value for ``runtime.threads``; None removes the key, so that each worker has the
+            cores divided by the number of workers.
 
     Raises:
-        SpecError: the result would be no good spec, or the file cannot be written.
+        SpecError: the result would be no valid spec, or the file cannot be written.
     """
     yaml, content = _read(spec_path)
     _section(content, "serving").update(serving)
@@ -108,7 +115,7 @@ def write_serving(spec_path: Path, serving: Mapping[str, int], threads: int | No
 
 
 def _read(spec_path: Path) -> tuple[YAML, Any]:
-    """The spec's content with its comments, and what writes it as it was written."""
+    """Read the spec with its comments, and set up YAML to write it in the style it was written."""
     before = spec_path.read_text(encoding="utf-8")
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -122,16 +129,16 @@ def _read(spec_path: Path) -> tuple[YAML, Any]:
 def _replace(
     spec_path: Path, yaml: YAML, content: Any, models: Mapping[str, FittedModel] | None = None
 ) -> None:
-    """Replace the spec and its fitted models together, if they are good and fit together.
+    """Replace the spec and its fitted models together, if they are valid and fit together.
 
     Args:
-        spec_path: the file that is replaced.
-        yaml: what writes it.
-        content: of the spec; it names each model's file in `_FITTED_FOLDER`.
+        spec_path: the spec's file.
+        yaml: the writer.
+        content: the spec; it names each model's file in `_FITTED_FOLDER`.
         models: name in ``policies.fitted`` -> model.
     """
     text = _dumped(yaml, content)
-    # Before anything is written: names in the spec become names of files.
+    # Names in the spec become names of files, so they are checked before a file is written.
     parse_spec(text, source=str(spec_path), labels_folder=spec_path.parent)
     try:
         with ExitStack() as stack:
@@ -140,7 +147,7 @@ def _replace(
                 _dumped(yaml, content), source=str(spec_path), folder=spec_path.parent
             )
             catalogue(spec, spec_path.parent)
-            # Beside the file itself, also where the path is a link to it.
+            # If the path is a link, the file that it leads to is replaced.
             target = spec_path.resolve()
             partial = _temporary_folder(stack, target.parent) / target.name
             partial.write_text(text, encoding="utf-8")
@@ -153,10 +160,10 @@ def _replace(
 def _staged(
     stack: ExitStack, folder: Path, content: Any, models: Mapping[str, FittedModel]
 ) -> list[tuple[Path, Path]]:
-    """Write models to temporary files, which the content names from then on.
+    """Write models to temporary files, and name these files in the content for now.
 
     Returns:
-        Each temporary file, and the file that it is to become.
+        Pairs of a temporary file and the file that it is to replace.
     """
     if not models:
         return []
@@ -175,7 +182,7 @@ def _staged(
 
 
 def _replace_all(staged: Sequence[tuple[Path, Path]]) -> None:
-    """Put each new file in its place; a failure puts back those that were there."""
+    """Move each new file to its place; after a failure the old files are moved back."""
     with ExitStack() as undo:
         for new, target in staged:
             if target.exists():
@@ -190,7 +197,7 @@ def _replace_all(staged: Sequence[tuple[Path, Path]]) -> None:
 
 
 def _temporary_folder(stack: ExitStack, beside: Path) -> Path:
-    """On the same file system, so that its files can be moved in one step."""
+    """Make a temporary folder on the same file system, whose files can be moved in one step."""
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".tuning-", dir=beside)))
 
 
@@ -205,33 +212,64 @@ def _dumped(yaml: YAML, content: Any) -> str:
     return text.getvalue()
 
 
-def side_effects(spec: EnsembleSpec, name: str, learned: Learned) -> list[str]:
-    """What writing changes for others, or leaves undone, in words; to be told to people.
+def side_effects(spec: EnsembleSpec, name: str, policy: str, fitted: FittedParameters) -> list[str]:
+    """Say what writing a policy changes for other policies, or leaves to be done by hand.
 
     Args:
-        spec: as it was before.
-        name: of the policy that is written.
-        learned: what is written with it.
+        spec: the spec before the policy was written.
+        name: name of the policy.
+        policy: the policy as text.
+        fitted: what was written together with it.
     """
-    found = []
+    effects = []
     policies = spec.policies
     if policies.allowed is not None and name not in policies.allowed:
-        found.append(f"clients cannot choose '{name}' until policies.allowed lists it")
+        effects.append(f"clients cannot choose '{name}' until policies.allowed lists it")
     texts = {key: text for key, text in policies.named.items() if key != name}
     texts["the default"] = policies.default
-    moved = [key for key, text in texts.items() if has_limits(text)]
+    affected = [key for key, text in texts.items() if has_thresholds(text)]
     if any(threshold != 0.5 for m in (None, *spec.members) for threshold in spec.thresholds(m)):
-        moved.append("every policy without a threshold of its own")
-    if moved and any(temperature != 1 for temperature in learned.temperatures):
-        found.append(
-            f"new temperatures move the members' scores: the thresholds of {', '.join(moved)} "
+        affected.append("every policy without a threshold of its own")
+    if affected and _changes_scores(fitted):
+        effects.append(
+            f"new temperatures move the members' scores: the thresholds of {', '.join(affected)} "
             "were set for the old ones; tune again, or tune with --no-calibration"
         )
-    return found
+    removed = _void_guarantees(
+        list(spec.provenance.guarantees), policies.named, name, policy, fitted
+    )
+    others = [key for key in removed if key != name]
+    if others:
+        effects.append(
+            f"the guarantees of {', '.join(others)} were removed: they were shown with other "
+            "temperatures or voting weights; tune these policies again"
+        )
+    return effects
+
+
+def _changes_scores(fitted: FittedParameters) -> bool:
+    return any(temperature != 1 for temperature in fitted.temperatures)
+
+
+def _void_guarantees(
+    guaranteed: Sequence[str],
+    named: Mapping[str, str],
+    name: str,
+    policy: str,
+    fitted: FittedParameters,
+) -> list[str]:
+    """Names of the policies whose guarantee ends when a policy is written, itself included."""
+    return [
+        other
+        for other in guaranteed
+        if other == name
+        or _changes_scores(fitted)
+        or (weighs_members(policy) and weighs_members(named.get(other, "")))
+    ]
 
 
 def _indents_lists(text: str) -> bool:
-    """Whether the first list below a key is indented, as ``key:`` and then ``  - item``."""
+    """Whether the first list is indented below its key: ``key:``, then ``  - item``."""
     lines = [line for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#"]
     for key, item in itertools.pairwise(lines):
         if item.lstrip().startswith("- ") and key.partition(" #")[0].rstrip().endswith(":"):

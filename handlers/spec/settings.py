@@ -311,3 +311,10 @@ class Provenance:
         Mapping[str, Mapping[str, float]],
         Field(description="Measured quality: data set -> metric -> value"),
     ] = field(default_factory=dict)
+    guarantees: Annotated[
+        Mapping[str, str],
+        Field(
+            description="What `ts-ensemble tune` guarantees of policies, with its assumptions: "
+            "name of the policy -> statement"
+        ),
+    ] = field(default_factory=dict)

@@ -116,12 +116,12 @@ def test_outputs_are_the_members_own_in_the_order_of_the_data(tmp_path: Path) ->
     spec = spec_of(tmp_path, "presence")
     source = table(tmp_path, "file,label\nimages/c.png,bright\nimages/a.png,dark\n")
     seen: list[int] = []
-    found = member_outputs(spec, tmp_path, read_labelled(source, spec), on_image=seen.append)
+    results = member_outputs(spec, tmp_path, read_labelled(source, spec), on_image=seen.append)
     assert seen == [2, 2]
     levels = torch.tensor([round(255 * 0.9) / 255, round(255 * 0.1) / 255])
     expected = 10 * (levels - torch.tensor([[0.25], [0.5], [0.75]]))
-    assert torch.allclose(found.logits[:, :, 0], expected, atol=1e-4)
-    assert torch.allclose(found.scores, found.logits.sigmoid())
+    assert torch.allclose(results.logits[:, :, 0], expected, atol=1e-4)
+    assert torch.allclose(results.scores, results.logits.sigmoid())
 
 
 def test_members_see_images_as_in_the_worker(tmp_path: Path) -> None:
@@ -139,3 +139,19 @@ def test_members_see_images_as_in_the_worker(tmp_path: Path) -> None:
     bright = spec.labels.index("bright")
     is_bright = found.scores.mean(dim=0)[:, bright] > 0.5
     assert torch.equal(is_bright, found.targets[:, bright].bool())
+
+
+def test_images_that_belong_together(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, "presence")
+    rows = "images/a.png,dark,first\nimages/b.png,bright,second\nimages/c.png,dark,first\n"
+    grouped = read_labelled(table(tmp_path, f"file,label,group\n{rows}"), spec)
+    assert grouped.groups is not None
+    assert grouped.groups.tolist() == [0, 1, 0]
+    outputs = member_outputs(spec, tmp_path, grouped)
+    assert outputs.groups is grouped.groups
+    other = read_labelled(table(tmp_path, f"file,label,group\n{rows}".replace("first", "1")), spec)
+    assert other.digest != grouped.digest
+    alone = "images/a.png,dark,first\nimages/b.png,bright,second\n"
+    assert read_labelled(table(tmp_path, f"file,label,group\n{alone}"), spec).groups is None
+    with pytest.raises(SpecError, match="line 2: column 'group' is empty"):
+        read_labelled(table(tmp_path, "file,label,group\nimages/a.png,dark,\n"), spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.tuning.fitting import (
     Outputs,
     fit_dawid_skene,
+    fit_parameters,
     fit_temperature,
     fit_weights,
-    learn,
+    members_with_logits,
 )
 from torchserve_ensemble.tuning.labelled_data import read_labelled
 from torchserve_ensemble.tuning.metrics import (
@@ -60,22 +62,22 @@ def presence(samples: int = 400, noise: float = 1.5, *, informative: bool = True
     return Outputs(panel(Task.PRESENCE), logits.sigmoid(), logits, targets)
 
 
-class TestFigures:
+class TestMetrics:
     @settings(deadline=None)
     @given(st.integers(0, 2**32 - 1))
     def test_detection_is_scikit_learns(self, seed: int) -> None:
         scores = torch.rand(40, 2, generator=generator(seed))
         targets = torch.rand(40, 2, generator=generator(seed + 1)) < 0.4
         decisions = scores >= 0.5
-        found = compute_metrics(scores, decisions, targets, Task.MULTILABEL).values
+        results = compute_metrics(scores, decisions, targets, Task.MULTILABEL).values
         truth, answer = targets.flatten().numpy(), decisions.flatten().numpy()
-        assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer))
-        assert found["recall"] == pytest.approx(metrics.recall_score(truth, answer))
-        assert found["precision"] == pytest.approx(metrics.precision_score(truth, answer))
-        assert found["f1"] == pytest.approx(metrics.f1_score(truth, answer))
-        assert found["auroc"] == pytest.approx(metrics.roc_auc_score(truth, scores.flatten()))
+        assert results["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer))
+        assert results["recall"] == pytest.approx(metrics.recall_score(truth, answer))
+        assert results["precision"] == pytest.approx(metrics.precision_score(truth, answer))
+        assert results["f1"] == pytest.approx(metrics.f1_score(truth, answer))
+        assert results["auroc"] == pytest.approx(metrics.roc_auc_score(truth, scores.flatten()))
         tn, fp, fn, tp = metrics.confusion_matrix(truth, answer).ravel()
-        assert found["specificity"] == pytest.approx(tn / (tn + fp))
+        assert results["specificity"] == pytest.approx(tn / (tn + fp))
         counts = compute_metrics(scores, decisions, targets, Task.MULTILABEL).counts
         assert list(counts.values()) == [tp, fp, fn, tn]
 
@@ -87,24 +89,24 @@ class TestFigures:
         targets = torch.nn.functional.one_hot(truth, 4).bool()
         answer = scores.argmax(dim=1)
         decisions = torch.nn.functional.one_hot(answer, 4).bool()
-        found = compute_metrics(scores, decisions, targets, Task.CLASSIFICATION).values
-        assert found["coverage"] == 1
-        assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer))
+        results = compute_metrics(scores, decisions, targets, Task.CLASSIFICATION).values
+        assert results["coverage"] == 1
+        assert results["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer))
         expected = metrics.f1_score(truth, answer, average="macro", labels=range(4))
-        assert found["f1"] == pytest.approx(expected)
+        assert results["f1"] == pytest.approx(expected)
 
     def test_no_answer_lowers_coverage_not_accuracy(self) -> None:
         targets = torch.eye(2).bool()
         decisions = torch.tensor([[True, False], [False, False]])
-        found = compute_metrics(targets.float(), decisions, targets, Task.CLASSIFICATION).values
-        assert (found["accuracy"], found["coverage"], found["recall"]) == (1.0, 0.5, 0.5)
+        results = compute_metrics(targets.float(), decisions, targets, Task.CLASSIFICATION).values
+        assert (results["accuracy"], results["coverage"], results["recall"]) == (1.0, 0.5, 0.5)
 
     def test_regression(self) -> None:
         values, targets = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [2.5]])
-        found = compute_metrics(values, None, targets, Task.REGRESSION).values
-        assert found["mae"] == pytest.approx(0.75)
-        assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(targets, values))
-        assert found["r2"] == pytest.approx(metrics.r2_score(targets, values))
+        results = compute_metrics(values, None, targets, Task.REGRESSION).values
+        assert results["mae"] == pytest.approx(0.75)
+        assert results["rmse"] == pytest.approx(metrics.root_mean_squared_error(targets, values))
+        assert results["r2"] == pytest.approx(metrics.r2_score(targets, values))
 
     @given(st.integers(1, 500), st.data())
     def test_wilson(self, trials: int, data: st.DataObject) -> None:
@@ -163,9 +165,9 @@ class TestFits:
 
     def test_what_was_learned_is_applied_to_logits(self) -> None:
         outputs = presence()
-        learned = learn(outputs)
-        applied = learned.apply(outputs)
-        for index, temperature in enumerate(learned.temperatures):
+        fitted = fit_parameters(outputs, members_with_logits(outputs))
+        applied = fitted.apply(outputs)
+        for index, temperature in enumerate(fitted.temperatures):
             expected = (outputs.logits[index] / temperature).sigmoid()
             assert torch.allclose(applied.scores[index], expected)
 
@@ -173,11 +175,11 @@ class TestFits:
 class TestChoice:
     def test_the_target_is_reached_and_precision_made_the_best(self) -> None:
         target = parse_target("recall>=0.9", Task.PRESENCE)
-        found, _ = measure(presence(), target)
-        chosen = choose(found, target)
+        results, _ = measure(presence(), target)
+        chosen = choose(results, target)
         values = chosen.out_of_fold.values
         assert values["recall"] >= 0.9
-        rivals = [m for m in found if m.out_of_fold.values["recall"] >= 0.9]
+        rivals = [m for m in results if m.out_of_fold.values["recall"] >= 0.9]
         assert values["precision"] == max(m.out_of_fold.values["precision"] for m in rivals)
         singles = [m for m in rivals if m.candidate.member is not None]
         assert all(values["precision"] > m.out_of_fold.values["precision"] for m in singles)
@@ -185,19 +187,19 @@ class TestChoice:
     def test_nothing_leaks_between_folds(self) -> None:
         """Members that know nothing: fits that saw the test samples would look good."""
         target = parse_target("maximise f1", Task.PRESENCE)
-        found, _ = measure(presence(200, informative=False), target)
-        for each in found:
+        results, _ = measure(presence(200, informative=False), target)
+        for each in results:
             assert 0.35 < each.out_of_fold.values["auroc"] < 0.65, each.candidate.name
 
-    def test_what_is_written_gives_the_figures_in_sample(self) -> None:
+    def test_what_is_written_gives_the_metrics_in_sample(self) -> None:
         outputs = presence()
         target = parse_target("specificity>=0.95", Task.PRESENCE)
-        found, learned = measure(outputs, target)
+        results, fitted = measure(outputs, target)
         from torchserve_ensemble.tuning.selection import bind
 
-        applied = learned.apply(outputs)
-        for each in found:
-            outcome = bind(each.text, applied, learned).combine(applied.ballot())
+        applied = fitted.apply(outputs)
+        for each in results:
+            outcome = bind(each.text, applied, fitted).combine(applied.ballot())
             again = compute_metrics(
                 outcome.scores, outcome.decisions, outputs.targets, Task.PRESENCE
             )
@@ -205,8 +207,8 @@ class TestChoice:
 
     def test_answering_always_the_same_is_no_way_to_reach_a_target(self) -> None:
         target = parse_target("recall>=1", Task.PRESENCE)
-        found, _ = measure(presence(noise=4), target)
-        decisions = choose(found, target).decisions
+        results, _ = measure(presence(noise=4), target)
+        decisions = choose(results, target).decisions
         assert decisions is not None
         assert not bool(decisions.all())
 
@@ -217,8 +219,8 @@ class TestChoice:
         task = Task.CLASSIFICATION
         outputs = Outputs(panel(task, 3, 3), logits.softmax(dim=2), logits, targets)
         target = parse_target("accuracy>=0.97", task)
-        found, _ = measure(outputs, target)
-        values = choose(found, target).out_of_fold.values
+        results, _ = measure(outputs, target)
+        values = choose(results, target).out_of_fold.values
         assert values["accuracy"] >= 0.97
         assert 0.3 < values["coverage"] < 1
 
@@ -229,22 +231,22 @@ class TestChoice:
         task = Task.REGRESSION
         outputs = Outputs(panel(task), scores, torch.full_like(scores, torch.nan), targets)
         target = parse_target("minimise rmse", task)
-        found, _ = measure(outputs, target)
-        rmse = {m.candidate.name: m.out_of_fold.values["rmse"] for m in found}
+        results, _ = measure(outputs, target)
+        rmse = {m.candidate.name: m.out_of_fold.values["rmse"] for m in results}
         assert rmse["weighted_mean"] < rmse["mean"]
-        assert choose(found, target).candidate.name in ("weighted_mean", "stacking")
+        assert choose(results, target).candidate.name in ("weighted_mean", "stacking")
 
 
 @pytest.mark.parametrize(
     ("text", "task", "words"),
     [
-        ("recall", Task.PRESENCE, "write FIGURE>=VALUE"),
-        ("recall>=0.9.9", Task.PRESENCE, "write FIGURE>=VALUE"),
-        ("recall>=.", Task.PRESENCE, "write FIGURE>=VALUE"),
+        ("recall", Task.PRESENCE, "write METRIC>=VALUE"),
+        ("recall>=0.9.9", Task.PRESENCE, "write METRIC>=VALUE"),
+        ("recall>=.", Task.PRESENCE, "write METRIC>=VALUE"),
         ("recal>=0.9", Task.PRESENCE, "did you mean 'recall'"),
         ("recall<=0.9", Task.PRESENCE, "better when it is larger"),
         ("maximise rmse", Task.REGRESSION, "better when it is smaller"),
-        ("specificity>=0.9", Task.CLASSIFICATION, "has no figure 'specificity'"),
+        ("specificity>=0.9", Task.CLASSIFICATION, "has no metric 'specificity'"),
     ],
 )
 def test_wrong_targets(text: str, task: Task, words: str) -> None:
@@ -308,34 +310,68 @@ def test_the_command_writes_an_operating_point_and_a_report(
     content = json.loads(path.read_text())
     yaml = ["# mine", *(f"{key}: {json.dumps(value)}" for key, value in content.items())]
     path.write_text("\n".join(yaml) + "  # the last comment\n")
-    command = ["tune", str(path), "--data", str(labelled), "--target", "recall>=0.9"]
+    command = ["tune", str(path), "--data", str(labelled), "--target", "recall>=0.8"]
     report = tmp_path / "report"
     assert main([*command, "--name", "screening", "--report", str(report)]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     spec = load_spec(path)
     text = spec.policies.named["screening"]
-    assert f"policies.named.screening is {text}" in told
+    assert f"policies.named.screening is {text}" in printed
     assert "# mine" in path.read_text()
     assert "# the last comment" in path.read_text()
-    assert spec.provenance.metrics["screening on data"]["recall"] >= 0.9
+    assert spec.provenance.metrics["screening on held-out images of data"]["recall"] >= 0.8
+    guarantee = spec.provenance.guarantees["screening"]
+    assert guarantee.startswith("Guaranteed: recall>=0.8 with 95 % confidence. On 30 held-out")
+    assert "same source" in guarantee
+    assert "\nGuaranteed: recall>=0.8 with 95 % confidence" in printed
     assert (spec.provenance.tuning_data or "").startswith("sha256:")
     assert any(member.temperature != 1 for member in spec.members)
-    figures_written = json.loads((report / "report.json").read_text())
-    assert figures_written["chosen"] == text
+    content = json.loads((report / "report.json").read_text())
+    assert content["chosen"] == re.sub(r'model="[^"]*"(, )?', "", text)
+    assert content["guarantee"]["holds"]
+    assert content["guarantee"]["bound"] >= 0.8
     page = (report / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "http" not in page.partition("<body>")[2], "nothing is loaded from elsewhere"
-    # Tuned again the temperatures stay, as they are right already.
+    assert "name='viewport'" in page, "a phone shows it at its own width"
+    assert page.count("<div class='table'><table>") == page.count("<table>") == 3
+    for word in ("reach", "miss"):
+        assert word not in printed + page, "one verdict: guaranteed, or not guaranteed"
     assert main([*command, "--name", "again", "--no-write"]) == 0
 
 
-def test_a_target_that_nothing_reaches_leaves_the_spec_alone(
+def test_a_target_that_is_not_guaranteed_leaves_the_spec_alone(
     labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     probes(tmp_path, task="presence")
     path = tmp_path / "ensemble.yaml"
     before = path.read_text()
-    command = ["tune", str(path), "--data", str(labelled), "--target", "accuracy>=0.999"]
-    assert main(command) == 3
-    assert "no policy reaches accuracy>=0.999 out of fold" in capsys.readouterr().out
+    command = ["tune", str(path), "--data", str(labelled), "--target", "accuracy>=0.95"]
+    report = tmp_path / "report"
+    assert main([*command, "--report", str(report)]) == 3
+    printed = capsys.readouterr().out
+    assert "Not guaranteed: accuracy>=0.95 with 95 % confidence. On 60 held-out images" in printed
+    assert "\nGuaranteed" not in printed
     assert path.read_text() == before
+    content = json.loads((report / "report.json").read_text())
+    assert (content["reached"], content["guarantee"]["holds"]) == (False, False)
+    assert "Not guaranteed" in (report / "report.html").read_text()
+
+
+def test_a_target_that_the_images_cannot_show_is_refused_before_the_members_run(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probes(tmp_path, task="presence")
+    command = ["tune", str(tmp_path / "ensemble.yaml"), "--data", str(labelled), "--target"]
+    (tmp_path / "a.safetensors").write_bytes(b"not read")
+    for target, options, words in (
+        ("recall>=0.95", [], "takes at least 59 held-out images with the label, and there are 30"),
+        ("recall>=0.99", [], "takes at least 299 held-out images with the label"),
+        ("recall>=0.9", ["--confidence", "0.99"], "takes at least 44"),
+        ("recall>=0.9", ["--held-out", "0.2"], "takes at least 29 .* there are 12"),
+        ("recall>=1", [], "no number of images shows that there is never an exception"),
+        ("recall>=0.5", ["--confidence", "1"], "--confidence 1: write a number between 0 and 1"),
+    ):
+        assert main([*command, target, *options]) == 1
+        message = " ".join(capsys.readouterr().err.split())
+        assert re.search(words, message), message

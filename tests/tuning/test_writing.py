@@ -22,9 +22,9 @@ from torchserve_ensemble.handlers.policies import (
     parse_policy,
 )
 from torchserve_ensemble.handlers.spec import load_spec
-from torchserve_ensemble.tuning.fitting import Learned
+from torchserve_ensemble.tuning.fitting import FittedParameters
 from torchserve_ensemble.tuning.policy_text import (
-    has_limits,
+    has_thresholds,
     lacks_model,
     weighs_members,
     with_model,
@@ -66,20 +66,22 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ensemble.yaml"
 
 
-def learned(temperatures: tuple[float, float] = (1.5, 1.0), **models: StackingModel) -> Learned:
-    return Learned(temperatures, torch.tensor([0.25, 2.0]), models)
+def fitted(
+    temperatures: tuple[float, float] = (1.5, 1.0), **models: StackingModel
+) -> FittedParameters:
+    return FittedParameters(temperatures, torch.tensor([0.25, 2.0]), models)
 
 
 def stacking(value: float = 0.5) -> StackingModel:
     return StackingModel(("a", "b"), torch.full((1, 2), value), torch.zeros(1))
 
 
-def write(path: Path, policy: str, fit: Learned, name: str = "tuned") -> str:
+def write(path: Path, policy: str, fit: FittedParameters, name: str = "tuned") -> str:
     return write_operating_point(
         path,
         name=name,
         policy=policy,
-        learned=fit,
+        fitted=fit,
         metrics={"recall": 0.9123456789, "auroc": float("nan")},
         data_name="ward",
         data_digest="sha256:12",
@@ -87,7 +89,7 @@ def write(path: Path, policy: str, fit: Learned, name: str = "tuned") -> str:
 
 
 def test_only_lines_that_mean_something_new_change(path: Path) -> None:
-    assert write(path, "mean(threshold=0.31)", learned()) == "mean(threshold=0.31)"
+    assert write(path, "mean(threshold=0.31)", fitted()) == "mean(threshold=0.31)"
     after = path.read_text().splitlines()
     before = INDENTED.splitlines()
     assert [line for line in before if line not in after] == [
@@ -115,29 +117,46 @@ def test_lists_that_are_not_indented_stay_so(path: Path) -> None:
     flat = INDENTED.replace("\n  - name", "\n- name").replace("\n    ", "\n  ")
     flat = flat.replace("  # the careful one\n", "").replace("\n  careful:", "\n    careful:")
     path.write_text(flat)
-    write(path, "any", learned((1.0, 1.0)))
+    write(path, "any", fitted((1.0, 1.0)))
     assert [line for line in flat.splitlines() if line not in path.read_text().splitlines()] == []
 
 
-def test_what_to_expect_is_written_beside_what_was_measured(path: Path) -> None:
-    write_operating_point(
-        path,
-        name="tuned",
-        policy="any",
-        learned=learned(),
-        metrics={"recall": 0.95},
-        data_name="ward",
-        data_digest="sha256:12",
-        expected={"recall": 0.91},
-    )
-    assert load_spec(path).provenance.metrics == {
-        "tuned on ward": {"recall": 0.95},
-        "tuned, expected on new images": {"recall": 0.91},
-    }
+def test_the_guarantee_is_written_and_ends_with_the_temperatures_that_it_was_shown_with(
+    path: Path,
+) -> None:
+    def tune_again(
+        name: str, policy: str, fit: FittedParameters, guarantee: str | None
+    ) -> list[str]:
+        effects = side_effects(load_spec(path), name, policy, fit)
+        write_operating_point(
+            path,
+            name=name,
+            policy=policy,
+            fitted=fit,
+            metrics={"recall": 0.95},
+            data_name="ward",
+            data_digest="sha256:12",
+            guarantee=guarantee,
+        )
+        return [effect for effect in effects if "guarantee" in effect]
+
+    same = fitted((1.0, 1.0))
+    assert tune_again("tuned", "any", same, "Guaranteed: recall>=0.9.") == []
+    assert load_spec(path).provenance.guarantees == {"tuned": "Guaranteed: recall>=0.9."}
+    assert tune_again("weighted", "weighted_mean", same, "Guaranteed: f1>=0.8.") == []
+    assert load_spec(path).provenance.guarantees.keys() == {"tuned", "weighted"}
+    (effect,) = tune_again("other", "weighted_mean", same, None)
+    assert "guarantees of weighted were removed" in effect
+    assert load_spec(path).provenance.guarantees.keys() == {"tuned"}
+    (effect,) = tune_again("more", "any", fitted((1.5, 1.0)), "Guaranteed: recall>=0.5.")
+    assert "guarantees of tuned were removed" in effect
+    assert load_spec(path).provenance.guarantees.keys() == {"more"}
+    assert tune_again("more", "any", same, None) == []
+    assert "guarantees" not in path.read_text()
 
 
 def test_weights_are_written_for_a_policy_that_weighs(path: Path) -> None:
-    write(path, "weighted_mean(threshold=0.4)", learned())
+    write(path, "weighted_mean(threshold=0.4)", fitted())
     assert [member.voting_weight for member in load_spec(path).members] == [0.25, 2.0]
 
 
@@ -148,7 +167,7 @@ def test_weights_are_written_for_a_policy_that_weighs(path: Path) -> None:
 def test_a_member_with_the_name_of_a_policy_weighs_nothing(path: Path, policy: str) -> None:
     text = INDENTED.replace("name: a\n", "name: weighted_a\n")
     path.write_text(text.replace("name: b\n", "name: weighted_a-2\n"))
-    write(path, policy, learned((1.0, 1.0)))
+    write(path, policy, fitted((1.0, 1.0)))
     assert all(member.voting_weight == 1 for member in load_spec(path).members)
 
 
@@ -156,7 +175,7 @@ def test_a_member_with_the_name_of_a_policy_weighs_nothing(path: Path, policy: s
     "policy", ["weighted_mean >= 0.4", "any(a, b) and not weighted_mean(a, b)"]
 )
 def test_a_part_of_an_expression_weighs_too(path: Path, policy: str) -> None:
-    write(path, policy, learned())
+    write(path, policy, fitted())
     assert [member.voting_weight for member in load_spec(path).members] == [0.25, 2.0]
 
 
@@ -231,12 +250,12 @@ def test_a_fitted_model_goes_where_its_policy_stands(policy: str, expected: str)
         ("not (a or mean < 0.2)", True),
     ],
 )
-def test_limits(policy: str, expected: bool) -> None:
-    assert has_limits(policy) is expected
+def test_thresholds_in_a_text(policy: str, expected: bool) -> None:
+    assert has_thresholds(policy) is expected
 
 
 def test_a_fitted_model_lies_beside_the_spec_under_the_policys_name(path: Path) -> None:
-    text = write(path, "stacking(threshold=0.4)", learned(stacking=stacking()))
+    text = write(path, "stacking(threshold=0.4)", fitted(stacking=stacking()))
     assert text == 'stacking(model="tuned-stacking", threshold=0.4)'
     spec = load_spec(path)
     assert spec.policies.fitted == {"tuned-stacking": "fitted/tuned-stacking.safetensors"}
@@ -247,8 +266,8 @@ def test_a_fitted_model_lies_beside_the_spec_under_the_policys_name(path: Path) 
 
 
 def test_two_models_of_a_kind_live_side_by_side(path: Path) -> None:
-    write(path, "stacking", learned(stacking=stacking(0.5)))
-    write(path, "stacking", learned(stacking=stacking(2.0)), name="other")
+    write(path, "stacking", fitted(stacking=stacking(0.5)))
+    write(path, "stacking", fitted(stacking=stacking(2.0)), name="other")
     spec = load_spec(path)
     offered = catalogue(spec, path.parent)
     scores = torch.full((2, 1, 1), 0.5)
@@ -266,7 +285,7 @@ def test_two_models_of_a_kind_live_side_by_side(path: Path) -> None:
 @pytest.mark.parametrize("policy", ["meen", "at_least(k=3)", "stacking"])
 def test_a_policy_that_does_not_work_is_not_written(path: Path, policy: str) -> None:
     with pytest.raises(SpecError):
-        write(path, policy, learned())
+        write(path, policy, fitted())
     assert path.read_text() == INDENTED
     assert not list(path.parent.glob("*.partial"))
 
@@ -293,10 +312,10 @@ def files_below(folder: Path) -> dict[str, bytes]:
 def test_nothing_changes_where_the_spec_would_be_no_good(
     path: Path, policy: str, name: str
 ) -> None:
-    write(path, "stacking", learned(stacking=stacking(0.5)))
+    write(path, "stacking", fitted(stacking=stacking(0.5)))
     before = files_below(path.parent.parent)
     with pytest.raises(SpecError):
-        write(path, policy, learned(stacking=stacking(2.0)), name=name)
+        write(path, policy, fitted(stacking=stacking(2.0)), name=name)
     assert files_below(path.parent.parent) == before
 
 
@@ -304,7 +323,7 @@ def test_a_model_that_does_not_fit_leaves_no_folder_behind(path: Path) -> None:
     before = files_below(path.parent)
     foreign = StackingModel(("a", "z"), torch.zeros(1, 2), torch.zeros(1))
     with pytest.raises(SpecError, match="was fitted with members a, z"):
-        write(path, "stacking", learned(stacking=foreign))
+        write(path, "stacking", fitted(stacking=foreign))
     assert files_below(path.parent) == before
 
 
@@ -313,7 +332,7 @@ def test_a_spec_that_cannot_be_replaced_keeps_its_models(
     path: Path, already: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if already:
-        write(path, "stacking", learned(stacking=stacking(0.5)))
+        write(path, "stacking", fitted(stacking=stacking(0.5)))
     before = files_below(path.parent)
     replace_file = Path.replace
 
@@ -324,7 +343,7 @@ def test_a_spec_that_cannot_be_replaced_keeps_its_models(
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(SpecError, match=r"No space left on device.*nothing was changed"):
-        write(path, "stacking", learned(stacking=stacking(2.0)))
+        write(path, "stacking", fitted(stacking=stacking(2.0)))
     assert files_below(path.parent) == before
 
 
@@ -333,7 +352,7 @@ def test_a_folder_of_models_that_leads_elsewhere_is_refused(path: Path, tmp_path
     elsewhere.mkdir()
     (path.parent / "fitted").symlink_to(elsewhere)
     with pytest.raises(SpecError):
-        write(path, "stacking", learned(stacking=stacking()))
+        write(path, "stacking", fitted(stacking=stacking()))
     assert not list(elsewhere.iterdir())
     assert path.read_text() == INDENTED
 
@@ -341,7 +360,7 @@ def test_a_folder_of_models_that_leads_elsewhere_is_refused(path: Path, tmp_path
 def test_nothing_is_left_beside_what_was_written(path: Path) -> None:
     before = files_below(path.parent)
     for value in (0.5, 2.0):
-        write(path, "stacking", learned(stacking=stacking(value)))
+        write(path, "stacking", fitted(stacking=stacking(value)))
     added = files_below(path.parent).keys() - before.keys()
     assert added == {"fitted", "fitted/tuned-stacking.safetensors"}
 
@@ -350,7 +369,7 @@ def test_a_link_and_the_file_mode_stay(path: Path, tmp_path: Path) -> None:
     path.chmod(0o640)
     link = tmp_path / "link.yaml"
     link.symlink_to(path)
-    write(link, "any", learned())
+    write(link, "any", fitted())
     assert link.is_symlink()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert "tuned" in load_spec(path).policies.named
@@ -358,18 +377,18 @@ def test_a_link_and_the_file_mode_stay(path: Path, tmp_path: Path) -> None:
 
 def test_what_writing_changes_for_others_is_told(path: Path) -> None:
     spec = load_spec(path)
-    (effect,) = side_effects(spec, "tuned", learned())
+    (effect,) = side_effects(spec, "tuned", "any", fitted())
     assert "thresholds of careful were set for the old ones" in effect
-    assert side_effects(spec, "careful", learned()) == []
+    assert side_effects(spec, "careful", "any", fitted()) == []
     path.write_text(INDENTED.replace("careful: mean(threshold=0.2)", "low-threshold: any"))
-    assert side_effects(load_spec(path), "tuned", learned()) == []
+    assert side_effects(load_spec(path), "tuned", "any", fitted()) == []
     path.write_text(
         INDENTED.replace("careful: mean(threshold=0.2)", "low-threshold: any").replace(
             "default: mean", "default: low-threshold"
         )
     )
-    assert side_effects(load_spec(path), "tuned", learned()) == []
-    assert side_effects(spec, "tuned", learned((1.0, 1.0))) == []
+    assert side_effects(load_spec(path), "tuned", "any", fitted()) == []
+    assert side_effects(spec, "tuned", "any", fitted((1.0, 1.0))) == []
     path.write_text(INDENTED.replace("  default: mean\n", "  default: mean\n  allowed: [any]\n"))
-    (effect,) = side_effects(load_spec(path), "tuned", learned((1.0, 1.0)))
+    (effect,) = side_effects(load_spec(path), "tuned", "any", fitted((1.0, 1.0)))
     assert "until policies.allowed lists it" in effect

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..serving.frontier import MeasuredChoice, best, frontier
-from ..tuning.profile import choices, measure, print_frontier, write_report
+from ..tuning.profile import choices, measure
+from ..tuning.profile_report import print_frontier, write_report
 from ..tuning.requirements import require_installed
 from .printing import reported_work
 

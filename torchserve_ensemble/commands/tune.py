@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..tuning.printing import print_tuning
 from ..tuning.requirements import TUNING_MODULES, require_installed
@@ -20,11 +20,12 @@ def add_command(subparsers: Subparsers) -> None:
     tune = subparsers.add_parser(
         "tune",
         help="choose a policy and its operating point from labelled data",
-        description="Run the members over labelled images, and choose for every policy the "
-        "operating point that meets the target best. Each is measured by cross-validation, on "
-        "images that it was not chosen on. The best one is written into the spec as a named "
-        "policy, with its metrics and the digest of the data. If none reaches the target, nothing "
-        "is written and the exit status is 3. No server is needed.",
+        description="Run the members over labelled images and choose a policy by cross-validation "
+        "on one part of them. On the other part, the held-out images, choose the threshold that "
+        "guarantees the target for new images with the confidence, and write the policy into the "
+        "spec with its guarantee, its metrics and the digest of the data. If the held-out images "
+        "do not guarantee the target, nothing is written, and the exit status is 3. Needs no "
+        "server.",
     )
     tune.add_argument("spec", type=Path, metavar="SPEC", help="the ensemble's YAML file")
     tune.add_argument("--data", type=Path, required=True, help=DATA_HELP)
@@ -59,10 +60,18 @@ def add_command(subparsers: Subparsers) -> None:
         help="keep the members' temperatures as they are in the spec",
     )
     tune.add_argument(
-        "--no-nested",
-        action="store_true",
-        help="do not repeat the choice itself by cross-validation; this takes longest, and tells "
-        "what to expect on new images",
+        "--confidence",
+        type=float,
+        default=0.95,
+        help="probability with which the target is guaranteed (default: %(default)s)",
+    )
+    tune.add_argument(
+        "--held-out",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="share of the images that nothing is fitted on, and that the guarantee is computed "
+        "from (default: %(default)s)",
     )
     tune.add_argument("--no-write", action="store_true", help="do not change the spec")
     tune.set_defaults(run=_tune)
@@ -75,12 +84,20 @@ def _tune(arguments: argparse.Namespace) -> int:
     from ..tuning.member_outputs import member_outputs
     from ..tuning.report import write_report
     from ..tuning.targets import parse_target
-    from ..tuning.tune import tune
+    from ..tuning.tune import split, tune
     from ..tuning.writing import side_effects, write_operating_point
 
     spec = load_spec(arguments.spec)
     target = parse_target(arguments.target, spec.task)
     data = read_labelled(arguments.data, spec)
+    options: dict[str, Any] = {
+        "confidence": arguments.confidence,
+        "held_out_share": arguments.held_out,
+        "folds": arguments.folds,
+        "seed": arguments.seed,
+    }
+    # A target that the images cannot show is refused before the members run, which takes long.
+    split(spec, data, target, **options)
     with located_errors(arguments.spec), progress_bar("running members") as on_image:
         outputs = member_outputs(spec, arguments.spec.parent, data, on_image=on_image)
     with progress_bar("measuring policies") as on_step:
@@ -89,27 +106,26 @@ def _tune(arguments: argparse.Namespace) -> int:
             data,
             outputs,
             target,
-            folds=arguments.folds,
-            seed=arguments.seed,
+            **options,
             calibrate=not arguments.no_calibration,
-            nested=not arguments.no_nested,
             on_step=on_step,
         )
     print_tuning(tuning)
     if arguments.report is not None:
         print(f"report: {write_report(tuning, arguments.report)}")
     if tuning.reached and not arguments.no_write:
+        point, fitted = tuning.operating_point, tuning.fitted
         text = write_operating_point(
             arguments.spec,
             name=arguments.name,
-            policy=tuning.chosen.text,
-            learned=tuning.learned,
-            metrics=tuning.chosen.out_of_fold.values,
-            data_name=data.name,
+            policy=point.text,
+            fitted=fitted,
+            metrics=point.held_out.values,
+            data_name=f"held-out images of {data.name}",
             data_digest=data.digest,
-            expected=tuning.expected.metrics.values if tuning.expected else None,
+            guarantee=None if point.guarantee is None else point.guarantee.statement(),
         )
         print(f"{arguments.spec}: policies.named.{arguments.name} is {text}")
-        for effect in side_effects(spec, arguments.name, tuning.learned):
+        for effect in side_effects(spec, arguments.name, point.text, fitted):
             print(f"note: {effect}")
     return 0 if tuning.reached else 3
