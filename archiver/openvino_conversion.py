@@ -81,6 +81,10 @@ def save_model(model: Any, work: Path, name: str) -> tuple[str, str]:
     Returns:
         Paths of the ``.xml`` and the ``.bin`` file, relative to `work`.
     """
+    # OpenVINO numbers operations across all models of a process, and builds must not depend on it.
+    model.set_friendly_name(name)
+    for number, operation in enumerate(model.get_ordered_ops()):
+        operation.set_friendly_name(f"operation{number}")
     xml, weights = f"{FOLDER}/{name}.xml", f"{FOLDER}/{name}.bin"
     import_openvino().save_model(model, work / xml, compress_to_fp16=False)
     return xml, weights

@@ -100,7 +100,7 @@ def _compare(
     _write_back(example, tuning)
     texts = [single.text, chosen]
     for text, each in zip(texts, _measure(folder, example, spec, measured, texts), strict=True):
-        rows[f"{'tuned' if text == chosen else 'best member, tuned'}: {text}"] = each
+        rows[f"{'tuned' if text == chosen else 'best member, not guaranteed'}: {text}"] = each
     _print(
         f"{name}: {tuning.target}, tuned on {len(data.paths)} images, "
         f"measured on {len(measured.paths)} others",

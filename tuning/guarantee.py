@@ -143,7 +143,7 @@ class Claim:
         if self.method is Method.BOOTSTRAP:
             return unit
         if self.is_mean_over_labels:
-            return f"{unit} (means of images, as many for each label as the rarest label has)"
+            return f"{unit} (as many of each label as the rarest label has)"
         if self.task is Task.CLASSIFICATION:
             return f"{unit} with an answer" if metric == "accuracy" else unit
         return f"{unit} {_COUNTED[metric]}" if metric in _COUNTED else unit
@@ -331,11 +331,16 @@ class Guarantee:
         else:
             verdict = "Approximately guaranteed" if claim.method.is_approximate else "Guaranteed"
         side = "upper" if claim.target.smaller_is_better else "lower"
-        return (
+        text = (
             f"{verdict}: {claim}. On {evidence.num_units} held-out {claim.counted}, "
             f"{claim.target.metric} is {evidence.value:.4f}, {side} bound {evidence.bound:.4f} "
             f"({claim.method})."
         )
+        needed = claim.num_needed()
+        if needed is not None and evidence.num_units < needed:
+            # `check` knew the number of images with a label, but not that of such answers.
+            text += f" It takes at least {needed} of them."
+        return text
 
     def statement(self) -> str:
         """The guarantee and its assumptions, as the spec has them."""

@@ -17,7 +17,7 @@ from torchserve_ensemble.handlers.base.tasks import Task
 from torchserve_ensemble.handlers.policies import Outcome, Panel, one_hot
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.tuning.fitting import Outputs
-from torchserve_ensemble.tuning.guarantee import Claim
+from torchserve_ensemble.tuning.guarantee import Claim, Guarantee
 from torchserve_ensemble.tuning.labelled_data import LabelledData
 from torchserve_ensemble.tuning.metrics import compute_metrics
 from torchserve_ensemble.tuning.risk_bounds import Method, num_passed, p_value
@@ -140,6 +140,9 @@ def test_answers_that_do_not_exist_show_no_precision() -> None:
     decisions = torch.zeros_like(BOTH)
     evidence = claim("precision>=0.5").evidence(Outcome(BOTH.float(), decisions), BOTH, None)
     assert (evidence.p_value, evidence.num_units, evidence.bound) == (1, 0, 0)
+    guarantee = Guarantee(claim("precision>=0.5"), evidence, num_tested=1, holds=False)
+    assert str(guarantee).startswith("Not guaranteed: precision>=0.5 with 95 % confidence.")
+    assert str(guarantee).endswith("It takes at least 5 of them.")
 
 
 def test_the_margin_is_what_passes() -> None:
