@@ -32,7 +32,7 @@ MIN_SPEED_UP = 1.1
 
 _MIN_ROUNDS = 3
 _MAX_ROUNDS = 15
-_MAX_TIMING_SECONDS = 3.0
+_MAX_TIMING_SECONDS = 1.5
 """For each batch size. After `_MIN_ROUNDS`, no round begins that is likely to end later."""
 
 
