@@ -246,17 +246,20 @@ class Runtime:
         """Compute some rows of a run; where memory is short, first one half and then the other."""
         try:
             self._run_rows(images, rows, asked, latest, result)
+            return
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise MemberError(
                     f"out of memory for a single sample of shape {tuple(images[rows[0]].shape)} "
                     f"on {self.device}: fewer workers, or smaller members"
                 ) from error
-            middle = len(rows) // 2
-            logger.warning("out of memory for %d samples; trying halves", len(rows))
-            torch.cuda.empty_cache()
-            for half in (rows[:middle], rows[middle:]):
-                self._run_micro_batch(images, half, asked, latest, result)
+        # Outside of the `except` block, because the error refers to the frames that failed, and so
+        # keeps their tensors in memory as long as the block lasts.
+        middle = len(rows) // 2
+        logger.warning("out of memory for %d samples; trying halves", len(rows))
+        torch.cuda.empty_cache()
+        for half in (rows[:middle], rows[middle:]):
+            self._run_micro_batch(images, half, asked, latest, result)
 
     @torch.inference_mode()
     def _run_rows(
