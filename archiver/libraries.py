@@ -21,7 +21,7 @@ def compile_library(
     work: Path,
     name: str,
 ) -> str:
-    """Compile a program for the GPU of this machine.
+    """Compile a program for the device that its example inputs are on.
 
     Returns:
         The library's path below `work`.
@@ -39,6 +39,9 @@ def compile_library(
             inductor_configs={
                 # Weights as constants, laid out for the kernels that were chosen.
                 "freezing": True,
+                # A library would otherwise look for the GPU's kernels in files of this machine's
+                # cache.
+                "aot_inductor.embed_kernel_binary": True,
             },
         )
     with zipfile.ZipFile(package) as opened:
