@@ -170,6 +170,7 @@ def rows_of_process(step: PlannedStep, device: str, max_seconds: float) -> list[
         if problem:
             outcome = Outcome.SKIPPED if problem.startswith("left out") else Outcome.FAILED
             said = log.read_text(encoding="utf-8", errors="replace")[-4000:]
+            problem += f": {said.splitlines()[-1]}" if outcome is Outcome.FAILED and said else ""
             seconds = round(time.monotonic() - started, 2)
             rows.append(Row(step.name, "the rest", outcome, seconds, problem, traceback=said))
     return rows

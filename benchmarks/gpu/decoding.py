@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 from functools import partial
@@ -13,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from torchserve_ensemble.handlers.base.threads import ThreadPool
-from torchserve_ensemble.handlers.inputs import images
 from torchserve_ensemble.handlers.inputs.images import decode_image
 
 from .rows import Skipped, Step
@@ -29,7 +29,7 @@ def measure(step: Step) -> None:
     """Decode the same files in both ways; their pixels lie in the device's memory afterwards."""
     files = _photographs(128 if step.on_gpu else 4)
     pool = ThreadPool(os.cpu_count() or 1)
-    library = "Pillow" if images.simplejpeg is None else "simplejpeg"
+    library = "simplejpeg" if importlib.util.find_spec("simplejpeg") else "Pillow"
     with step.row(f"decoding by {pool.threads} threads ({library})", measures=True) as row:
         seconds = median_seconds(step, partial(_decode_on_pool, files, pool, step.device))
         row.values["images_per_second"] = round(len(files) / seconds)

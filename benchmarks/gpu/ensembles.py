@@ -60,9 +60,9 @@ def network_of(seed: int, width: int = 8, outputs: int = 10) -> Network:
     torch.manual_seed(seed)
     module = Network(width, outputs).eval()
     with torch.no_grad():
-        logits = module(inputs(32))
-        module.head.weight *= 1.5 / logits.std(dim=0).unsqueeze(1)
-        module.head.bias -= module(inputs(32)).mean(dim=0)
+        logits = module(inputs(8))
+        module.head.weight.mul_(1.5 / logits.std(dim=0).unsqueeze(1))
+        module.head.bias.sub_(module(inputs(8)).mean(dim=0))
     return module
 
 

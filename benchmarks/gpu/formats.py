@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.members.eager_optimisations import is_bfloat16_fast
@@ -74,7 +75,8 @@ def _save_state_dict(folder: Path, module: Network) -> dict[str, object]:
 
 
 def _save_torchscript(folder: Path, module: Network) -> dict[str, object]:
-    torch.jit.trace(module, inputs(2)).save(str(folder / "script.pt"))
+    traced = torch.jit.trace(module, inputs(2))  # type: ignore[no-untyped-call]
+    traced.save(str(folder / "script.pt"))
     return {"name": "script", "weights": "script.pt", "format": "torchscript"}
 
 
@@ -93,7 +95,8 @@ def _save_onnx(folder: Path, module: Network) -> dict[str, object]:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes, weights = [], {}
+    nodes: list[Any] = []
+    weights: dict[str, Tensor] = {}
     previous = "images"
     for number, layer in enumerate([*module.features, module.head]):
         names = [f"{name}{number}" for name in layer.state_dict() if "tracked" not in name]
@@ -115,7 +118,7 @@ def _save_onnx(folder: Path, module: Network) -> dict[str, object]:
     return {"name": "onnx", "weights": "member.onnx"}
 
 
-def _onnx_operator(layer: nn.Module) -> tuple[str, dict[str, object]]:
+def _onnx_operator(layer: nn.Module) -> tuple[str, dict[str, Any]]:
     """The operator of ONNX that computes a layer, and its attributes."""
     if isinstance(layer, nn.Conv2d):
         return "Conv", {"strides": list(layer.stride), "pads": [1, 1, 1, 1]}

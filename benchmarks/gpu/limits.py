@@ -89,10 +89,12 @@ def _check_device_memory(step: Step) -> str:
 
 def _check_deadline(step: Step) -> str:
     """A fast member, then a slow one that begins in time, then one that does not begin."""
-    slow = {"architecture": "Slow", "seconds": _SLOW_SECONDS}
     members = [
         save_member(step.folder, "fast", network_of(0)),
-        *(save_member(step.folder, f"slow{i}", network_of(i), **slow) for i in (1, 2)),
+        *(
+            save_member(step.folder, f"slow{i}", network_of(i), "Slow", seconds=_SLOW_SECONDS)
+            for i in (1, 2)
+        ),
     ]
     spec = write_spec(step.folder, members)
     runtime = Runtime.load(spec, step.folder, step.device)
@@ -122,7 +124,8 @@ def _check_policies(step: Step) -> None:
         row.detail = f"{len(members)} members"
     for policy in _POLICIES if len(services) == 2 else ():
         with step.row(f"lazy policy {policy}") as row:
-            row.detail = _check_policy(*services, policy)
+            on_device, on_cpu = services
+            row.detail = _check_policy(on_device, on_cpu, policy)
 
 
 def _check_policy(on_device: EnsembleService, on_cpu: EnsembleService, policy: str) -> str:

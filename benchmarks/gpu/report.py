@@ -59,7 +59,7 @@ def _describe(device: torch.device) -> dict[str, object]:
             f"{properties.minor}, {properties.multi_processor_count} multiprocessors, "
             f"{properties.total_memory / 1e9:.1f} GB",
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     return described | {
         "host": f"{machine.describe(machine.machine())}, {os.cpu_count()} threads",

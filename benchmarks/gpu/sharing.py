@@ -42,7 +42,7 @@ def measure(step: Step) -> None:
     together = step.folder / "together"
     together.mkdir()
     for number, folder in enumerate(folders):
-        (together / f"r{number}.safetensors").symlink_to(folder / f"r{number}.safetensors")
+        (together / f"r{number}.safetensors").hardlink_to(folder / f"r{number}.safetensors")
     residual.write_residual_networks(together, range(num_members), on_gpu=step.on_gpu)
     rows = []
     for name, each in (

@@ -56,7 +56,7 @@ def _milliseconds(step: Step, call: Callable[[], object]) -> float:
 @torch.inference_mode()
 def _as_cuda_graph(run: Callable[[Tensor], Tensor], batch: Tensor) -> Callable[[], Tensor]:
     """Record the kernels of one call, and return a function that launches all of them at once."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):

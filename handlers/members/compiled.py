@@ -266,10 +266,12 @@ def _library(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     ``torch._inductor.aoti_load_package`` would unpack a package anew for each worker, and import
     torch's compiler: two seconds and 170 MB for nothing that running needs.
     """
-    if device.type == "cpu":
-        runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
-    else:
-        runner = torch._C._aoti.AOTIModelContainerRunnerCuda(str(path), 1, str(device))
+    libraries = torch._C._aoti
+    runner = (
+        libraries.AOTIModelContainerRunnerCpu(str(path), 1)
+        if device.type == "cpu"
+        else libraries.AOTIModelContainerRunnerCuda(str(path), 1, str(device))
+    )
 
     def run(batch: Tensor) -> Tensor:
         (result,) = runner.run([batch.contiguous()])
