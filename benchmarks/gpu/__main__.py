@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+
+from .children import command, environment
 
 if TYPE_CHECKING:
     import torch
 
     from .rows import Row
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 _PACKAGES = {
     "torch": "torch",
@@ -157,10 +157,10 @@ def rows_of_process(step: PlannedStep, device: str, max_seconds: float) -> list[
     with tempfile.TemporaryDirectory() as temporary:
         output, log = Path(temporary) / "rows", Path(temporary) / "log"
         output.touch()
-        command = [sys.executable, "-P", "-m", __package__ or "", "--steps", step.name]
-        command += ["--device", device, "--rows", str(output), "--output", temporary]
+        options = ["--steps", step.name, "--device", device, "--rows", output]
+        arguments = command("benchmarks.gpu", *options, "--output", temporary)
         started = time.monotonic()
-        with log.open("wb") as file, _started(command, file) as process:
+        with log.open("wb") as file, _started(arguments, file) as process:
             try:
                 status = process.wait(limit)
                 problem = f"the process ended with status {status}" if status else ""
@@ -177,14 +177,13 @@ def rows_of_process(step: PlannedStep, device: str, max_seconds: float) -> list[
 
 
 @contextlib.contextmanager
-def _started(command: list[str], log: object) -> Iterator[subprocess.Popen[bytes]]:
+def _started(arguments: list[str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """Start a process. It and its children end with the ``with`` block."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        arguments,
+        env=environment(),
         stdin=subprocess.DEVNULL,
-        stdout=log,  # type: ignore[call-overload]
+        stdout=log,
         stderr=subprocess.STDOUT,
         # In a group of its own, so that its children can be ended with it.
         start_new_session=True,

@@ -86,7 +86,8 @@ def _two_heads() -> list[Network]:
     """Two members with one backbone."""
     first, second = network_of(0, WIDTH_OF_LARGE), network_of(0, WIDTH_OF_LARGE)
     with torch.no_grad():
-        second.head.weight.mul_(-1)
+        second.head.weight.neg_()
+        second.head.bias.neg_()
     return [first, second]
 
 

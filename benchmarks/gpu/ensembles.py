@@ -32,7 +32,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 1e-2, "auto": 1e-2}
 TensorFloat-32, in which torch computes convolutions on a GPU. The others are the default of
 ``runtime.tolerance``."""
 
-_MIN_SPREAD = 0.05
+_MIN_SPREAD = 0.03
 """Scores of different samples must differ by this much on average. Otherwise a member that ignores
 its input would pass too."""
 
@@ -61,7 +61,7 @@ def network_of(seed: int, width: int = 8, outputs: int = 10) -> Network:
     module = Network(width, outputs).eval()
     with torch.no_grad():
         logits = module(inputs(8))
-        module.head.weight.mul_(1.5 / logits.std(dim=0).unsqueeze(1))
+        module.head.weight.mul_(0.8 / logits.std(dim=0).unsqueeze(1))
         module.head.bias.sub_(module(inputs(8)).mean(dim=0))
     return module
 

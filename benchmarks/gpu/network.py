@@ -45,7 +45,7 @@ class Slow(Network):
     def forward(self, batch: Tensor) -> Tensor:
         """Compute logits (N, outputs); on a GPU the call returns long before they are there."""
         if batch.is_cuda:
-            torch.cuda._sleep(int(self.seconds * CYCLES_PER_SECOND))
+            torch.cuda._sleep(int(self.seconds * CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
         else:
             time.sleep(self.seconds)
         return super().forward(batch)

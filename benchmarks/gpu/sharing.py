@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.spec import load_spec
 
 from . import residual
+from .children import command, environment
 from .ensembles import inputs
 from .rows import Row, Step
 
@@ -68,10 +69,10 @@ def _measure(
     with contextlib.ExitStack() as stack:
         processes = []
         for folder in folders:
-            options = ["--folder", folder, "--device", device, "--batch", batch_size]
-            command = [sys.executable, "-P", "-m", "benchmarks.gpu.sharing", *map(str, options)]
-            command += ["--seconds", str(seconds)]
-            processes.append(stack.enter_context(_started(command)))
+            options = ["--folder", folder, "--device", device]
+            options += ["--batch", batch_size, "--seconds", seconds]
+            process = stack.enter_context(_started(command("benchmarks.gpu.sharing", *options)))
+            processes.append(process)
         for process in processes:
             _read(process)
         for process in processes:
@@ -93,9 +94,15 @@ def _measure(
 
 
 @contextlib.contextmanager
-def _started(command: Sequence[str]) -> Any:
+def _started(arguments: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that is told what to do by lines; it ends with the ``with`` block."""
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield process

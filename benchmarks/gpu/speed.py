@@ -80,7 +80,7 @@ def measure_roofline(step: Step) -> None:
         peak = _peak_flops(step)
         row.values["tflops"] = round(peak / 1e12, 3)
         row.detail = f"{row.values['tflops']} TFLOP/s"
-    sizes = (64, 256) if step.on_gpu else (2, 4)
+    sizes = (64, 256) if step.on_gpu else (2,)
     spec = residual.write_residual_networks(
         step.folder, [0], on_gpu=step.on_gpu, micro_batch=max(sizes)
     )
