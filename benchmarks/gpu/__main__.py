@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="scripts/check-gpu", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument(
-        "--device", help="cuda (the default where torch sees a GPU), cuda:N or cpu; on a CPU all "
+        "--device", help="cuda:0 (the default where torch sees a GPU), cuda:N or cpu; on a CPU all "
         "sizes are tiny"
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=8, help="time for all (default 8)")
@@ -107,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     if options.device is None:
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+        options.device = "cuda:0" if torch.cuda.is_available() else "cpu"
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("torch sees no GPU here: leave out --device cuda", file=sys.stderr)
+        print("torch sees no GPU here: leave out --device", file=sys.stderr)
         return 2
     if options.rows is not None:
         (name,) = options.steps
@@ -165,7 +165,9 @@ def rows_of_process(step: PlannedStep, device: str, max_seconds: float) -> list[
                 status = process.wait(limit)
                 problem = f"the process ended with status {status}" if status else ""
             except subprocess.TimeoutExpired:
-                problem = f"left out for time: not finished after {limit:.0f} s"
+                problem = f"not finished after {limit:.0f} s"
+                if limit < step.max_seconds:
+                    problem = f"left out for time: {problem}"
         rows = [Row.from_json(line) for line in output.read_text(encoding="utf-8").splitlines()]
         if problem:
             outcome = Outcome.SKIPPED if problem.startswith("left out") else Outcome.FAILED

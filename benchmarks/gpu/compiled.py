@@ -16,6 +16,7 @@ from torchserve_ensemble.archiver.shared_backbone import groups_with_shared_back
 from torchserve_ensemble.archiver.trial import Trial, Tried
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 from torchserve_ensemble.handlers.engine.runtime import Runtime
+from torchserve_ensemble.handlers.inputs.preprocessing import preprocessors_of
 from torchserve_ensemble.handlers.members.compiled import CompiledMembers
 from torchserve_ensemble.handlers.members.compiled_record import (
     FOLDER,
@@ -101,8 +102,8 @@ def _check_compiled(step: Step, modules: Sequence[Network], precision: Precision
     _require_compiler()
     spec = _write(step, modules, engine="aot_inductor", precision=str(precision))
     # The example inputs of a worker, for which it compares its outputs with those at build.
-    saved = Runtime.load(spec, step.folder, step.device)
-    examples = saved._inputs.batch(0, saved.example_inputs(_NUM_EXAMPLES))
+    (preprocessor,), _ = preprocessors_of(spec, step.folder, step.device)
+    examples = preprocessor(preprocessor.examples(_NUM_EXAMPLES))
     loaded = [load_member(spec, member, step.folder, step.device) for member in spec.members]
     positions = tuple(range(len(modules)))
     if len(modules) > 1:

@@ -92,7 +92,9 @@ def _check_deadline(step: Step) -> str:
     members = [
         save_member(step.folder, "fast", network_of(0)),
         *(
-            save_member(step.folder, f"slow{i}", network_of(i), "Slow", seconds=_SLOW_SECONDS)
+            save_member(
+                step.folder, f"slow{i}", network_of(i, 8 * i), "Slow", seconds=_SLOW_SECONDS
+            )
             for i in (1, 2)
         ),
     ]

@@ -21,7 +21,7 @@ import torch
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.spec import load_spec
 
-from . import residual
+from . import large_members
 from .children import command, environment
 from .ensembles import inputs
 from .rows import Row, Step
@@ -39,12 +39,12 @@ def measure(step: Step) -> None:
     folders = [step.folder / f"only{number}" for number in range(num_members)]
     for number, folder in enumerate(folders):
         folder.mkdir()
-        residual.write_residual_networks(folder, [number], on_gpu=step.on_gpu)
+        large_members.write_large(folder, [number], on_gpu=step.on_gpu)
     together = step.folder / "together"
     together.mkdir()
     for number, folder in enumerate(folders):
-        (together / f"r{number}.safetensors").hardlink_to(folder / f"r{number}.safetensors")
-    residual.write_residual_networks(together, range(num_members), on_gpu=step.on_gpu)
+        (together / f"m{number}.safetensors").hardlink_to(folder / f"m{number}.safetensors")
+    large_members.write_large(together, range(num_members), on_gpu=step.on_gpu)
     rows = []
     for name, each in (
         (f"{num_members} members in one process", [together]),
@@ -155,7 +155,7 @@ def main() -> None:
     options = parser.parse_args()
     spec = load_spec(options.folder / "ensemble.yaml")
     runtime = Runtime.load(spec, options.folder, options.device)
-    side = residual.side_of_input(options.device.type == "cuda")
+    side = large_members.side_of_input(options.device.type == "cuda")
     batch = inputs(options.batch, side)
     images = [*(64 * batch + 128).clamp(0, 255).to(torch.uint8)]
     runtime.run(images)

@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.members.fused import FusedMembers
+from torchserve_ensemble.handlers.spec import EnsembleSpec
 
-from . import residual
-from .ensembles import inputs, network_of, save_member, write_spec
+from . import large_members
+from .ensembles import inputs, logged, network_of, save_member, write_spec
 from .rows import Skipped, Step
 from .timing import median_seconds
 
@@ -23,20 +24,20 @@ _MAX_GRAPH_DIFFERENCE = 1e-2
 
 def measure_single_image(step: Step) -> None:
     """Compare one member eager with the same member as a CUDA graph, for one image."""
-    spec = residual.write_residual_networks(step.folder, [0], on_gpu=step.on_gpu)
-    side = residual.side_of_input(step.on_gpu)
+    spec = large_members.write_large(step.folder, [0], on_gpu=step.on_gpu)
+    side = large_members.side_of_input(step.on_gpu)
     batch = inputs(1, side).to(step.device)
-    plain = residual.build(step.on_gpu).to(step.device)
+    plain = large_members.build_large(step.on_gpu).to(step.device)
     with step.row("batch 1: eager float32", measures=True) as row:
         row.values["ms"] = _milliseconds(step, partial(plain, batch))
         row.detail = f"{row.values['ms']} ms"
-    runtime = Runtime.load(spec, step.folder, step.device)
+    runtime, precision = _load(spec, step)
     (member,) = runtime.executables.single
     with step.row("batch 1: our runtime, precision auto", measures=True) as row:
         row.values["member_ms"] = _milliseconds(step, partial(member, batch))
         row.values["runtime_ms"] = _milliseconds(step, partial(runtime.run, list(inputs(1, side))))
         row.detail = (
-            f"{row.values['member_ms']} ms for the member alone, {row.values['runtime_ms']} ms "
+            f"{row.values['member_ms']} ms for the member alone in {precision}, {row.values['runtime_ms']} ms "
             "with everything around it, from the input in host memory to scores there"
         )
     with step.row("batch 1: the same member as a CUDA graph", measures=True) as row:
@@ -47,6 +48,14 @@ def measure_single_image(step: Step) -> None:
         assert changed <= _MAX_GRAPH_DIFFERENCE, f"the graph's outputs differ by {changed:.1e}"
         row.values["ms"] = _milliseconds(step, replay)
         row.detail = f"{row.values['ms']} ms, largest difference {changed:.1e}"
+
+
+def _load(spec: EnsembleSpec, step: Step) -> tuple[Runtime, str]:
+    """Load an ensemble, and say in which precision its members run."""
+    with logged() as messages:
+        runtime = Runtime.load(spec, step.folder, step.device)
+    reduced = any("runs in bfloat16" in message for message in messages)
+    return runtime, "bfloat16" if reduced else "float32"
 
 
 def _milliseconds(step: Step, call: Callable[[], object]) -> float:
@@ -81,16 +90,14 @@ def measure_roofline(step: Step) -> None:
         row.values["tflops"] = round(peak / 1e12, 3)
         row.detail = f"{row.values['tflops']} TFLOP/s"
     sizes = (64, 256) if step.on_gpu else (2,)
-    spec = residual.write_residual_networks(
-        step.folder, [0], on_gpu=step.on_gpu, micro_batch=max(sizes)
-    )
-    runtime = Runtime.load(spec, step.folder, step.device)
+    spec = large_members.write_large(step.folder, [0], on_gpu=step.on_gpu, micro_batch=max(sizes))
+    runtime, precision = _load(spec, step)
     (member,) = runtime.executables.single
     flops = _flops_per_sample(step.on_gpu)
     for size in sizes:
-        name = f"batch {size}: {residual.architecture(step.on_gpu)}, precision auto"
+        name = f"batch {size}: {large_members.name_of(step.on_gpu)} in {precision}"
         with step.row(name, measures=True) as row:
-            batch = inputs(size, residual.side_of_input(step.on_gpu)).to(step.device)
+            batch = inputs(size, large_members.side_of_input(step.on_gpu)).to(step.device)
             seconds = median_seconds(step, partial(member, batch))
             achieved = size * flops / seconds
             row.values |= {
@@ -121,8 +128,8 @@ def _peak_flops(step: Step) -> float:
 
 def _flops_per_sample(on_gpu: bool) -> int:
     """Count a member's floating-point operations for one sample, two for a multiply-add."""
-    side = residual.side_of_input(on_gpu)
-    module = residual.build(on_gpu).to("meta")
+    side = large_members.side_of_input(on_gpu)
+    module = large_members.build_large(on_gpu).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(torch.empty((1, 3, side, side), device="meta"))
     return int(counter.get_total_flops())
