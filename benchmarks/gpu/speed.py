@@ -37,8 +37,9 @@ def measure_single_image(step: Step) -> None:
         row.values["member_ms"] = _milliseconds(step, partial(member, batch))
         row.values["runtime_ms"] = _milliseconds(step, partial(runtime.run, list(inputs(1, side))))
         row.detail = (
-            f"{row.values['member_ms']} ms for the member alone in {precision}, {row.values['runtime_ms']} ms "
-            "with everything around it, from the input in host memory to scores there"
+            f"{row.values['member_ms']} ms for the member alone in {precision}, "
+            f"{row.values['runtime_ms']} ms with everything around it, from the input in host "
+            "memory to scores there"
         )
     with step.row("batch 1: the same member as a CUDA graph", measures=True) as row:
         if not step.on_gpu:
