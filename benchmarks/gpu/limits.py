@@ -39,6 +39,8 @@ def check(step: Step) -> None:
     """Check each of them in a row of its own."""
     with step.row("out of memory, raised by the member") as row:
         row.detail = _check_raised(step)
+    with step.row("out of memory, in a lazy request") as row:
+        row.detail = _check_raised_lazily(step)
     with step.row("out of memory, of the device") as row:
         row.detail = _check_device_memory(step)
     with step.row("deadline: members that are late") as row:
@@ -57,6 +59,17 @@ def _check_raised(step: Step) -> str:
     halvings = sum("trying halves" in message for message in messages)
     assert halvings >= 2, messages
     return f"halved {halvings} times; largest difference {changed:.1e}"
+
+
+def _check_raised_lazily(step: Step) -> str:
+    """A lazy request that is too large is answered by all members, in parts."""
+    modules = [network_of(seed, outputs=2) for seed in range(3)]
+    members = [save_member(step.folder, f"m{i}", each, "Hungry") for i, each in enumerate(modules)]
+    spec = write_spec(step.folder, members, task="presence", labels=["absent", "present"])
+    service = load_service(spec, step.folder, device=step.device)
+    full, lazy = (_ask(service, "any", lazy) for lazy in (False, True))
+    assert [each["label"] for each in lazy] == [each["label"] for each in full]
+    return f"{len(lazy)} decisions equal those of all members"
 
 
 def _check_device_memory(step: Step) -> str:

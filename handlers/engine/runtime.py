@@ -476,8 +476,16 @@ class BatchInputs:
             rows: (n,) int64 positions of the samples in the batch.
 
         Raises:
-            MemberError: the member fails, or gives NaN or infinity.
+            MemberError: the member fails, gives NaN or infinity, or the device's memory is too
+                small for so many samples, which `Runtime.run` computes in parts.
         """
+        try:
+            return self._scores(member, rows)
+        except torch.OutOfMemoryError as error:
+            name = self._runtime.spec.members[member].name
+            raise MemberError(f"member {name}: out of memory for {len(rows)} samples") from error
+
+    def _scores(self, member: int, rows: Tensor) -> Tensor:
         runtime = self._runtime
         group = runtime._inputs.group_of_member[member]
         if group not in self._batches:

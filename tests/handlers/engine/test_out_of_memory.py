@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import Any
 
 import torch
 from member_files import CPU, batch, net, write_code, write_ensemble
+from probe_ensemble import ask, image, probes
 from safetensors.torch import save_file
 from torch import Tensor
 
 from torchserve_ensemble.handlers.engine.member_scores import State
 from torchserve_ensemble.handlers.engine.runtime import Runtime
+from torchserve_ensemble.handlers.members.executable import Executable
 from torchserve_ensemble.handlers.spec import load_spec
 
 
@@ -49,3 +52,27 @@ def test_memory_of_a_failed_batch_is_free_before_its_halves_run(tmp_path: Path) 
     assert sizes == [5, 2, 3, 1, 2]
     assert bool((result.states == State.ANSWERED).all())
     assert torch.allclose(result.scores, expected.scores, atol=1e-5)
+
+
+def test_lazy_request_that_is_too_large_is_answered_by_all_members(tmp_path: Path) -> None:
+    service = probes(tmp_path)
+    images = [image(brightness) for brightness in (0.1, 0.4, 0.6, 0.9, 0.3)]
+    expected = ask(service, *images, policy="plurality", lazy="true", fields="label")
+    runtime = service._runtime
+    run_unit = runtime._run_unit
+    sizes = []
+
+    def too_large(executable: Executable, inputs: Tensor, *rest: Any) -> None:
+        sizes.append(len(inputs))
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("full")
+        run_unit(executable, inputs, *rest)
+
+    runtime._run_unit = too_large  # type: ignore[method-assign]
+    answer = ask(service, *images, policy="plurality", lazy="true", fields="label")
+    labels, expected_labels = (
+        [each["label"] for each in content["predictions"]] for content in (answer, expected)
+    )
+    assert labels == expected_labels
+    assert sizes[0] == 5
+    assert set(sizes[2:]) <= {1, 2, 3}
