@@ -128,12 +128,12 @@ def _check(options: argparse.Namespace, device: torch.device) -> int:
     end = started + 60 * options.minutes - _WRITING_SECONDS
     rows: list[Row] = []
     for name in options.steps:
-        left = end - time.monotonic()
-        if left < _MIN_SECONDS_OF_STEP:
-            reason = f"left out: {max(left, 0):.0f} s were left"
+        seconds_left = end - time.monotonic()
+        if seconds_left < _MIN_SECONDS_OF_STEP:
+            reason = f"left out: {max(seconds_left, 0):.0f} s were left"
             rows.append(Row(name, "the whole step", Outcome.SKIPPED, detail=reason))
         else:
-            rows += rows_of_process(STEPS[name], options.device, left)
+            rows += rows_of_process(STEPS[name], options.device, seconds_left)
         # After each step, so that being cut off loses nothing.
         table = write(rows, options.output, device, time.monotonic() - started)
         for row in rows:
@@ -171,10 +171,12 @@ def rows_of_process(step: PlannedStep, device: str, max_seconds: float) -> list[
         rows = [Row.from_json(line) for line in output.read_text(encoding="utf-8").splitlines()]
         if problem:
             outcome = Outcome.SKIPPED if problem.startswith("left out") else Outcome.FAILED
-            said = log.read_text(encoding="utf-8", errors="replace")[-4000:]
-            problem += f": {said.splitlines()[-1]}" if outcome is Outcome.FAILED and said else ""
+            log_tail = log.read_text(encoding="utf-8", errors="replace")[-4000:]
+            problem += (
+                f": {log_tail.splitlines()[-1]}" if outcome is Outcome.FAILED and log_tail else ""
+            )
             seconds = round(time.monotonic() - started, 2)
-            rows.append(Row(step.name, "the rest", outcome, seconds, problem, traceback=said))
+            rows.append(Row(step.name, "the rest", outcome, seconds, problem, traceback=log_tail))
     return rows
 
 

@@ -56,9 +56,13 @@ def _check_format(
         loaded = Runtime.load(spec, step.folder, step.device)
     changed = require_right(loaded.run(list(batch)), expected, TOLERANCE[precision])
     reduced = any("runs in bfloat16" in message for message in messages)
-    wanted = precision == "bfloat16" or (precision == "auto" and is_bfloat16_fast(step.device))
+    is_reduced_expected = precision == "bfloat16" or (
+        precision == "auto" and is_bfloat16_fast(step.device)
+    )
     changes_precision = member.get("format") != "torchscript" and "onnx" not in str(member)
-    assert reduced == (wanted and changes_precision), f"bfloat16: {reduced}; {messages}"
+    assert reduced == (is_reduced_expected and changes_precision), (
+        f"bfloat16: {reduced}; {messages}"
+    )
     ran_in = "bfloat16" if reduced else "float32"
     on_cpu = any("runs on the CPU" in message for message in messages)
     where = ", on the CPU: onnxruntime has no CUDA provider" if on_cpu else ""

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from .children import ROOT
+
 
 class Outcome(StrEnum):
     """What became of a row."""
@@ -100,7 +102,7 @@ class Step:
         except Exception as error:
             row.outcome = Outcome.FAILED
             row.detail = f"{type(error).__name__}: {error}"
-            row.traceback = traceback.format_exc()
+            row.traceback = traceback.format_exc().replace(f"{ROOT}/", "")
         row.seconds = round(time.perf_counter() - started, 2)
         self.rows.append(row)
         if self.output is not None:

@@ -80,11 +80,11 @@ def _measure(
             process.stdin.write("\n")
             process.stdin.flush()
         results = [_read(process) for process in processes]
-        used = _device_bytes(device) - before
+        device_bytes = _device_bytes(device) - before
     # Each process computes all images with its members. So the slowest says how many are ready.
     row.values |= {
         "images_per_second": round(min(each["images_per_second"] for each in results), 1),
-        "device_mb": round(used / 1e6),
+        "device_mb": round(device_bytes / 1e6),
         "host_mb": round(sum(each["host_bytes"] for each in results) / 1e6),
     }
     row.detail = (
