@@ -21,7 +21,7 @@ def compile_library(
     work: Path,
     name: str,
 ) -> str:
-    """Compile an exported program to a shared library for the GPU of this machine.
+    """Compile an exported program to a shared library for the device of its example inputs.
 
     Args:
         exported: exports the program. It is called here so that its errors become `NotCompiled`.
@@ -44,6 +44,9 @@ def compile_library(
             inductor_configs={
                 # Weights become constants, whose memory layout suits the kernels.
                 "freezing": True,
+                # A library would otherwise look for the GPU's kernels in files of this machine's
+                # cache.
+                "aot_inductor.embed_kernel_binary": True,
             },
         )
     with zipfile.ZipFile(package) as opened:

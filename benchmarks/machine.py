@@ -8,8 +8,6 @@ import platform
 import time
 from pathlib import Path
 
-import psutil
-
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
 """The processor's instruction sets that change how fast members are computed."""
 
@@ -21,11 +19,12 @@ def machine() -> dict[str, object]:
         key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
     }
     flags = cpu_info.get("flags", "").split()
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": cpu_info.get("model name", platform.machine()),
         "cores": len(os.sched_getaffinity(0)),
         "flags": [flag for flag in _FLAGS if flag in flags],
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "memory_gb": round(memory_bytes / 1e9, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),

@@ -251,17 +251,20 @@ class Runtime:
         """Compute some rows of a run; if memory is too short for them, compute them in halves."""
         try:
             self._run_rows(images, rows, selected, latest, result)
+            return
         except torch.OutOfMemoryError as error:
             if len(rows) == 1:
                 raise MemberError(
                     f"out of memory for a single sample of shape {tuple(images[rows[0]].shape)} "
                     f"on {self.device}: use fewer workers, or smaller members"
                 ) from error
-            middle = len(rows) // 2
-            logger.warning("out of memory for %d samples; trying halves", len(rows))
-            torch.cuda.empty_cache()
-            for half in (rows[:middle], rows[middle:]):
-                self._run_micro_batch(images, half, selected, latest, result)
+        # Outside of the `except` block, because the error refers to the frames that failed, and so
+        # keeps their tensors in memory as long as the block lasts.
+        middle = len(rows) // 2
+        logger.warning("out of memory for %d samples; trying halves", len(rows))
+        torch.cuda.empty_cache()
+        for half in (rows[:middle], rows[middle:]):
+            self._run_micro_batch(images, half, selected, latest, result)
 
     @torch.inference_mode()
     def _run_rows(
@@ -486,8 +489,16 @@ class BatchInputs:
             rows: (n,) int64 positions of the samples in the batch.
 
         Raises:
-            MemberError: the member fails, or gives NaN or infinity.
+            MemberError: the member fails, gives NaN or infinity, or the device's memory is too
+                small for so many samples, which `Runtime.run` computes in parts.
         """
+        try:
+            return self._scores(member, rows)
+        except torch.OutOfMemoryError as error:
+            name = self._runtime.spec.members[member].name
+            raise MemberError(f"member {name}: out of memory for {len(rows)} samples") from error
+
+    def _scores(self, member: int, rows: Tensor) -> Tensor:
         runtime = self._runtime
         group = runtime._inputs.group_of_member[member]
         if group not in self._batches:

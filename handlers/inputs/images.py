@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +18,13 @@ from .colors import pixels_of
 from .image_header import read_header
 from .metadata_bounds import orientation
 from .sample_errors import SampleErrors
+
+try:
+    import simplejpeg
+except ModuleNotFoundError:
+    # Where nothing but torch and torchvision is compiled for the machine. Pillow gives the same
+    # pixels, in twice the time.
+    simplejpeg = None
 
 
 @dataclass(frozen=True)
@@ -169,8 +175,10 @@ def _decode_jpeg(
 
     Returns:
         uint8 (3, height, width). None if the file is damaged, for which Pillow has the better
-        message, or if simplejpeg reads another size than was checked.
+        message, or if simplejpeg reads another size than was checked, or is not installed.
     """
+    if simplejpeg is None:
+        return None
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(content)
         if (width, height) != size:

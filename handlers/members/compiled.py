@@ -166,7 +166,7 @@ def load_executable(
     max_batch_size = UNLIMITED if entry.max_batch_size is None else entry.max_batch_size
     # A further engine is added here, as a function that makes `run` from an entry's files.
     if entry.engine == Engine.AOT_INDUCTOR:
-        return CompiledMembers(members, _cuda_library(path, device), max_batch_size=max_batch_size)
+        return CompiledMembers(members, _library(path, device), max_batch_size=max_batch_size)
     return CompiledMembers(
         members,
         OpenVinoModel(path, entry.precision, streams=streams, threads=threads),
@@ -262,13 +262,20 @@ def _difference_from_build(
     return max(differences)
 
 
-def _cuda_library(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Make a function that runs a library which AOTInductor compiled for a GPU.
+def _library(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Make a function that runs a library which AOTInductor compiled.
+
+    The build makes libraries for GPUs alone. One for the CPU lets the same code be tried without.
 
     ``torch._inductor.aoti_load_package`` would unpack a package anew for each worker, and import
     torch's compiler: two seconds and 170 MB for nothing that running needs.
     """
-    runner = torch._C._aoti.AOTIModelContainerRunnerCuda(str(path), 1, str(device))
+    libraries = torch._C._aoti
+    runner = (
+        libraries.AOTIModelContainerRunnerCpu(str(path), 1)
+        if device.type == "cpu"
+        else libraries.AOTIModelContainerRunnerCuda(str(path), 1, str(device))
+    )
 
     def run(batch: Tensor) -> Tensor:
         (result,) = runner.run([batch.contiguous()])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..base.errors import MemberError
 from ..spec import EnsembleSpec, Member, Precision
+from .full_float32 import full_float32
 from .loading import LoadedMember, difference
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ _MAX_DIFFERENCE = 1e-4
 """Largest difference, relative and absolute, of a raw output that counts as rounding."""
 
 
+@full_float32()
 @torch.inference_mode()
 def accelerate(
     loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch: Tensor

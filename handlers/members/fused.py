@@ -19,6 +19,7 @@ from torch.func import functional_call, stack_module_state
 
 from ..spec import EnsembleSpec
 from .executable import UNLIMITED
+from .full_float32 import full_float32
 from .loading import LoadedMember
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,7 @@ def fuse(positions: tuple[int, ...], loaded: Mapping[int, LoadedMember]) -> Fuse
     return FusedMembers(positions, copy.deepcopy(modules[0]).to("meta"), state)
 
 
+@full_float32()
 @torch.inference_mode()
 def _answers_agree(fused: FusedMembers, loaded: Mapping[int, LoadedMember], batch: Tensor) -> bool:
     """Return whether fused members give the same outputs as one by one."""

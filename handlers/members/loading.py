@@ -15,6 +15,7 @@ from ..base.errors import MemberError
 from ..base.tasks import Task
 from ..spec import EnsembleSpec, Member, Output, WeightsFormat
 from .architecture import build_architecture
+from .full_float32 import full_float32
 from .postprocessing import Postprocess, allowed_columns, load_postprocess
 from .self_contained_formats import load_exported, load_onnx, load_torchscript
 from .state_dict import load_weights
@@ -171,6 +172,7 @@ def difference(first: Tensor, second: Tensor, spec: EnsembleSpec, member: Member
     return float((one - other).abs().max()) / scale
 
 
+@full_float32()
 @torch.inference_mode()
 def check_member(loaded: LoadedMember, spec: EnsembleSpec, member: Member, batch: Tensor) -> None:
     """Run a member on batches of 3, 2 and 1 samples, and check its outputs against the spec.

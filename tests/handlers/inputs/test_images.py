@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from torchserve_ensemble.handlers.base.errors import SampleError, TooLargeError
-from torchserve_ensemble.handlers.inputs import colors
+from torchserve_ensemble.handlers.inputs import colors, images
 from torchserve_ensemble.handlers.inputs.images import decode_image
 
 WHITE = [255, 255, 255]
@@ -62,6 +62,15 @@ def test_jpeg_is_exactly_what_pillow_decodes(mode: str) -> None:
     data = encoded(pattern(mode, 64, 48), "JPEG")
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert np.array_equal(decode(data).permute(1, 2, 0).numpy(), expected)
+
+
+def test_jpeg_has_the_same_pixels_where_simplejpeg_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = encoded(pattern(), "JPEG")
+    with_simplejpeg = decode(file)
+    monkeypatch.setattr(images, "simplejpeg", None)
+    assert torch.equal(decode(file), with_simplejpeg)
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF", "JPEG2000"])
