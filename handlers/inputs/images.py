@@ -6,6 +6,7 @@ EPS, which it hands to an external interpreter, and several that it recognises b
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,12 @@ from .sample_errors import SampleErrors
 try:
     import simplejpeg
 except ModuleNotFoundError:
-    # Where nothing but torch and torchvision is compiled for the machine. Pillow gives the same
-    # pixels, in twice the time.
+    # The check of a GPU machine runs where nothing but torch and torchvision is installed.
     simplejpeg = None
+    logging.getLogger(__name__).warning(
+        "simplejpeg is not installed: Pillow decodes JPEG files, which takes twice as long, and "
+        "scaled_jpeg has no effect (pip install simplejpeg)"
+    )
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,9 @@ def test_grpc_answers_equal_rest_answers_to_the_last_digit(probe_server: Server)
         with pytest.raises(RequestError, match="sample 1") as caught:
             grpc.predict("probes", [images[0], ("bad", b"<html>")])
         assert caught.value.status == 400
-        with pytest.raises(RequestError, match="Model not found"):
+        with pytest.raises(
+            RequestError, match="no model .nothing. is registered; registered: probes"
+        ):
             grpc.predict("nothing", images)
 
 
