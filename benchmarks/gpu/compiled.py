@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from torchserve_ensemble.archiver.candidates import Candidates
+from torchserve_ensemble.archiver.candidates import CandidateFactory
 from torchserve_ensemble.archiver.libraries import require_compiler
 from torchserve_ensemble.archiver.shared_backbone import groups_with_shared_backbone
-from torchserve_ensemble.archiver.trial import Trial, Tried
+from torchserve_ensemble.archiver.trial import Trial, VerifiedCandidate
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 from torchserve_ensemble.handlers.engine.runtime import Runtime
 from torchserve_ensemble.handlers.inputs.preprocessing import preprocessors_of
@@ -45,7 +45,7 @@ _NUM_EXAMPLES = 3
 """Samples whose outputs at build the record holds, as a build writes it."""
 
 
-class _AotInductor(Candidates):
+class _AotInductor(CandidateFactory):
     """Candidates of AOTInductor on every device; a build makes them for GPUs alone."""
 
     @property
@@ -111,8 +111,8 @@ def _check_compiled(step: Step, modules: Sequence[Network], precision: Precision
         assert groups == [positions], f"members that share a backbone: {groups}"
     (step.folder / FOLDER).mkdir(exist_ok=True)
     candidates = _AotInductor(spec, step.folder, loaded, step.folder, step.device)
-    candidate = candidates.of(positions, precision, examples, examples)
-    tried = Trial(spec, loaded, step.folder).of(candidate, examples)
+    candidate = candidates.candidate(positions, precision, examples, examples)
+    tried = Trial(spec, loaded, step.folder).verify(candidate, examples)
     _write_record(step.folder, tried, examples.device)
     runtime = Runtime.load(spec, step.folder, step.device, compiled=True)
     runs = runtime.executables.joint if len(modules) > 1 else runtime.executables.single
@@ -124,7 +124,7 @@ def _check_compiled(step: Step, modules: Sequence[Network], precision: Precision
     return f"largest difference {changed:.1e}"
 
 
-def _write_record(folder: Path, tried: Tried, device: torch.device) -> None:
+def _write_record(folder: Path, tried: VerifiedCandidate, device: torch.device) -> None:
     """Write what a worker reads of the build's executables."""
     record = CompiledRecord(Target.here(device), (tried.entry,))
     (folder / RECORD).write_text(record.to_json(), encoding="utf-8")

@@ -100,13 +100,17 @@ def test_profile_measures_chooses_and_writes(
     arguments += ["--workers", "1", "--batch-sizes", "1,16", "--delays-ms", "3", "--clients", "2"]
     arguments += ["--seconds", "0.5"]
     assert main([*arguments, "--latency-ms", "0.001"]) == 3
-    assert "no settings have a p99 latency within 0.001 ms; the lowest is" in capsys.readouterr().out
+    assert (
+        "no settings have a p99 latency within 0.001 ms; the lowest is" in capsys.readouterr().out
+    )
     assert main([*arguments, "--latency-ms", "60000", "--write"]) == 0
     out = capsys.readouterr().out
     content = json.loads((report / "profile.json").read_text())
     assert [each["choice"]["batch_size"] for each in content["tried"]] == [1, 16]
     fastest = max(content["tried"], key=lambda each: each["metrics"]["images_per_second"])
     assert content["chosen"] == fastest
-    assert f"best within 60000 ms: 1 worker(s), batch {fastest['choice']['batch_size']}" in out
+    assert (
+        f"p99 latency within 60000 ms: 1 worker(s), batch {fastest['choice']['batch_size']}" in out
+    )
     assert load_spec(spec).serving.batch_size == fastest["choice"]["batch_size"]
     assert "<svg" in (report / "profile.svg").read_text()

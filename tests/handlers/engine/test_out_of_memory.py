@@ -59,7 +59,7 @@ def test_lazy_request_that_is_too_large_is_answered_by_all_members(tmp_path: Pat
     images = [image(brightness) for brightness in (0.1, 0.4, 0.6, 0.9, 0.3)]
     expected = ask(service, *images, policy="plurality", lazy="true", fields="label")
     runtime = service._runtime
-    run_unit = runtime._run_unit
+    run_unit = runtime._run_executable
     sizes = []
 
     def too_large(executable: Executable, inputs: Tensor, *rest: Any) -> None:
@@ -68,7 +68,7 @@ def test_lazy_request_that_is_too_large_is_answered_by_all_members(tmp_path: Pat
             raise torch.OutOfMemoryError("full")
         run_unit(executable, inputs, *rest)
 
-    runtime._run_unit = too_large  # type: ignore[method-assign]
+    runtime._run_executable = too_large  # type: ignore[method-assign]
     answer = ask(service, *images, policy="plurality", lazy="true", fields="label")
     labels, expected_labels = (
         [each["label"] for each in content["predictions"]] for content in (answer, expected)
