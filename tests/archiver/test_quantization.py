@@ -66,7 +66,10 @@ def rows_of(reports: list[str], precision: str) -> list[str]:
 
 
 def test_a_member_in_int8_answers_as_the_saved_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     # int8 counts as the fastest, whatever is faster on this machine.
     milliseconds: dict[str, tuple[float, ...]] = {}
@@ -83,6 +86,7 @@ def test_a_member_in_int8_answers_as_the_saved_one(
     monkeypatch.setattr(compilation, "speed_up", favour_int8)
     write_wide(tmp_path)
     folder, reports = build(tmp_path)
+    assert capfd.readouterr().out == "", "NNCF's own bars are not printed"
     assert "chosen" in rows_of(reports, "int8")[0]
     spec = load_spec(folder / "ensemble.yaml")
     with caplog.at_level(logging.INFO):
