@@ -108,10 +108,9 @@ class Preprocessing:
     scaled_jpeg: Annotated[
         bool,
         Field(
-            description="Decode JPEG files that are at least four times as large as `resize` at a "
-            "half, a quarter or an eighth of their size, and never below twice the size that "
-            "`resize` asks for. Photographs of 12 million pixels take a third of the time; scores "
-            "change slightly"
+            description="Decode large JPEG files at a half, a quarter or an eighth of their size, "
+            "but never below twice the size that `resize` asks for. A photograph of 12 million "
+            "pixels takes two thirds of the time; scores change slightly"
         ),
     ] = False
     function: Annotated[
