@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,13 +36,18 @@ def converter_errors() -> Iterator[None]:
         NotCompiled: the compiler or converter raised an error.
         MemberError: OpenVINO is not installed.
     """
+    printed = io.StringIO()
     try:
-        yield
+        # torch.export prints the whole program if it cannot export it.
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            yield
     except (NotCompiled, MemberError):
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         # OpenVINO's messages begin with lines that name places in its own source files.
         reasons = [line for line in lines if not line.startswith(("Exception from", "Check"))]
-        reason = (reasons or lines)[0][:_MAX_REASON_CHARACTERS]
-        raise NotCompiled(f"{type(error).__name__}: {reason}") from error
+        reason, *more = (line.strip() for line in reasons or lines)
+        while reason.endswith(":") and more:
+            reason = f"{reason} {more.pop(0)}"
+        raise NotCompiled(f"{type(error).__name__}: {reason[:_MAX_REASON_CHARACTERS]}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,9 @@ _WORKER_ENDED = ("Worker died.", "Worker scaled down.")
 
 _FIRST_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 2.0
+
+_UNREADABLE_SAMPLE = re.compile(r"sample \d+( \([^)]*\))?")
+"""How the server's message about one sample begins."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,7 @@ class InferenceClient:
         """
         request_options = dict(options or {})
         batches = in_batches(images, per_request, request_options)
-        requests_in_flight: deque[tuple[list[str], Future[dict[str, Any]]]] = deque()
+        requests_in_flight: deque[tuple[Images, Future[dict[str, Any]]]] = deque()
         with ThreadPoolExecutor(at_once) as pool:
             try:
                 while True:
@@ -266,15 +270,54 @@ class InferenceClient:
                         future = pool.submit(
                             self.predict, name, batch, version=version, options=request_options
                         )
-                        requests_in_flight.append(([file for file, _ in batch], future))
+                        requests_in_flight.append((batch, future))
                     if not requests_in_flight:
                         return
-                    files, first = requests_in_flight.popleft()
-                    predictions = first.result()["predictions"]
+                    sent, first = requests_in_flight.popleft()
+                    try:
+                        predictions = first.result()["predictions"]
+                    except RequestError as error:
+                        predictions = self._skipped(
+                            name, sent, error, version=version, options=request_options
+                        )
+                    files = [file for file, _ in sent]
                     yield from map(Prediction.from_json, with_names(predictions, files))
             finally:
                 for _, future in requests_in_flight:
                     future.cancel()
+
+    def _skipped(
+        self,
+        name: str,
+        batch: Images,
+        refusal: RequestError,
+        *,
+        version: str | None,
+        options: Mapping[str, str],
+    ) -> list[dict[str, Any]]:
+        """Make the predictions of a request in which no image can be read.
+
+        The server refuses such a request also with ``on_error=skip``. Which images share a request
+        is the client's choice here, so each of them gets its own error.
+
+        Raises:
+            RequestError: the refusal has another reason, or unreadable images are not skipped.
+        """
+        unreadable = _UNREADABLE_SAMPLE.match(str(refusal))
+        if options.get("on_error") != "skip" or unreadable is None:
+            raise refusal
+        if len(batch) == 1:
+            ((file, _),) = batch
+            problem = str(refusal)[unreadable.end() :]
+            return [{"sample": file, "error": {"sample": file, "message": f"{file}{problem}"}}]
+        predictions = []
+        for image in batch:
+            try:
+                answer = self.predict(name, [image], version=version, options=options)
+                predictions += answer["predictions"]
+            except RequestError as error:
+                predictions += self._skipped(name, [image], error, version=version, options=options)
+        return predictions
 
 
 def _is_repeatable(answer: Answer) -> bool:

@@ -103,3 +103,28 @@ def test_mistakes_are_one_line_and_status_1(
         printed = capsys.readouterr().err
         assert words in printed
         assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("per_request", ["1", "2", "32"])
+def test_unreadable_files_are_skipped_however_they_share_requests(
+    probe_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], per_request: str
+) -> None:
+    for name in ("1", "2", "3", "5"):
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    (tmp_path / "4.png").write_bytes(image(0.9))
+    arguments = ["probes", str(tmp_path), "--run-folder", str(probe_server.run_folder)]
+    arguments += ["--on-error", "skip", "--per-request", per_request, "--format", "csv"]
+    rows = list(csv.DictReader(io.StringIO(predict(capsys, *arguments))))
+    paths = [str(tmp_path / f"{number}.png") for number in range(1, 6)]
+    assert [row["sample"] for row in rows] == paths
+    assert [bool(row["error.message"]) for row in rows] == [True, True, True, False, True]
+    assert rows[3]["label"] == "bright"
+
+
+def test_skipping_unreadable_files_hides_no_other_mistake(
+    probe_server: Server, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = ["--run-folder", str(probe_server.run_folder)]
+    arguments = ["probes", str(images), "--on-error", "skip", "--policy", "anny"]
+    assert main(["predict", *arguments, *run_folder]) == 1
+    assert "did you mean 'any'" in capsys.readouterr().err
