@@ -228,6 +228,11 @@ class ManagementClient:
             for each in self.describe(name, "all")
         ]
 
+    def with_default_mark(self, version: ModelVersion) -> ModelVersion:
+        """Return a version that was described by its number, marked if it is the default one."""
+        (default,) = self.describe(version.name)
+        return replace(version, default=version.version == default.version)
+
     def all_versions(self) -> list[ModelVersion]:
         """Return every version of every model."""
         return [version for name in self.models() for version in self.versions(name)]

@@ -69,6 +69,11 @@ def test_serve_shows_both_versions_and_the_default_one(
         assert server is not None
         assert not server.inference_address.endswith(":8080")
         assert any(server.inference_address in line for line in lines)
+        for version, is_default in (("1.0", True), ("2.0", False)):
+            scale = ["scale", "probes", "1", "--model-version", version, *option]
+            assert main(scale) == 0
+            (row,) = (each for each in capsys.readouterr().out.splitlines() if version in each)
+            assert ("yes" in row) is is_default
     finally:
         assert main(["stop", *option]) == 0
 

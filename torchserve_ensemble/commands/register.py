@@ -52,7 +52,8 @@ def _register(arguments: argparse.Namespace) -> int:
         version = server.register(
             arguments.archive, workers=arguments.workers, timeout=arguments.answer_timeout
         )
-        print_versions([version])
+        with server.management() as management:
+            print_versions([management.with_default_mark(version)])
         return 0
     print(
         f"ts-ensemble: {arguments.archive} is not checked before TorchServe runs its code, since "
@@ -62,5 +63,6 @@ def _register(arguments: argparse.Namespace) -> int:
     )
     with open_management(arguments) as management:
         submit = partial(management.register, arguments.archive, workers=arguments.workers)
-        print_versions([Changes(management).register(arguments.archive, submit)])
+        version = Changes(management).register(arguments.archive, submit)
+        print_versions([management.with_default_mark(version)])
     return 0

@@ -48,5 +48,5 @@ def _number_of_workers(text: str) -> int:
 def _scale(arguments: argparse.Namespace) -> int:
     with open_changes(arguments) as changes:
         version = changes.scale(arguments.name, arguments.workers, arguments.model_version)
-    print_versions([version])
+        print_versions([changes.management.with_default_mark(version)])
     return 0
