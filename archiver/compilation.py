@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ..handlers.base.errors import ArchiveError, MemberError
 from ..handlers.deployment import choose_device
-from ..handlers.inputs.preprocessing import Preprocessor, Resized, preprocessors_of
-from ..handlers.inputs.sample_errors import SampleErrors
+from ..handlers.engine.member_inputs import MemberInputs
+from ..handlers.inputs.preprocessing import preprocessors_of
 from ..handlers.members.compiled_record import (
     FOLDER,
     OUTPUTS,
@@ -113,15 +113,12 @@ def compiled_members(
     if spec.runtime.precision is Precision.INT8:
         require_quantization(len(samples))
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
-    batches = [
-        preprocessor(
-            [
-                *preprocessor.examples(_NUM_EXAMPLES),
-                *(_decode_sample(path, preprocessor, spec) for path in samples),
-            ]
-        )
-        for preprocessor in preprocessors
-    ]
+    inputs = MemberInputs(preprocessors, group_of_member, device)
+    images = inputs.examples(_NUM_EXAMPLES)
+    for path in samples:
+        max_pixels = spec.limits.max_pixels
+        images.append(inputs.prepare_file(path.read_bytes(), str(path), max_pixels=max_pixels))
+    batches = [inputs.batch(group, images) for group in range(len(preprocessors))]
     loaded = [load_member(spec, member, folder, device) for member in spec.members]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -159,18 +156,6 @@ def _require_engine(spec: EnsembleSpec, device: torch.device) -> None:
         )
 
 
-def _decode_sample(path: Path, preprocessor: Preprocessor, spec: EnsembleSpec) -> Resized:
-    """Decode an image file as the members of a preprocessing see it.
-
-    Raises:
-        SampleError: the file is not an image that can be read.
-    """
-    content = path.read_bytes()
-    errors = SampleErrors.of(str(path), 0, content)
-    max_pixels = spec.limits.max_pixels
-    return preprocessor.resize(preprocessor.decoding.decode(content, errors, max_pixels=max_pixels))
-
-
 @dataclass
 class _Selection:
     """The members of an ensemble, and the executables that have been chosen for them so far.
@@ -199,6 +184,7 @@ class _Selection:
     single: dict[int, VerifiedCandidate] = field(default_factory=dict)
     joint: list[VerifiedCandidate] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
+    _accelerated: dict[int, LoadedMember] = field(default_factory=dict)
 
     @cached_property
     def _trial(self) -> Trial:
@@ -417,11 +403,6 @@ class _Selection:
                 self.loaded[position], self.spec, self.spec.members[position], batch
             )
         return self._accelerated[position]
-
-    @cached_property
-    def _accelerated(self) -> dict[int, LoadedMember]:
-        """Position of a member -> the member with torch's own optimisations."""
-        return {}
 
     def _in_joint(self) -> set[int]:
         """Return the positions of the members that a joint executable computes."""

@@ -38,7 +38,7 @@ def converter_errors() -> Iterator[None]:
     """
     printed = io.StringIO()
     try:
-        # torch.export prints the whole program if it cannot export it.
+        # torch.export prints the whole program if it cannot export it, and NNCF prints bars.
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             yield
     except (NotCompiled, MemberError):

@@ -6,9 +6,7 @@ calibration samples. Biases are corrected for the error that this causes.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import logging
 import os
 from typing import Any
@@ -61,11 +59,9 @@ def quantized(model: Any, calibration: Tensor) -> Any:
 
     nncf.set_log_level(logging.ERROR)
     samples = [calibration[i : i + 1].numpy() for i in range(len(calibration))]
-    # NNCF prints bars of its own, to files and pipes too.
-    with contextlib.redirect_stdout(io.StringIO()):
-        return nncf.quantize(
-            model,
-            nncf.Dataset(samples),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(samples),
-        )
+    return nncf.quantize(
+        model,
+        nncf.Dataset(samples),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(samples),
+    )

@@ -12,7 +12,6 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from ..handlers.archive.mar_file import check_zip_end
+from ..handlers.archive.mar_file import ambiguous_names, check_zip_end
 from ..handlers.archive.record import sha256_of_file
 from ..handlers.archive.verification import MAX_TEXT_BYTES
-from ..handlers.base.archive_layout import MANIFEST, name_problem, names_that_collide
+from ..handlers.base.archive_layout import MANIFEST, name_problem
 from ..handlers.base.errors import ArchiveError
 from ..handlers.base.quoting import printable
 from ..handlers.spec.bounded_yaml import BoundedLoader
@@ -169,12 +168,7 @@ def _problems_of_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> Itera
         entries: the entries of the archive's directory.
         size: size of the archive in bytes.
     """
-    names = Counter(entry.filename for entry in entries)
-    for name, count in names.items():
-        if count > 1:
-            yield f"{printable(name)} is in it {count} times"
-    for first, second in names_that_collide(names):
-        yield f"{printable(first)} and {printable(second)} are one name to some file systems"
+    yield from ambiguous_names(entries)
     for entry in entries:
         name = printable(entry.filename)
         reason = name_problem(entry.orig_filename.removesuffix("/"))

@@ -121,6 +121,20 @@ def check_zip_end(file: BinaryIO, source: str) -> None:
         raise ArchiveError(f"{source}: it lists more than {MAX_FILES} files; no archive does")
 
 
+def ambiguous_names(entries: Sequence[zipfile.ZipInfo]) -> Iterator[str]:
+    """Yield one phrase for each name that stands for more than one file.
+
+    Args:
+        entries: the entries of an archive's directory.
+    """
+    names = Counter(entry.filename for entry in entries)
+    for name, count in names.items():
+        if count > 1:
+            yield f"{printable(name)} is in it {count} times"
+    for first, second in names_that_collide(names):
+        yield f"{printable(first)} and {printable(second)} are one name to some file systems"
+
+
 def _verify_file(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> ArchiveRecord:
     """Check the entries, the bytes and the record of an archive that is one file.
 
@@ -147,12 +161,7 @@ def _problems_of_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> Itera
         entries: the entries of the archive's directory.
         size: size of the archive in bytes.
     """
-    names = Counter(entry.filename for entry in entries)
-    for name, count in names.items():
-        if count > 1:
-            yield f"{name} is in it {count} times"
-    for first, second in names_that_collide(names):
-        yield f"{first} and {second} are one name to some file systems"
+    yield from ambiguous_names(entries)
     for entry in entries:
         name = printable(entry.filename)
         reason = name_problem(entry.orig_filename)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..inputs.image_decoding import ImageDecoding
 from ..inputs.preprocessing import Preprocessor, Resized
+from ..inputs.sample_errors import SampleErrors
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,26 @@ class MemberInputs:
             # Its memory is free before the next decoding begins.
             del pixels
         return PreparedImage(shape, tuple(resized))
+
+    def prepare_file(self, content: bytes, name: str, *, max_pixels: int) -> PreparedImage:
+        """Decode an image file for all members, as the worker does, and resize it.
+
+        Args:
+            content: the file.
+            name: what messages call the file.
+            max_pixels: the spec's limit on the pixels of an image.
+
+        Raises:
+            SampleError: the file is not an image that can be read.
+            TooLargeError: the image has more pixels than the limit.
+            PreprocessingError: a function of the user's own failed on the image.
+        """
+        errors = SampleErrors.of(name, 0, content)
+
+        def decode(decoding: ImageDecoding) -> Tensor:
+            return decoding.decode(content, errors, max_pixels=max_pixels)
+
+        return self.prepare(decode, range(len(self.group_of_member)))
 
     def examples(self, count: int) -> list[PreparedImage]:
         """Make prepared images on which the members are tried."""

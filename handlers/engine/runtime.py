@@ -16,7 +16,6 @@ from ..base.errors import MemberError
 from ..base.threads import SERIAL, ThreadPool
 from ..inputs.image_decoding import ImageDecoding
 from ..inputs.preprocessing import preprocessors_of
-from ..inputs.sample_errors import SampleErrors
 from ..members.executable import Executable
 from ..members.executables import Executables, load_executables
 from ..members.loading import scores
@@ -166,22 +165,10 @@ class Runtime:
     def prepare_file(self, content: bytes, name: str) -> PreparedImage:
         """Decode an image file for all members, as the worker does, and resize it.
 
-        Args:
-            content: the file.
-            name: what messages call the file.
-
-        Raises:
-            SampleError: the file is not an image that can be read.
-            TooLargeError: the image has more pixels than the spec's limit.
-            PreprocessingError: a function of the user's own failed on the image.
+        `MemberInputs.prepare_file` describes the arguments and errors.
         """
-        errors = SampleErrors.of(name, 0, content)
         max_pixels = self.spec.limits.max_pixels
-
-        def decode(decoding: ImageDecoding) -> Tensor:
-            return decoding.decode(content, errors, max_pixels=max_pixels)
-
-        return self.prepare(decode, range(len(self.spec.members)))
+        return self._inputs.prepare_file(content, name, max_pixels=max_pixels)
 
     def example_inputs(self, count: int) -> list[PreparedImage]:
         """Make inputs on which the members are tried and warmed up."""

@@ -110,8 +110,11 @@ def load_compiled(
         ]
         return [each for each in loaded if each is not None]
 
+    if threads == 1 or len(entries) == 1:
+        # A single executable has nothing beside which it could run.
+        return load(1)
     executables = load(threads)
-    if threads == 1 or not any(each.concurrent for each in executables):
+    if not any(each.concurrent for each in executables):
         return executables
     # Executables of several members come first. A member that one of them computes is not timed
     # alone, because it does not run alone.

@@ -56,16 +56,6 @@ def import_openvino() -> Any:
             sys.modules[_TELEMETRY] = telemetry_before
 
 
-def computes_bfloat16() -> bool:
-    """Return whether OpenVINO has bfloat16 kernels for this processor.
-
-    Raises:
-        MemberError: OpenVINO is not installed.
-    """
-    capabilities = import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "BF16" in capabilities
-
-
 class OpenVinoModel:
     """A converted model that can be called like a function, by several threads at once.
 
@@ -88,11 +78,13 @@ class OpenVinoModel:
             RuntimeError: the files are damaged, or have an operation that OpenVINO does not know.
         """
         openvino = import_openvino()
+        core = openvino.Core()
         hint = _PRECISION_HINTS[precision]
-        if hint == "bf16" and not computes_bfloat16():
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if hint == "bf16" and "BF16" not in capabilities:
             logger.info("%s computes in float32: this processor has no bfloat16", path.stem)
             hint = "f32"
-        model = openvino.Core().compile_model(
+        model = core.compile_model(
             path,
             "CPU",
             {

@@ -10,11 +10,12 @@ import pytest
 import torch
 from probe_ensemble import probes
 from scipy.stats import binom, norm
+from simulated_outputs import outputs_of, scores_of
 from torch import Tensor
 
 from torchserve_ensemble.handlers.base.errors import SpecError
 from torchserve_ensemble.handlers.base.tasks import Task
-from torchserve_ensemble.handlers.policies import Outcome, Panel, one_hot
+from torchserve_ensemble.handlers.policies import Outcome, one_hot
 from torchserve_ensemble.handlers.spec import load_spec
 from torchserve_ensemble.tuning.fitting import Outputs
 from torchserve_ensemble.tuning.guarantee import Claim, Guarantee
@@ -262,20 +263,13 @@ def ensemble(
         targets = torch.rand(samples, labels, generator=generator(seed)) < 0.4
     noise = torch.randn(3, samples, labels, generator=generator(seed + 1))
     logits = 2 * (2 * targets.float() - 1) + 1.5 * noise
-    scores = logits.softmax(dim=2) if task is Task.CLASSIFICATION else logits.sigmoid()
+    scores = scores_of(task, logits)
     if task is Task.REGRESSION:
         targets = torch.randn(samples, labels, generator=generator(seed))
         scores, logits = targets + 0.5 * noise, torch.full_like(noise, torch.nan)
-    panel = Panel(
-        task=task,
-        member_names=("a", "b", "c"),
-        weights=torch.ones(3),
-        member_thresholds=torch.full((3, labels), 0.5),
-        thresholds=torch.full((labels,), 0.5),
-    )
     paths = tuple(Path(f"{index}.png") for index in range(samples))
     data = LabelledData("ward", paths, targets, "sha256:12", groups)
-    return data, Outputs(panel, scores, logits, targets, groups)
+    return data, outputs_of(task, scores, logits, targets, groups)
 
 
 def tuned(

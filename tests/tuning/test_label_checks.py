@@ -11,12 +11,12 @@ import torch
 from member_files import write_ensemble
 from probe_ensemble import image
 from safetensors.torch import save_file
+from simulated_outputs import outputs_of, scores_of
 from torch import Tensor
 
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import SpecError
 from torchserve_ensemble.handlers.base.tasks import Task
-from torchserve_ensemble.handlers.policies import Panel
 from torchserve_ensemble.tuning.fitting import Outputs
 from torchserve_ensemble.tuning.label_checks import check_labels, labels_note
 from torchserve_ensemble.tuning.selection import apply, measure
@@ -27,19 +27,10 @@ LABELS = ("ash", "birch", "cedar", "elm")
 
 def simulated(task: Task, targets: Tensor, *, noise: float = 1.5, seed: int = 1) -> Outputs:
     """Three members that see the truth through noise of their own."""
-    labels = targets.shape[1]
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn((3, *targets.shape), generator=generator)
     logits = 4 * (2 * targets.float() - 1) + noise * random
-    scores = logits.softmax(dim=2) if task is Task.CLASSIFICATION else logits.sigmoid()
-    panel = Panel(
-        task=task,
-        member_names=("a", "b", "c"),
-        weights=torch.ones(3),
-        member_thresholds=torch.full((3, labels), 0.5),
-        thresholds=torch.full((labels,), 0.5),
-    )
-    return Outputs(panel, scores, logits, targets)
+    return outputs_of(task, scores_of(task, logits), logits, targets)
 
 
 def check(outputs: Outputs, labels: tuple[str, ...], folds: int) -> None:

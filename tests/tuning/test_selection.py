@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from simulated_outputs import outputs_of, scores_of
 
 from torchserve_ensemble.handlers.base.errors import PolicyError, SpecError
 from torchserve_ensemble.handlers.base.tasks import Task
-from torchserve_ensemble.handlers.policies import Panel, one_hot
+from torchserve_ensemble.handlers.policies import one_hot
 from torchserve_ensemble.tuning.calibration import calibrations
 from torchserve_ensemble.tuning.fitting import (
     Outputs,
@@ -43,15 +44,7 @@ def simulated(
         targets = torch.rand(samples, labels, generator=generator(seed)) < 0.35
     noise = torch.randn(3, samples, labels, generator=generator(seed + 1))
     logits = signal * (2 * targets.float() - 1) + 1.5 * noise
-    scores = logits.softmax(dim=2) if task is Task.CLASSIFICATION else logits.sigmoid()
-    panel = Panel(
-        task=task,
-        member_names=("a", "b", "c"),
-        weights=torch.ones(3),
-        member_thresholds=torch.full((3, labels), 0.5),
-        thresholds=torch.full((labels,), 0.5),
-    )
-    return Outputs(panel, scores, logits, targets)
+    return outputs_of(task, scores_of(task, logits), logits, targets)
 
 
 @pytest.mark.parametrize("policy", ["any", "majority", "mean", "logit_mean"])

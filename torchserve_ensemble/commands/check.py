@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_answer_timeout, add_token_options
+from .options import add_inference_options, open_inference
 from .printing import progress_bar, standard_output, with_progress
 
 if TYPE_CHECKING:
@@ -62,17 +62,7 @@ def add_command(subparsers: Subparsers) -> None:
         metavar="NAME",
         help="compare the answers of this model on a running server",
     )
-    command.add_argument(
-        "--run-folder",
-        type=Path,
-        metavar="FOLDER",
-        help="run folder of the server that `serve` started (default: .ts-ensemble)",
-    )
-    command.add_argument(
-        "--address", help="inference address of a server that `serve` did not start"
-    )
-    add_token_options(command, "inference")
-    add_answer_timeout(command, 60, "each request, further attempts included")
+    add_inference_options(command)
     command.set_defaults(run=_check)
 
 
@@ -111,16 +101,8 @@ def _predictions(
         yield from ensemble.predict_each(images, include=["scores"], **options)
         return
     from ..serving import image_sources
-    from ..serving.finding import inference_client
 
-    client = inference_client(
-        run_folder=arguments.run_folder,
-        address=arguments.address,
-        token=arguments.token,
-        token_file=arguments.token_file,
-        timeout=arguments.answer_timeout,
-    )
-    with client:
+    with open_inference(arguments) as client:
         contents = image_sources.read([str(path) for path in images])
         options |= {"include": "scores"}
         yield from client.predict_all(arguments.served, contents, options=options)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..handlers.base.errors import SpecError
 from ..tuning.printing import print_metrics
 from ..tuning.requirements import TUNING_MODULES, require_installed
-from .options import DATA_HELP, add_answer_timeout, add_token_options
+from .options import DATA_HELP, add_inference_options, open_inference
 from .printing import progress_bar
 
 if TYPE_CHECKING:
@@ -43,24 +43,14 @@ def add_command(subparsers: Subparsers) -> None:
     evaluate.add_argument(
         "--model-version", metavar="VERSION", help="version of the model (default: its default)"
     )
-    evaluate.add_argument(
-        "--run-folder",
-        type=Path,
-        metavar="FOLDER",
-        help="run folder of the server that `serve` started (default: .ts-ensemble)",
-    )
-    evaluate.add_argument(
-        "--address", help="inference address of a server that `serve` did not start"
-    )
-    add_token_options(evaluate, "inference")
-    add_answer_timeout(evaluate, 60, "each request, further attempts included")
+    add_inference_options(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print the metrics as JSON")
     evaluate.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     require_installed(TUNING_MODULES, "tuning needs")
-    from ..serving.finding import inference_client, running_server
+    from ..serving.finding import running_server
     from ..serving.run_folder import DEFAULT_RUN_FOLDER
     from ..tuning.endpoint import evaluate_endpoint
     from ..tuning.labelled_data import read_labelled
@@ -70,14 +60,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         server = running_server(arguments.run_folder or DEFAULT_RUN_FOLDER)
     spec = _answering(arguments, server)
     data = read_labelled(arguments.data, spec)
-    client = inference_client(
-        run_folder=arguments.run_folder,
-        address=arguments.address,
-        token=arguments.token,
-        token_file=arguments.token_file,
-        timeout=arguments.answer_timeout,
-    )
-    with client, progress_bar("predicting") as on_image:
+    with open_inference(arguments) as client, progress_bar("predicting") as on_image:
         metrics = evaluate_endpoint(
             client,
             arguments.name,

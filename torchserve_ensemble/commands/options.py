@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from ..serving.changes import Changes
+from ..serving.client import InferenceClient
 from ..serving.draining import DRAIN_SECONDS
-from ..serving.finding import management_client
+from ..serving.finding import inference_client, management_client
 from ..serving.management import ManagementClient
 from ..serving.run_folder import DEFAULT_RUN_FOLDER, server_log
 from ..serving.server import Server
@@ -18,6 +20,8 @@ from ..serving.worker_log import WorkerLog
 
 DATA_HELP = "images as FOLDER/LABEL/image, or a CSV file with the columns file and label"
 """Help of ``--data``, for labelled images."""
+
+_INFERENCE_TIMEOUT_SECONDS = 60
 
 _MANAGEMENT_TIMEOUT_SECONDS = 600
 """TorchServe answers a call that loads or ends workers only after they have loaded or ended."""
@@ -47,6 +51,23 @@ def management_options() -> argparse.ArgumentParser:
     add_token_options(parent, "management")
     add_answer_timeout(parent, _MANAGEMENT_TIMEOUT_SECONDS, "each call of the management API")
     return parent
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a client of the inference API, which `open_inference` reads."""
+    parser.add_argument(
+        "--run-folder",
+        type=Path,
+        metavar="FOLDER",
+        help=f"run folder of the server that `serve` started (default: {DEFAULT_RUN_FOLDER})",
+    )
+    parser.add_argument(
+        "--address", help="inference address of a server that `serve` did not start"
+    )
+    add_token_options(parser, "inference")
+    add_answer_timeout(
+        parser, _INFERENCE_TIMEOUT_SECONDS, "each request, further attempts included"
+    )
 
 
 def add_answer_timeout(parser: argparse.ArgumentParser, default: int, subject: str) -> None:
@@ -114,6 +135,25 @@ def open_management(arguments: argparse.Namespace) -> ManagementClient:
         address=arguments.management,
         token=arguments.token,
         token_file=arguments.token_file,
+        timeout=arguments.answer_timeout,
+    )
+
+
+def open_inference(
+    arguments: argparse.Namespace, *, transport: Literal["rest", "grpc"] = "rest"
+) -> InferenceClient:
+    """Open a client of the inference API that `add_inference_options` name.
+
+    Args:
+        arguments: values of the options.
+        transport: protocol of the requests.
+    """
+    return inference_client(
+        run_folder=arguments.run_folder,
+        address=arguments.address,
+        token=arguments.token,
+        token_file=arguments.token_file,
+        transport=transport,
         timeout=arguments.answer_timeout,
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..handlers.base.errors import RequestError
 from ..serving import image_sources
 from ..serving.sample_names import SEQUENCE_OPTIONS, in_batches, with_names
-from .options import add_answer_timeout, add_token_options
+from .options import add_inference_options, open_inference
 from .prediction_csv import Row, write_csv
 from .printing import standard_output, with_progress
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ..serving.client import InferenceClient
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-_DEFAULT_TIMEOUT_SECONDS = 60
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -49,23 +47,13 @@ def add_command(subparsers: Subparsers) -> None:
     command.add_argument(
         "--model-version", metavar="VERSION", help="version of the model (default: its default)"
     )
-    command.add_argument(
-        "--run-folder",
-        type=Path,
-        metavar="FOLDER",
-        help="run folder of the server that `serve` started (default: .ts-ensemble)",
-    )
-    command.add_argument(
-        "--address", help="inference address of a server that `serve` did not start"
-    )
-    add_token_options(command, "inference")
+    add_inference_options(command)
     command.add_argument(
         "--transport",
         choices=["rest", "grpc"],
         default="rest",
         help="protocol of the requests (default: %(default)s)",
     )
-    add_answer_timeout(command, _DEFAULT_TIMEOUT_SECONDS, "each request, further attempts included")
     command.add_argument(
         "--per-request",
         type=int,
@@ -118,7 +106,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         if arguments.local:
             rows = _local(arguments, paths, options)
         else:
-            client = stack.enter_context(_client(arguments))
+            client = stack.enter_context(open_inference(arguments, transport=arguments.transport))
             rows = _remote(client, arguments, paths, options)
         # Lines on a terminal show by themselves how far the work is.
         visible = arguments.format != "lines" or not sys.stdout.isatty()
@@ -178,19 +166,6 @@ def _remote(
         at_once=arguments.at_once,
     ):
         yield dict(prediction.raw)
-
-
-def _client(arguments: argparse.Namespace) -> InferenceClient:
-    from ..serving.finding import inference_client
-
-    return inference_client(
-        run_folder=arguments.run_folder,
-        address=arguments.address,
-        token=arguments.token,
-        token_file=arguments.token_file,
-        transport=arguments.transport,
-        timeout=arguments.answer_timeout,
-    )
 
 
 def _write(output_format: str, rows: Iterator[Row]) -> None:
