@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,7 @@ from ..handlers.base.errors import ArchiveError
 from ..handlers.deployment import load_service
 from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
 from .labels_in_spec import text_with_labels
+from .metric_proof import ProofMaker
 from .torchserve_files import manifest, model_config, requirements
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def build_archive(
     output: Path,
     *,
     check: bool = True,
-    samples: Path | None = None,
+    samples: Path | Sequence[Path] | None = None,
+    make_proof: ProofMaker | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> Path:
     """Build the archive ``NAME-VERSION.mar`` from a spec.
@@ -54,8 +56,10 @@ def build_archive(
         spec_path: the ensemble's YAML file; the files that it names lie in its folder.
         output: the folder for the archive, made if missing.
         check: load every member and run it once before anything is written.
-        samples: a folder with images like those that the ensemble will receive. A member runs with
-            another engine than torch only if its answers for these images stay the same.
+        samples: a folder with images like those that the ensemble will receive, or the images. A
+            member runs with another engine than torch only if its answers for these images stay
+            the same.
+        make_proof: makes the proof, by labelled images, that lower precision decides as well.
         report: called with what is being done, and with a table of the engines that were tried.
 
     Returns:
@@ -70,7 +74,7 @@ def build_archive(
     if check:
         with located_errors(spec_path):
             load_service(spec, spec_path.parent)
-    with _compiled_files(spec, spec_path.parent, samples, report) as compiled:
+    with _compiled_files(spec, spec_path.parent, samples, make_proof, report) as compiled:
         contents = _contents(spec, spec_path, tuple(compiled))
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
         return _write_archive(spec, contents, output)
@@ -78,7 +82,11 @@ def build_archive(
 
 @contextmanager
 def _compiled_files(
-    spec: EnsembleSpec, folder: Path, samples: Path | None, report: Callable[[str], None]
+    spec: EnsembleSpec,
+    folder: Path,
+    samples: Path | Sequence[Path] | None,
+    make_proof: ProofMaker | None,
+    report: Callable[[str], None],
 ) -> Iterator[dict[str, Path]]:
     """Make executables for another engine than torch, within a ``with`` block.
 
@@ -91,8 +99,10 @@ def _compiled_files(
     # Imported only if it is needed, since torch's compiler takes seconds to import.
     from .compilation import compiled_members
 
-    images = [] if samples is None else sample_files(samples, "--samples")
-    with compiled_members(spec, folder, samples=images, report=report) as files:
+    images = sample_files(samples, "--samples") if isinstance(samples, Path) else samples or ()
+    with compiled_members(
+        spec, folder, samples=images, make_proof=make_proof, report=report
+    ) as files:
         yield files
 
 

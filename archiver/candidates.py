@@ -21,7 +21,7 @@ from ..handlers.spec import Engine, EnsembleSpec, Precision
 from .libraries import Autocast, compile_library
 from .not_compiled import NotCompiled, converter_errors
 from .openvino_conversion import convert_onnx, convert_program, convert_torchscript, save_model
-from .quantization import quantized
+from .quantization import AccuracyGoal, quantized
 from .shared_backbone import Joint
 
 NUM_EXPORTED_SAMPLES = 2
@@ -39,6 +39,7 @@ class Candidate:
         positions: positions of the members in the ensemble, increasing.
         engine: the engine that runs the files.
         precision: the precision that the members compute in.
+        label: how tables call the precision.
         make: function that writes the files and returns their entry for the archive's record. It
             raises `NotCompiled` if the engine cannot run the members.
     """
@@ -46,6 +47,7 @@ class Candidate:
     positions: tuple[int, ...]
     engine: Engine
     precision: Precision
+    label: str
     make: Callable[[], CompiledExecutable]
 
 
@@ -80,6 +82,7 @@ class CandidateFactory:
         precision: Precision,
         batch: Tensor,
         calibration: Tensor,
+        goal: AccuracyGoal | None = None,
     ) -> Candidate:
         """Describe how to run one member alone, or several members that take the same input.
 
@@ -91,16 +94,24 @@ class CandidateFactory:
             batch: example inputs, float32 (N, channels, height, width), at least
                 `NUM_EXPORTED_SAMPLES`.
             calibration: the inputs on which int8 is calibrated, (N, channels, height, width).
+            goal: what int8 must reach by leaving some layers as they are; None: every layer is
+                quantized.
         """
         make = (
-            partial(self._make_openvino, positions, precision, batch, calibration)
+            partial(self._make_openvino, positions, precision, batch, calibration, goal)
             if self.engine is Engine.OPENVINO
             else partial(self._make_aot_inductor, positions, precision, batch)
         )
-        return Candidate(positions, self.engine, precision, make)
+        label = str(precision) if goal is None else f"{precision} in part"
+        return Candidate(positions, self.engine, precision, label, make)
 
     def _make_openvino(
-        self, positions: tuple[int, ...], precision: Precision, batch: Tensor, calibration: Tensor
+        self,
+        positions: tuple[int, ...],
+        precision: Precision,
+        batch: Tensor,
+        calibration: Tensor,
+        goal: AccuracyGoal | None,
     ) -> CompiledExecutable:
         """Write a model of OpenVINO.
 
@@ -114,8 +125,11 @@ class CandidateFactory:
                 self._converted[positions] = model, saved
             model, files = self._converted[positions]
             if precision is Precision.INT8:
+                suffix = "int8" if goal is None else "int8-in-part"
                 files = save_model(
-                    quantized(model, calibration), self.work, f"{self._name(positions)}-int8"
+                    quantized(model, calibration, goal),
+                    self.work,
+                    f"{self._name(positions)}-{suffix}",
                 )
         return self._entry(positions, files, precision, batch, max_batch_size=None)
 

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -35,19 +34,29 @@ from ..handlers.members.compiled_record import (
 )
 from ..handlers.members.eager_optimisations import accelerate, is_large, wants_bfloat16
 from ..handlers.members.fused import fuse, fusible_members
-from ..handlers.members.loading import LoadedMember, load_member
+from ..handlers.members.loading import LoadedMember, as_outputs, load_member, score_changes
 from ..handlers.members.openvino_model import import_openvino
 from ..handlers.members.target import Target
 from ..handlers.spec import Engine, EnsembleSpec, Precision
-from .candidates import CandidateFactory
+from .candidates import Candidate, CandidateFactory
 from .libraries import require_compiler
+from .metric_proof import MetricLoss, ProofMaker
 from .not_compiled import NotCompiled, OtherAnswersError
-from .quantization import require_quantization
+from .quantization import AccuracyGoal, require_quantization
 from .shared_backbone import groups_with_shared_backbone
-from .trial import MIN_SPEED_UP, Trial, VerifiedCandidate, milliseconds_in_turns, speed_up
+from .trial import (
+    MIN_SPEED_UP,
+    Trial,
+    VerifiedCandidate,
+    milliseconds_in_turns,
+    outputs_of,
+    speed_up,
+)
 
 _NUM_EXAMPLES = 3
 """Number of example images. A worker compares its outputs for them with those at build."""
+
+_CHOSEN = "chosen"
 
 _BASELINE = "torch"
 """Name, in the table and in the timing, of what runs without a candidate."""
@@ -81,6 +90,7 @@ def compiled_members(
     folder: Path,
     *,
     samples: Sequence[Path] = (),
+    make_proof: ProofMaker | None = None,
     report: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Path]]:
     """Make executables for the members that run faster with them, within a ``with`` block.
@@ -94,6 +104,8 @@ def compiled_members(
         folder: the folder to which the paths in the spec are relative.
         samples: image files. The answers of the engine and of the saved members are compared on
             them and on the example images.
+        make_proof: makes the proof, by labelled images, that lower precision decides as well. With
+            it ``precision: auto`` also tries int8.
         report: called with what is being done, and with a table of everything that was tried.
 
     Yields:
@@ -110,7 +122,9 @@ def compiled_members(
     if spec.runtime.engine is Engine.AUTO and device.type != "cpu":
         yield {}
         return
-    if spec.runtime.precision is Precision.INT8:
+    if spec.runtime.precision is Precision.INT8 or (
+        make_proof is not None and spec.runtime.precision is Precision.AUTO
+    ):
         require_quantization(len(samples))
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
     inputs = MemberInputs(preprocessors, group_of_member, device)
@@ -120,13 +134,16 @@ def compiled_members(
         images.append(inputs.prepare_file(path.read_bytes(), str(path), max_pixels=max_pixels))
     batches = [inputs.batch(group, images) for group in range(len(preprocessors))]
     loaded = [load_member(spec, member, folder, device) for member in spec.members]
+    proof = None if make_proof is None else make_proof(spec, folder, loaded, inputs)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
         candidates = CandidateFactory(spec, folder, loaded, work, device)
-        selection = _Selection(spec, loaded, group_of_member, batches, work, candidates, report)
+        trial = Trial(spec, loaded, work, proof)
+        selection = _Selection(spec, loaded, group_of_member, batches, trial, candidates, report)
         selection.try_small_members()
         selection.try_single_members()
+        selection.prove_lower_precision()
         selection.try_shared_backbones()
         report(selection.table())
         yield selection.files(Target.here(device))
@@ -156,6 +173,23 @@ def _require_engine(spec: EnsembleSpec, device: torch.device) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """How members run, and how they run if a proof fails.
+
+    Attributes:
+        best: the fastest candidate with right answers; None if the baseline is as fast.
+        fallback: the fastest one that needs no proof; None if the baseline is as fast.
+        best_label: precision of `best` in the table; `_BASELINE` if there is none.
+        fallback_label: precision of `fallback` in the table; `_BASELINE` if there is none.
+    """
+
+    best: VerifiedCandidate | None
+    fallback: VerifiedCandidate | None
+    best_label: str
+    fallback_label: str
+
+
 @dataclass
 class _Selection:
     """The members of an ensemble, and the executables that have been chosen for them so far.
@@ -166,10 +200,11 @@ class _Selection:
         group_of_member: for each member the position of its preprocessing.
         batches: for each preprocessing the example inputs followed by the samples, float32
             (N, channels, height, width).
-        work: the folder in which candidates write their files.
+        trial: compares candidates with the saved members.
         candidates: describes the candidates.
         report: called with what is being done.
         single: position of a member -> the executable that was chosen for this member alone.
+        unproven: position of a member whose executable in `single` needs a proof -> its choice.
         joint: executables that were chosen for several members at once.
         measurements: rows of the table.
     """
@@ -178,17 +213,14 @@ class _Selection:
     loaded: Sequence[LoadedMember]
     group_of_member: Sequence[int]
     batches: Sequence[Tensor]
-    work: Path
+    trial: Trial
     candidates: CandidateFactory
     report: Callable[[str], None]
     single: dict[int, VerifiedCandidate] = field(default_factory=dict)
+    unproven: dict[int, _Choice] = field(default_factory=dict)
     joint: list[VerifiedCandidate] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
     _accelerated: dict[int, LoadedMember] = field(default_factory=dict)
-
-    @cached_property
-    def _trial(self) -> Trial:
-        return Trial(self.spec, self.loaded, self.work)
 
     def try_small_members(self) -> None:
         """Try small members of one architecture as one executable.
@@ -204,7 +236,7 @@ class _Selection:
             fused = fuse(positions, member_at)
             if fused is None:
                 continue
-            chosen = self._choose(positions, [Precision.FLOAT32], fused)
+            chosen = self._choose(positions, [Precision.FLOAT32], fused).best
             if chosen is not None:
                 self.joint.append(chosen)
 
@@ -219,9 +251,11 @@ class _Selection:
         for position, member in enumerate(self.spec.members):
             if position in in_joint:
                 continue
-            chosen = self._choose((position,), self._precisions(position), self._saved(position))
-            if chosen is not None:
-                self.single[position] = chosen
+            choice = self._choose((position,), self._precisions(position), self._saved(position))
+            if choice.best is not None:
+                self.single[position] = choice.best
+                if choice.best.development_loss is not None:
+                    self.unproven[position] = choice
             elif self.spec.runtime.engine is Engine.OPENVINO:
                 raise MemberError(
                     f"member '{member.name}' cannot run with OpenVINO: "
@@ -237,7 +271,7 @@ class _Selection:
                 continue
             chosen = self._choose(
                 positions, [self._joint_precision(positions)], self._one_by_one(positions)
-            )
+            ).best
             if chosen is not None:
                 self.joint.append(chosen)
 
@@ -268,28 +302,28 @@ class _Selection:
         if not chosen:
             return {}
         entries: tuple[CompiledExecutable, ...] = tuple(each.entry for each in chosen)
-        (self.work / RECORD).write_text(CompiledRecord(target, entries).to_json())
+        (self.trial.work / RECORD).write_text(CompiledRecord(target, entries).to_json())
         outputs: dict[str, Tensor] = {}
         # If a member is in a joint executable and also has one of its own, the outputs of its own
         # are written, since `chosen` lists those last.
         for each in chosen:
             for name, raw in zip(each.entry.members, each.outputs, strict=True):
                 outputs[name] = raw[:_NUM_EXAMPLES].cpu().contiguous()
-        save_file(outputs, self.work / OUTPUTS)
+        save_file(outputs, self.trial.work / OUTPUTS)
         names = [*(file for entry in entries for file in entry.files), RECORD, OUTPUTS]
-        return {name: self.work / name for name in names}
+        return {name: self.trial.work / name for name in names}
 
     def _choose(
         self,
         positions: tuple[int, ...],
         precisions: Sequence[Precision],
         baseline: Callable[[Tensor], object],
-    ) -> VerifiedCandidate | None:
-        """Return the fastest candidate with right answers; None if the baseline is as fast.
+    ) -> _Choice:
+        """Choose the fastest way to run members among those whose answers are right.
 
-        Precisions are tried in turn until one other than int8 gives right answers. If int8 gives
-        right answers, too, the faster of the two is returned. If the spec demands an engine, a
-        candidate for a single member is returned even if it is slower than the baseline.
+        Precisions are tried in turn until one other than int8 gives right answers that need no
+        proof. If the spec demands an engine, a candidate for a single member is chosen even if it
+        is slower than the baseline.
 
         Args:
             positions: positions of the members in the ensemble.
@@ -299,46 +333,34 @@ class _Selection:
         Raises:
             MemberError: ``precision: bfloat16`` is demanded and changes the members' answers.
         """
-        names = ", ".join(self.spec.members[position].name for position in positions)
+        names = self._names(positions)
         self.report(f"{names}: trying {self.candidates.engine}")
         batch = self.batches[self.group_of_member[positions[0]]]
         verified: dict[str, VerifiedCandidate] = {}
         rows: list[Measurement] = []
         for precision in precisions:
-            candidate = self.candidates.candidate(
-                positions, precision, batch, calibration=batch[_NUM_EXAMPLES:]
-            )
-            row = Measurement(names, str(candidate.engine), str(precision))
-            try:
-                verified[str(precision)] = self._trial.verify(candidate, batch)
-            except NotCompiled as reason:
-                difference = reason.difference if isinstance(reason, OtherAnswersError) else None
-                rows.append(replace(row, difference=difference, outcome=str(reason)))
-                if difference is not None and self.spec.runtime.precision is Precision.BFLOAT16:
-                    raise MemberError(
-                        f"member '{names}': {reason}; set runtime.precision to float32 or auto, "
-                        "or raise runtime.tolerance"
-                    ) from None
-                continue
-            rows.append(row)
-            if precision is not Precision.INT8:
-                break
+            found = self._verify_one(positions, precision, batch, rows)
+            if found is not None:
+                verified[rows[-1].precision] = found
+                if precision is not Precision.INT8 and found.development_loss is None:
+                    break
         runs: dict[str, Callable[[Tensor], object]] = {_BASELINE: baseline}
-        runs |= {name: each.run for name, each in verified.items()}
+        runs |= {label: each.run for label, each in verified.items()}
         milliseconds = milliseconds_in_turns(runs, batch)
-        speed_ups = {
-            name: speed_up(milliseconds[name], milliseconds[_BASELINE]) for name in verified
-        }
-        best = max(speed_ups, key=lambda name: speed_ups[name], default=None)
         is_demanded = self.spec.runtime.engine is not Engine.AUTO and len(positions) == 1
-        if best is not None and speed_ups[best] < MIN_SPEED_UP and not is_demanded:
-            best = None
+        speed_ups = {
+            label: speed_up(milliseconds[label], milliseconds[_BASELINE]) for label in verified
+        }
+        fast = [label for label in verified if is_demanded or speed_ups[label] >= MIN_SPEED_UP]
+        without_proof = [label for label in fast if verified[label].development_loss is None]
+        best = max(fast, key=lambda label: speed_ups[label], default=None)
+        fallback = max(without_proof, key=lambda label: speed_ups[label], default=None)
         baseline_row = Measurement(
             names,
             _BASELINE,
             str(self._precision_of_saved(positions[0])),
             milliseconds[_BASELINE],
-            outcome="chosen" if best is None else "slower",
+            outcome=_CHOSEN if best is None else "slower",
         )
         self.measurements.append(baseline_row)
         for row in rows:
@@ -348,10 +370,141 @@ class _Selection:
                     row,
                     difference=candidate_of_row.entry.difference,
                     milliseconds=milliseconds[row.precision],
-                    outcome="chosen" if row.precision == best else "no faster",
+                    outcome=_CHOSEN if row.precision == best else "no faster",
                 )
             self.measurements.append(row)
-        return None if best is None else verified[best]
+        return _Choice(
+            None if best is None else verified[best],
+            None if fallback is None else verified[fallback],
+            best or _BASELINE,
+            fallback or _BASELINE,
+        )
+
+    def _verify_one(
+        self,
+        positions: tuple[int, ...],
+        precision: Precision,
+        batch: Tensor,
+        rows: list[Measurement],
+    ) -> VerifiedCandidate | None:
+        """Return a candidate of one precision whose answers are right, or None.
+
+        If a member that is quantized as a whole answers otherwise, it is quantized in part.
+
+        Args:
+            positions: positions of the members in the ensemble.
+            precision: the precision to try.
+            batch: the example inputs and samples.
+            rows: gets a row for each candidate that was tried.
+
+        Raises:
+            MemberError: ``precision: bfloat16`` is demanded and changes the members' answers.
+        """
+        for candidate in self._candidates(positions, precision, batch):
+            row = Measurement(self._names(positions), str(candidate.engine), candidate.label)
+            try:
+                found = self.trial.verify(candidate, batch)
+            except NotCompiled as reason:
+                difference = reason.difference if isinstance(reason, OtherAnswersError) else None
+                rows.append(replace(row, difference=difference, outcome=str(reason)))
+                if difference is None:
+                    return None
+                if self.spec.runtime.precision is Precision.BFLOAT16:
+                    raise MemberError(
+                        f"member '{row.members}': {reason}; set runtime.precision to float32 or "
+                        "auto, or raise runtime.tolerance"
+                    ) from None
+                continue
+            rows.append(row)
+            return found
+        return None
+
+    def _candidates(
+        self, positions: tuple[int, ...], precision: Precision, batch: Tensor
+    ) -> Iterator[Candidate]:
+        """Yield the candidates of one precision, in the order in which they are tried."""
+        calibration = batch[_NUM_EXAMPLES:]
+        yield self.candidates.candidate(positions, precision, batch, calibration)
+        if precision is Precision.INT8:
+            goal = self._accuracy_goal(positions[0], batch)
+            yield self.candidates.candidate(positions, precision, batch, calibration, goal)
+
+    def _accuracy_goal(self, position: int, batch: Tensor) -> AccuracyGoal:
+        """Say what a member that is quantized in part must reach."""
+        proof, loaded = self.trial.proof, self.loaded[position]
+        member = self.spec.members[position]
+        inputs = batch if proof is None else proof.development_inputs(position)
+        with torch.no_grad():
+            parts = torch.split(inputs, self.spec.runtime.micro_batch)
+            saved = torch.cat([loaded(part) for part in parts])
+
+        def outputs(raw: Tensor) -> Tensor:
+            if loaded.postprocess is not None:
+                return loaded.postprocess(raw, len(raw), raw.device)
+            return as_outputs(raw)
+
+        def changes(rows: Sequence[int], raw: Tensor) -> Tensor:
+            return score_changes(saved[rows], outputs(raw), self.spec, member)
+
+        def loss(raw: Tensor) -> float:
+            if proof is not None:
+                return proof.development_loss((position,), outputs(raw).unsqueeze(0))
+            return float(changes(range(len(raw)), raw).max())
+
+        max_loss = self.spec.runtime.tolerance if proof is None else proof.max_loss
+        return AccuracyGoal(inputs, loss, max_loss, changes)
+
+    def prove_lower_precision(self) -> None:
+        """Keep lower precision only as far as the held-out images prove that decisions stay right.
+
+        Members take their turns in an order that the development images decide, and each proof is
+        about all members up to it. The first one that fails ends the sequence. No correction for
+        several tests is needed (fixed sequence testing: Maurer, Hothorn and Lehmacher 1995).
+
+        Raises:
+            MemberError: ``precision: bfloat16`` is demanded and a proof failed.
+        """
+        proof = self.trial.proof
+        if proof is None:
+            return
+        order = sorted(self.unproven, key=lambda each: self.single[each].development_loss or 0.0)
+        outputs: dict[int, Tensor] = {}
+        for number, position in enumerate(order):
+            run = self.single[position].run
+            outputs[position] = outputs_of(run, proof.held_out_inputs(position))[0]
+            loss = proof.loss(outputs)
+            names = self._names(order[: number + 1])
+            self.report(f"{names} in lower precision: {loss}")
+            if not loss.upper_bound <= proof.max_loss:
+                for unproven in order[number:]:
+                    self._take_back(unproven, loss)
+                return
+            for proven in order[: number + 1]:
+                chosen = self.single[proven]
+                entry = replace(chosen.entry, metric_loss=loss.upper_bound)
+                self.single[proven] = replace(chosen, entry=entry)
+
+    def _take_back(self, position: int, loss: MetricLoss) -> None:
+        """Let a member run in the best way that needs no proof."""
+        name = self.spec.members[position].name
+        problem = f"{loss.upper_bound:.2%} may be decided worse, not proven"
+        if self.spec.runtime.precision is Precision.BFLOAT16:
+            raise MemberError(
+                f"member '{name}': in bfloat16 {problem}; set runtime.precision to float32 or auto"
+            )
+        choice = self.unproven[position]
+        outcomes = {choice.best_label: problem, choice.fallback_label: _CHOSEN}
+        for index, row in enumerate(self.measurements):
+            label = _BASELINE if row.engine == _BASELINE else row.precision
+            if row.members == name and label in outcomes:
+                self.measurements[index] = replace(row, outcome=outcomes[label])
+        if choice.fallback is None:
+            del self.single[position]
+        else:
+            self.single[position] = choice.fallback
+
+    def _names(self, positions: Sequence[int]) -> str:
+        return ", ".join(self.spec.members[position].name for position in positions)
 
     def _precisions(self, position: int) -> list[Precision]:
         """Return the precisions to try for a member, in the order of preference."""
@@ -365,7 +518,7 @@ class _Selection:
         precisions = [Precision.FLOAT32]
         if wants_bfloat16(self.spec, module, batch.device):
             precisions.insert(0, Precision.BFLOAT16)
-        if demanded is Precision.INT8:
+        if demanded is Precision.INT8 or self.trial.proof is not None:
             precisions.insert(0, Precision.INT8)
         return precisions
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from ..handlers.members.compiled import CompiledMembers, load_executable
 from ..handlers.members.compiled_record import CompiledExecutable
 from ..handlers.members.loading import LoadedMember, difference
 from ..handlers.members.timing import seconds_of
-from ..handlers.spec import EnsembleSpec
+from ..handlers.spec import EnsembleSpec, Precision
 from .candidates import Candidate
+from .metric_proof import MetricProof
 from .not_compiled import NotCompiled, OtherAnswersError, converter_errors
 
 TIMED_BATCH_SIZES = (1, 8)
@@ -45,11 +46,14 @@ class VerifiedCandidate:
         outputs: its raw outputs for the batch that it was verified with, float32
             (M members, N samples, outputs).
         run: the loaded executable.
+        development_loss: share of the development images that the ensemble decides worse with it,
+            if it may be used only after a proof with the held-out images; else None.
     """
 
     entry: CompiledExecutable
     outputs: Tensor
     run: CompiledMembers
+    development_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,20 @@ class Trial:
         spec: the ensemble.
         loaded: the ensemble's members as they were saved.
         work: the folder in which candidates write their files.
+        proof: judges bfloat16 and int8 by labelled data; None: the spec's tolerance does.
     """
 
     spec: EnsembleSpec
     loaded: Sequence[LoadedMember]
     work: Path
+    proof: MetricProof | None = None
 
     @torch.no_grad()
     def verify(self, candidate: Candidate, batch: Tensor) -> VerifiedCandidate:
         """Make a candidate's files, and check that its answers are those of the saved members.
+
+        With a proof, a member alone in bfloat16 may differ by more than ``runtime.tolerance`` if it
+        decides the development images well enough, and one in int8 must decide them well enough.
 
         Args:
             candidate: the candidate.
@@ -76,7 +85,8 @@ class Trial:
 
         Raises:
             NotCompiled: the engine cannot run the members.
-            OtherAnswersError: a score differs by more than ``runtime.tolerance``.
+            OtherAnswersError: a score differs by more than ``runtime.tolerance``, or too many
+                development images are decided worse.
         """
         for position in candidate.positions:
             _require_one_tensor(self.loaded[position], batch[:1])
@@ -90,22 +100,56 @@ class Trial:
                 ),
                 postprocess=self.loaded[candidate.positions[0]].postprocess,
             )
-            # The batch may have more samples than one call takes.
-            calls = torch.split(batch, min(run.max_batch_size, len(batch)))
-            outputs = torch.cat([run(each) for each in calls], dim=1)
+            outputs = outputs_of(run, torch.split(batch, min(run.max_batch_size, len(batch))))
         largest_difference = max(
             difference(saved, raw, self.spec, self.spec.members[position])
             for position, saved, raw in zip(candidate.positions, expected, outputs, strict=True)
         )
-        tolerance = self.spec.runtime.tolerance
+        verified = VerifiedCandidate(replace(entry, difference=largest_difference), outputs, run)
         # Written so that NaN is refused, too.
-        if not largest_difference <= tolerance:
+        is_close = largest_difference <= self.spec.runtime.tolerance
+        needs_proof = candidate.precision is Precision.INT8 or (
+            candidate.precision is Precision.BFLOAT16 and not is_close
+        )
+        if self.proof is not None and needs_proof and len(candidate.positions) == 1:
+            return self._judged_by_decisions(candidate, verified, self.proof)
+        if not is_close:
             raise OtherAnswersError(
                 f"in {candidate.precision} {'its' if len(outputs) == 1 else 'their'} scores "
-                f"differ by {largest_difference:.1e}, more than {tolerance:g}",
+                f"differ by {largest_difference:.1e}, more than {self.spec.runtime.tolerance:g}",
                 largest_difference,
             )
-        return VerifiedCandidate(replace(entry, difference=largest_difference), outputs, run)
+        return verified
+
+    def _judged_by_decisions(
+        self, candidate: Candidate, verified: VerifiedCandidate, proof: MetricProof
+    ) -> VerifiedCandidate:
+        """Return a candidate with its development loss.
+
+        Raises:
+            OtherAnswersError: too many development images are decided worse.
+        """
+        inputs = proof.development_inputs(candidate.positions[0])
+        size = min(verified.run.max_batch_size, self.spec.runtime.micro_batch)
+        outputs = outputs_of(verified.run, torch.split(inputs, size))
+        loss = proof.development_loss(candidate.positions, outputs)
+        if not loss <= proof.max_loss:
+            raise OtherAnswersError(
+                f"in {candidate.precision} {loss:.2%} of the development images are decided worse, "
+                f"more than {proof.max_loss:.2%}",
+                verified.entry.difference,
+            )
+        return replace(verified, development_loss=loss)
+
+
+def outputs_of(run: CompiledMembers, batches: Iterable[Tensor]) -> Tensor:
+    """Compute raw outputs, float32 (M members, N samples, outputs), batch after batch.
+
+    Args:
+        run: the executable.
+        batches: inputs, float32 (n, channels, height, width) each.
+    """
+    return torch.cat([run(batch) for batch in batches], dim=1)
 
 
 def _require_one_tensor(loaded: LoadedMember, batch: Tensor) -> None:

@@ -40,6 +40,9 @@ class CompiledExecutable:
         shape: shape of one sample, (channels, height, width).
         difference: largest difference between a score of the executable and the score of the saved
             member, measured at build.
+        metric_loss: 95 % upper confidence bound of the share of images that the ensemble decides
+            worse because of the executable, measured on labelled images; None if `difference` is
+            within the spec's tolerance.
     """
 
     engine: str
@@ -49,6 +52,7 @@ class CompiledExecutable:
     precision: str
     shape: tuple[int, ...]
     difference: float
+    metric_loss: float | None = None
 
     def __post_init__(self) -> None:
         """Check what the JSON of an archive may get wrong.

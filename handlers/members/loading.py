@@ -27,6 +27,7 @@ __all__ = [
     "check_member",
     "difference",
     "load_member",
+    "score_changes",
     "scores",
 ]
 
@@ -155,7 +156,12 @@ def scores(
 
 
 def difference(first: Tensor, second: Tensor, spec: EnsembleSpec, member: Member) -> float:
-    """Return the largest difference between the scores that two ways of running a member give.
+    """Return the largest of the `score_changes`."""
+    return float(score_changes(first, second, spec, member).max())
+
+
+def score_changes(first: Tensor, second: Tensor, spec: EnsembleSpec, member: Member) -> Tensor:
+    """Compute each sample's largest difference between the scores of two ways to run a member.
 
     Regression values have no fixed scale, so their difference is divided by the largest absolute
     value, or by 1 if that is smaller.
@@ -165,11 +171,14 @@ def difference(first: Tensor, second: Tensor, spec: EnsembleSpec, member: Member
         second: the member's raw outputs for the same samples, computed in another way.
         spec: the ensemble.
         member: the member's part of the spec.
+
+    Returns:
+        (N,) differences; NaN for a sample with a score that is NaN.
     """
     output = spec.output_of(member)
     one, other = (scores(raw, spec.task, output, member.temperature)[0] for raw in (first, second))
     scale = float(one.abs().max().clamp(min=1.0)) if spec.task is Task.REGRESSION else 1.0
-    return float((one - other).abs().max()) / scale
+    return (one - other).abs().amax(dim=1) / scale
 
 
 @full_float32()

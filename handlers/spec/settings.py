@@ -95,7 +95,8 @@ class Runtime:
             "bfloat16: as auto, but the ensemble does not load where bfloat16 cannot be used. "
             "int8: the build quantizes each member for OpenVINO, calibrated on the images of "
             "--samples; members that become faster and stay within `tolerance` use int8, the "
-            "others run as with auto"
+            "others run as with auto. With labelled images (build --data) auto tries int8 too, and "
+            "`max_metric_loss` decides about bfloat16 and int8"
         ),
     ] = Precision.FLOAT32
     tolerance: Annotated[
@@ -107,6 +108,16 @@ class Runtime:
             "with another engine or in lower precision, and its score as it was saved",
         ),
     ] = 0.01
+    max_metric_loss: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="Used with build --data: lower precision is kept if at most this share of "
+            "all images is decided wrong by the default policy because of it, at 95 % confidence "
+            "on the labelled images",
+        ),
+    ] = 0.005
     engine: Annotated[
         Engine,
         Field(

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..tuning.requirements import TUNING_MODULES, require_installed
 from .completion import DEFAULT_MODEL_STORE
+from .options import DATA_HELP
 from .printing import reported_work
 
 if TYPE_CHECKING:
+    from ..archiver.metric_proof import ProofMaker
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_NUM_CALIBRATION_IMAGES = 64
+"""Images of --data on which int8 is calibrated if there is no --samples."""
 
 
 def add_command(subparsers: Subparsers) -> None:
@@ -41,19 +50,50 @@ def add_command(subparsers: Subparsers) -> None:
         help="images like those that will be sent: members that run with another engine than torch "
         "must answer on them as the saved ones do",
     )
+    build.add_argument(
+        "--data",
+        type=Path,
+        help=f"labelled {DATA_HELP}: lower precision is kept only as far as they prove that the "
+        "ensemble decides as well with it (runtime.max_metric_loss), and precision: auto tries "
+        "int8, too; needs the extras int8 and tune",
+    )
     build.set_defaults(run=_build)
 
 
 def _build(arguments: argparse.Namespace) -> int:
     from ..archiver.build import build_archive
 
+    samples, make_proof = arguments.samples, None
+    if arguments.data is not None:
+        development, make_proof = _proof(arguments)
+        samples = samples or development
     with reported_work(f"building {arguments.spec}") as report:
         archive = build_archive(
             arguments.spec,
             arguments.output,
             check=not arguments.no_check,
-            samples=arguments.samples,
+            samples=samples,
+            make_proof=make_proof,
             report=report,
         )
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+def _proof(arguments: argparse.Namespace) -> tuple[Sequence[Path], ProofMaker]:
+    """Return the images of --data that nothing is proven with, and the maker of the proof.
+
+    Raises:
+        SpecError: the spec or the data have a mistake, there are too few images for a proof, or a
+            package is missing.
+    """
+    require_installed(TUNING_MODULES, "build --data needs")
+    from ..handlers.spec import load_spec
+    from ..tuning.labelled_data import read_labelled
+    from ..tuning.metric_loss import LabelledProof, split
+
+    spec = load_spec(arguments.spec)
+    data = read_labelled(arguments.data, spec)
+    development, _ = split(spec, data)
+    images = [data.paths[row] for row in development[:_NUM_CALIBRATION_IMAGES].tolist()]
+    return images, partial(LabelledProof, data=data)
