@@ -8,7 +8,6 @@ without it (`trial`).
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,15 +31,16 @@ from ..handlers.members.compiled_record import (
 )
 from ..handlers.members.eager_optimisations import accelerate, is_large, wants_bfloat16
 from ..handlers.members.fused import fuse, fusible_members
-from ..handlers.members.loading import LoadedMember, as_outputs, load_member, score_changes
+from ..handlers.members.loading import LoadedMember, load_member
 from ..handlers.members.openvino_model import import_openvino
 from ..handlers.members.target import Target
 from ..handlers.spec import Engine, EnsembleSpec, Precision
 from .candidates import Candidate, CandidateFactory
 from .libraries import require_compiler
+from .measurement import Measurement, table_of
 from .metric_proof import MetricLoss, ProofMaker
 from .not_compiled import NotCompiled, OtherAnswersError
-from .quantization import AccuracyGoal, require_quantization
+from .quantization import require_quantization
 from .shared_backbone import groups_with_shared_backbone
 from .trial import (
     MIN_SPEED_UP,
@@ -60,28 +58,6 @@ _CHOSEN = "chosen"
 
 _BASELINE = "torch"
 """Name, in the table and in the timing, of what runs without a candidate."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One row of the build's table: a way to run one or several members.
-
-    Attributes:
-        members: names of the members, separated by commas.
-        engine: name of the engine that computes them.
-        precision: the precision that they compute in.
-        milliseconds: median time for each of `TIMED_BATCH_SIZES`; None if it was not timed.
-        difference: largest difference of a score from that of the saved members; None if it was
-            not compared.
-        outcome: ``chosen``, or the reason for which it was not chosen.
-    """
-
-    members: str
-    engine: str
-    precision: str
-    milliseconds: tuple[float, ...] | None = None
-    difference: float | None = None
-    outcome: str = ""
 
 
 @contextmanager
@@ -145,7 +121,7 @@ def compiled_members(
         selection.try_single_members()
         selection.prove_lower_precision()
         selection.try_shared_backbones()
-        report(selection.table())
+        report(table_of(selection.measurements))
         yield selection.files(Target.here(device))
 
 
@@ -275,20 +251,6 @@ class _Selection:
             if chosen is not None:
                 self.joint.append(chosen)
 
-    def table(self) -> str:
-        """Return everything that was tried, as a table of plain text."""
-        table = Table("member", "engine", "precision", "1 sample", "8 samples", "difference", "")
-        for row in self.measurements:
-            milliseconds = [f"{each:.3g} ms" for each in row.milliseconds or ()] or ["", ""]
-            difference = "" if row.difference is None else f"{row.difference:.1e}"
-            table.add_row(
-                row.members, row.engine, row.precision, *milliseconds, difference, row.outcome
-            )
-        console = Console(file=io.StringIO(), width=120)
-        console.print(table)
-        assert isinstance(console.file, io.StringIO)
-        return console.file.getvalue().rstrip()
-
     def files(self, target: Target) -> dict[str, Path]:
         """Write the record of the chosen executables, and list all files that the archive needs.
 
@@ -360,7 +322,7 @@ class _Selection:
             _BASELINE,
             str(self._precision_of_saved(positions[0])),
             milliseconds[_BASELINE],
-            outcome=_CHOSEN if best is None else "slower",
+            outcome=_CHOSEN if best is None else "slower than the chosen one",
         )
         self.measurements.append(baseline_row)
         for row in rows:
@@ -370,7 +332,7 @@ class _Selection:
                     row,
                     difference=candidate_of_row.entry.difference,
                     milliseconds=milliseconds[row.precision],
-                    outcome=_CHOSEN if row.precision == best else "no faster",
+                    outcome=_CHOSEN if row.precision == best else "no faster than the chosen one",
                 )
             self.measurements.append(row)
         return _Choice(
@@ -426,33 +388,8 @@ class _Selection:
         calibration = batch[_NUM_EXAMPLES:]
         yield self.candidates.candidate(positions, precision, batch, calibration)
         if precision is Precision.INT8:
-            goal = self._accuracy_goal(positions[0], batch)
+            goal = self.trial.accuracy_goal(positions[0], batch)
             yield self.candidates.candidate(positions, precision, batch, calibration, goal)
-
-    def _accuracy_goal(self, position: int, batch: Tensor) -> AccuracyGoal:
-        """Say what a member that is quantized in part must reach."""
-        proof, loaded = self.trial.proof, self.loaded[position]
-        member = self.spec.members[position]
-        inputs = batch if proof is None else proof.development_inputs(position)
-        with torch.no_grad():
-            parts = torch.split(inputs, self.spec.runtime.micro_batch)
-            saved = torch.cat([loaded(part) for part in parts])
-
-        def outputs(raw: Tensor) -> Tensor:
-            if loaded.postprocess is not None:
-                return loaded.postprocess(raw, len(raw), raw.device)
-            return as_outputs(raw)
-
-        def changes(rows: Sequence[int], raw: Tensor) -> Tensor:
-            return score_changes(saved[rows], outputs(raw), self.spec, member)
-
-        def loss(raw: Tensor) -> float:
-            if proof is not None:
-                return proof.development_loss((position,), outputs(raw).unsqueeze(0))
-            return float(changes(range(len(raw)), raw).max())
-
-        max_loss = self.spec.runtime.tolerance if proof is None else proof.max_loss
-        return AccuracyGoal(inputs, loss, max_loss, changes)
 
     def prove_lower_precision(self) -> None:
         """Keep lower precision only as far as the held-out images prove that decisions stay right.

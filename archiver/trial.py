@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..handlers.members.compiled import CompiledMembers, load_executable
 from ..handlers.members.compiled_record import CompiledExecutable
-from ..handlers.members.loading import LoadedMember, difference
+from ..handlers.members.loading import LoadedMember, as_outputs, difference, score_changes
 from ..handlers.members.timing import seconds_of
 from ..handlers.spec import EnsembleSpec, Precision
 from .candidates import Candidate
 from .metric_proof import MetricProof
 from .not_compiled import NotCompiled, OtherAnswersError, converter_errors
+from .quantization import AccuracyGoal
 
 TIMED_BATCH_SIZES = (1, 8)
 """Numbers of samples: a request with one image, and a batch of requests."""
@@ -140,6 +141,31 @@ class Trial:
                 verified.entry.difference,
             )
         return replace(verified, development_loss=loss)
+
+    def accuracy_goal(self, position: int, batch: Tensor) -> AccuracyGoal:
+        """Say what a member that is quantized in part must reach."""
+        proof, loaded = self.proof, self.loaded[position]
+        member = self.spec.members[position]
+        inputs = batch if proof is None else proof.development_inputs(position)
+        with torch.no_grad():
+            parts = torch.split(inputs, self.spec.runtime.micro_batch)
+            saved = torch.cat([loaded(part) for part in parts])
+
+        def outputs(raw: Tensor) -> Tensor:
+            if loaded.postprocess is not None:
+                return loaded.postprocess(raw, len(raw), raw.device)
+            return as_outputs(raw)
+
+        def changes(rows: Sequence[int], raw: Tensor) -> Tensor:
+            return score_changes(saved[rows], outputs(raw), self.spec, member)
+
+        def loss(raw: Tensor) -> float:
+            if proof is not None:
+                return proof.development_loss((position,), outputs(raw).unsqueeze(0))
+            return float(changes(range(len(raw)), raw).max())
+
+        max_loss = self.spec.runtime.tolerance if proof is None else proof.max_loss
+        return AccuracyGoal(inputs, loss, max_loss, changes)
 
 
 def outputs_of(run: CompiledMembers, batches: Iterable[Tensor]) -> Tensor:

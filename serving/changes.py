@@ -149,7 +149,10 @@ class Changes:
             # TorchServe refuses to remove either, and its refusal is explained.
             return self.management.unregister(name, version)
         with self._drained(chosen, chosen.workers):
-            return self.management.unregister(name, chosen.version)
+            answer = self.management.unregister(name, chosen.version)
+        if len(versions) > 1:
+            return answer
+        return f"{answer}; it was the last version: /predictions/{name} is gone"
 
     def _drained(
         self, version: ModelVersion, workers: Sequence[Worker]

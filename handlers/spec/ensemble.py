@@ -15,7 +15,7 @@ from .labels_file import labels_from_file
 from .member import Member, Output
 from .preprocessing import Preprocessing
 from .settings import Failures, Limits, Policies, Provenance, Runtime, Serving
-from .value_types import UNKNOWN_KEYS_ARE_ERRORS, Name, Probability
+from .value_types import UNKNOWN_KEYS_ARE_ERRORS, Name, Probability, Version
 
 _DEFAULT_THRESHOLD = 0.5
 
@@ -33,13 +33,7 @@ class EnsembleSpec:
     name: Annotated[
         Name, Field(description="Name of the ensemble and of its endpoint, /predictions/NAME")
     ]
-    version: Annotated[
-        str,
-        Field(
-            pattern=r"^[0-9]+(\.[0-9]+)*$",
-            description="Numbers separated by dots, in quotes, e.g. '1.0'",
-        ),
-    ]
+    version: Version
     task: Annotated[
         Task,
         Field(

@@ -83,11 +83,11 @@ class Preprocessing:
         OwnFunctionName | None,
         Field(
             description="A function of your own, FILE.py:FUNCTION beside the spec, that decodes "
-            "image files: DICOM, 16-bit colour, formats of your own. It takes the bytes of one "
-            "file and returns a PIL image, a tensor (channels, height, width) or a NumPy array "
-            "(height, width, channels) with 1 or 3 channels: uint8, or floats from 0 to 1, or with "
-            "`window` numbers of any kind. Left out: the server decodes. Pixels that a client "
-            "sends as numbers are not decoded"
+            "image files: DICOM, 16-bit colour, formats of your own. Needs `example`. It takes "
+            "the bytes of one file and returns a PIL image, a tensor (channels, height, width) or "
+            "a NumPy array (height, width, channels) with 1 or 3 channels: uint8, or floats from 0 "
+            "to 1, or with `window` numbers of any kind. Left out: the server decodes. Pixels that "
+            "a client sends as numbers are not decoded"
         ),
     ] = None
     example: Annotated[

@@ -19,6 +19,7 @@ from ..base.errors import SpecError
 from ..base.suggestions import nearest
 from .bounded_yaml import BoundedLoader
 from .labels_file import LABELS_FILE_ERROR
+from .value_types import PATTERNS
 
 Spec = TypeVar("Spec")
 Place = tuple[str | int, ...]
@@ -29,6 +30,12 @@ MAX_CHARACTERS = 1_000_000
 
 _MAX_REPORTED_PROBLEMS = 20
 """An error message lists this many mistakes, even if there are more."""
+
+_REMOVED_KEYS: Mapping[Place, str] = {
+    ("runtime", "compile"): "runtime.engine replaces this key: delete it, since the build now "
+    "finds the fastest engine by itself, or write engine: torch for compile: false",
+}
+"""Keys of earlier versions -> what to write instead."""
 
 _MAX_QUOTED_CHARACTERS = 200
 """A message repeats this many characters of a wrong value."""
@@ -155,9 +162,14 @@ def _from_pydantic(detail: Any, node: yaml.Node, root: type) -> Problem:
     place = _without_tags(detail["loc"], node)
     kind, value = detail["type"], detail["input"]
     if kind == "unexpected_keyword_argument":
+        if place in _REMOVED_KEYS:
+            return Problem(place, _REMOVED_KEYS[place])
         valid_keys = _keys_at(root, place[:-1])
         message = f"unknown key; known here: {', '.join(valid_keys)}"
         return Problem(place, message, str(place[-1]), valid_keys)
+    if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] in PATTERNS:
+        allowed = PATTERNS[detail["ctx"]["pattern"]]
+        return Problem(place, f"must be {allowed}, not {_shortened(value)}")
     if kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
         return Problem(place, "this key is missing")
     if kind in {"enum", "literal_error"}:

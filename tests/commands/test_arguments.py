@@ -43,7 +43,7 @@ def test_standard_input_after_an_option() -> None:
     [
         ["predict", "digits", "a.png", "--polcy", "any"],
         ["status", "digits"],
-        ["describe", "digits", "more"],
+        ["describe", "digits", "1.0", "more"],
     ],
 )
 def test_what_no_verb_takes_is_refused(

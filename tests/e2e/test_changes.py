@@ -282,6 +282,16 @@ def test_the_default_of_several_versions_stays(server: Server) -> None:
         Changes(management).unregister("slow", "1.1")
 
 
+def test_whoever_unregisters_the_last_version_learns_that_the_endpoint_is_gone(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert _verb(server, "unregister", "slow") == 0
+        assert "it was the last version: /predictions/slow is gone" in capsys.readouterr().out
+    finally:
+        assert _verb(server, "register", "slow-1.0.mar") == 0
+
+
 def test_a_change_is_undone_if_its_new_workers_die(server: Server, pace: Path) -> None:
     pace.write_text("die")
     with server.management() as management:

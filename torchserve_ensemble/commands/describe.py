@@ -25,18 +25,25 @@ def add_command(subparsers: Subparsers) -> None:
     describe = subparsers.add_parser(
         "describe",
         help="show the members, labels, policies and limits of a model",
-        description="GET /models/NAME?customized=true. The summary fits on a screen; --json prints "
-        "the whole answer, with the parameters of every policy and the meaning of every option.",
+        description="GET /models/NAME[/VERSION]?customized=true. The summary fits on a screen; "
+        "--json prints the whole answer, with the parameters of every policy and the meaning of "
+        "every option.",
         parents=[run_folder_option(), management_options()],
     )
     describe.add_argument("name", metavar="NAME", help="name of the model")
+    describe.add_argument(
+        "model_version",
+        metavar="VERSION",
+        nargs="?",
+        help="version to describe (default: the default one)",
+    )
     describe.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     describe.set_defaults(run=_describe)
 
 
 def _describe(arguments: argparse.Namespace) -> int:
     with open_management(arguments) as management:
-        (version,) = management.describe(arguments.name, customized=True)
+        (version,) = management.describe(arguments.name, arguments.model_version, customized=True)
     if arguments.json:
         print(json.dumps(version.customized, indent=2, ensure_ascii=False))
         return 0
