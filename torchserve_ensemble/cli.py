@@ -15,7 +15,7 @@ from .commands import (
     completion,
     convert,
     describe,
-    # diff,
+    diff,
     doctor,
     evaluate,
     predict,
@@ -41,7 +41,7 @@ _VERBS = (
     adopt,
     build,
     verify,
-    # diff,
+    diff,
     convert,
     schema,
     check,
@@ -122,7 +122,7 @@ def _run(parsed: argparse.Namespace) -> int:
         if isinstance(error, NoAnswerError) and "answer_timeout" in parsed:
             message += f"; --timeout SECONDS waits longer (now {parsed.answer_timeout:g})"
         print(f"ts-ensemble: {message}", file=sys.stderr)
-        return 1
+        return getattr(parsed, "error_status", 1)
     return status
 
 
