@@ -146,6 +146,7 @@ def run_confined(
             answer = cast("IO[bytes]", process.stdout)
             state = _line(answer, source)
             timer.start()
+            # Only now does the process read the file, whose code could send any report.
             report = _line(answer, source) if state == {"ready": True} else state
             _copy(answer, write, bounds.output_bytes, source)
             status = process.wait()
@@ -156,6 +157,12 @@ def run_confined(
         raise MemberError(
             f"{source}: not loaded after {bounds.seconds:g} seconds, and ended; if the file is "
             "very large, --timeout SECONDS waits longer"
+        )
+    if state.get("kind") == "no sandbox":
+        raise MemberError(
+            f"{source}: this machine cannot confine a process ({state.get('detail')}), and a "
+            "pickle may run any code; convert it on Linux, or give --without-sandbox if you trust "
+            "whoever made the file as you trust your own code"
         )
     _raise_failure(source, report, status, bounds)
     return report
@@ -259,12 +266,6 @@ def _raise_failure(source: Path, report: dict[str, Any], status: int, bounds: Bo
     tried = _WHAT_WAS_TRIED.get(report.get("call", 0)) if kind == "call" else None
     if kind == "refused":
         raise MemberError(f"{source}: {_printable(report.get('detail'))}")
-    if kind == "no sandbox":
-        raise MemberError(
-            f"{source}: this machine cannot confine a process ({report.get('detail')}), and a "
-            "pickle may run any code; convert it on Linux, or give --without-sandbox if you trust "
-            "whoever made the file as you trust your own code"
-        )
     if kind == "memory":
         raise MemberError(
             f"{source}: needs more than the {bounds.memory_bytes / 1e6:,.0f} MB of memory that it "

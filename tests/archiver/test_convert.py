@@ -24,7 +24,7 @@ from torchserve_ensemble.archiver.checkpoint_tensors import (
     read_contents,
     without_prefix,
 )
-from torchserve_ensemble.archiver.convert import convert
+from torchserve_ensemble.archiver.convert import _checked, convert
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import MemberError
 
@@ -252,6 +252,15 @@ def test_damaged_files_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(MemberError, match="damaged.pt: cannot be loaded"):
         convert(damaged, tmp_path / "w.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.pt"]
+
+
+def test_an_answer_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "answer").write_bytes(b"\xff" * 64)
+    with pytest.raises(MemberError, match="did not answer with tensors"):
+        _checked({"bytes": 1}, tmp_path / "answer", tmp_path / "last.ckpt")
+    safetensors.torch.save_file({"w": torch.ones(1)}, tmp_path / "answer")
+    with pytest.raises(MemberError, match="did not answer with tensors"):
+        _checked({"bytes": "many"}, tmp_path / "answer", tmp_path / "last.ckpt")
 
 
 def test_torchscript_needs_no_conversion() -> None:

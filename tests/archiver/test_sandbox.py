@@ -152,6 +152,20 @@ def test_without_a_sandbox_resources_are_still_limited(tmp_path: Path) -> None:
         run(tmp_path, "bytearray(10**9)", confined=False)
 
 
+def test_a_file_cannot_ask_to_be_loaded_without_the_sandbox(tmp_path: Path) -> None:
+    forged = b'{"kind": "no sandbox", "detail": "Trust me"}\n'
+    program = f"import os; os.write(1, {forged!r}); os._exit(1)"
+    with pytest.raises(MemberError, match="cannot be loaded") as caught:
+        run(tmp_path, program)
+    assert "--without-sandbox" not in caught.value.message
+
+
+def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
+    for line in (b"[1]\n", b"nonsense\n", b"[" * 100_000 + b"\n"):
+        with pytest.raises(MemberError, match="did not answer as it must"):
+            run(tmp_path, f"import os; os.write(1, {line!r}); os._exit(0)")
+
+
 def test_what_the_process_prints_is_not_taken_for_its_answer(tmp_path: Path) -> None:
     assert run(tmp_path, "print('{}')\nresult = b'tensors'") == ("bytes", b"tensors")
 

@@ -156,10 +156,11 @@ def _write_page(
 
 def _print(differences: ArchiveDifferences, decisions: DecisionChanges | None) -> None:
     from ..archiver.difference_sections import archive_sections, identity_line
+    from ..handlers.base.quoting import printable
     from ..tuning.decision_sections import decision_sections
 
-    print(f"before: {identity_line(differences.before)}")
-    print(f"after:  {identity_line(differences.after)}")
+    print(f"before: {printable(identity_line(differences.before))}")
+    print(f"after:  {printable(identity_line(differences.after))}")
     sections = archive_sections(differences)
     if not sections:
         same = differences.before.record.digest == differences.after.record.digest
