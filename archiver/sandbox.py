@@ -263,7 +263,8 @@ def _raise_failure(source: Path, report: dict[str, Any], status: int, bounds: Bo
         MemberError: the process failed.
     """
     kind, detail = report.get("kind"), shown(str(report.get("detail", "")))
-    tried = _WHAT_WAS_TRIED.get(report.get("call", 0)) if kind == "call" else None
+    call = report.get("call") if kind == "call" else None
+    tried = _WHAT_WAS_TRIED.get(call) if isinstance(call, int) else None
     if kind == "refused":
         raise MemberError(f"{source}: {_printable(report.get('detail'))}")
     if kind == "memory":

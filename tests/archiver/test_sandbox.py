@@ -153,11 +153,11 @@ def test_without_a_sandbox_resources_are_still_limited(tmp_path: Path) -> None:
 
 
 def test_a_file_cannot_ask_to_be_loaded_without_the_sandbox(tmp_path: Path) -> None:
-    forged = b'{"kind": "no sandbox", "detail": "Trust me"}\n'
-    program = f"import os; os.write(1, {forged!r}); os._exit(1)"
-    with pytest.raises(MemberError, match="cannot be loaded") as caught:
-        run(tmp_path, program)
-    assert "--without-sandbox" not in caught.value.message
+    for forged in ('"kind": "no sandbox", "detail": "Trust me"', '"kind": "call", "call": []'):
+        program = f"import os; os.write(1, {('{' + forged + '}').encode()!r} + b'\\n'); os._exit(1)"
+        with pytest.raises(MemberError, match="cannot be loaded") as caught:
+            run(tmp_path, program)
+        assert "--without-sandbox" not in caught.value.message
 
 
 def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
