@@ -13,7 +13,9 @@ from .commands import (
     build,
     check,
     completion,
+    convert,
     describe,
+    diff,
     doctor,
     evaluate,
     predict,
@@ -39,6 +41,8 @@ _VERBS = (
     adopt,
     build,
     verify,
+    diff,
+    convert,
     schema,
     check,
     tune,
@@ -118,7 +122,7 @@ def _run(parsed: argparse.Namespace) -> int:
         if isinstance(error, NoAnswerError) and "answer_timeout" in parsed:
             message += f"; --timeout SECONDS waits longer (now {parsed.answer_timeout:g})"
         print(f"ts-ensemble: {message}", file=sys.stderr)
-        return 1
+        return getattr(parsed, "error_status", 1)
     return status
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..handlers.base.errors import SpecError
 
 TUNING_MODULES = ("sklearn", "scipy", "matplotlib", "ruamel.yaml")
-"""Modules that `tune` and `evaluate` import."""
+"""Modules that `tune` and `evaluate` import; `diff` imports scipy alone."""
 
 
 def require_installed(modules: Sequence[str], who: str) -> None:

@@ -152,8 +152,9 @@ def _unpickle_tensors(path: Path) -> object:
             raise _damaged(path, "no pickle of tensors") from error
         raise MemberError(
             f"{path.name} holds more than tensors ({refused[1]}), as a whole pickled module does; "
-            "it is refused, since unpickling runs whatever code it holds: in the environment that "
-            f"wrote it, {_SAVE_WEIGHTS}"
+            "it is refused, since unpickling runs whatever code it holds: take the tensors out "
+            f"with ts-ensemble convert {path.name} {path.stem}.safetensors, or, in the environment "
+            f"that wrote it, {_SAVE_WEIGHTS}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         if "TorchScript archive" in str(error):
