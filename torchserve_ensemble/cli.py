@@ -24,6 +24,7 @@ from .commands import (
     schema,
     serve,
     set_default,
+    sign,
     status,
     stop,
     token,
@@ -38,6 +39,7 @@ from .serving.transports import NoAnswerError
 _VERBS = (
     adopt,
     build,
+    sign,
     verify,
     schema,
     check,
