@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..base.errors import ArchiveError
 from .signature import Signature
@@ -144,10 +144,6 @@ class TrustedKeys:
         from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
         from cryptography.x509 import verification
 
-        def check_authority(policy: Any, certificate: Any, constraints: Any) -> None:
-            if not constraints.ca:
-                raise ValueError("the certificate of an authority is none (basicConstraints)")
-
         extensions = verification.ExtensionPolicy
         try:
             signer, *chain = map(x509.load_der_x509_certificate, signature.certificates)
@@ -156,7 +152,7 @@ class TrustedKeys:
             policy = verification.PolicyBuilder().store(verification.Store(list(self.authorities)))
             policy = policy.time(signer.not_valid_before_utc).extension_policies(
                 ca_policy=extensions.permit_all().require_present(
-                    x509.BasicConstraints, verification.Criticality.AGNOSTIC, check_authority
+                    x509.BasicConstraints, verification.Criticality.AGNOSTIC, None
                 ),
                 ee_policy=extensions.permit_all(),
             )
