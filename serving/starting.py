@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..handlers.archive.trusted_keys import TrustedKeys
@@ -53,11 +54,7 @@ def launch_server(
     trusted = None
     if settings.trusted_keys is not None:
         trusted = TrustedKeys.read(settings.trusted_keys)
-        if properties.get("blacklist_env_vars"):
-            raise ServerError(
-                "blacklist_env_vars may hide from the workers which keys are trusted; remove it "
-                "from the settings, or serve without --trusted-keys"
-            )
+        _check_settings_for_trusted_keys(properties)
     if check_archives:
         check_models(settings.models, properties, trusted)
     java = find_java()
@@ -98,6 +95,20 @@ def launch_server(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         return state
+
+
+def _check_settings_for_trusted_keys(properties: Mapping[str, str]) -> None:
+    """Check that no setting lets code of an archive run before a worker has checked its signature.
+
+    Raises:
+        ServerError: there is such a setting.
+    """
+    for key, reason in (
+        ("blacklist_env_vars", "may hide from the workers which keys are trusted"),
+        ("install_py_dep_per_model", "installs what an archive requires before it is checked"),
+    ):
+        if properties.get(key, "").lower() not in ("", "false"):
+            raise ServerError(f"{key} {reason}; remove it, or serve without --trusted-keys")
 
 
 def _check_none_runs(run_folder: Path) -> None:

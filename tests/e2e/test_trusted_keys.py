@@ -138,10 +138,16 @@ def test_a_change_on_disk_is_refused_by_the_next_worker(
         weights.write_bytes(content)
 
 
-def test_settings_that_hide_the_keys_from_workers_are_refused(
-    store: Path, own: Signer, tmp_path: Path
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("blacklist_env_vars", ".*KEYS.*", "may hide from the workers which keys are trusted"),
+        ("install_py_dep_per_model", "TRUE", "installs what an archive requires before it is ch"),
+    ],
+)
+def test_settings_that_would_undo_trusted_keys_are_refused(
+    store: Path, own: Signer, tmp_path: Path, key: str, value: str, expected: str
 ) -> None:
-    overrides = throw_away() | {"blacklist_env_vars": ".*KEYS.*"}
-    settings = ServerSettings(store, overrides=overrides, trusted_keys=own.public)
-    with pytest.raises(ServerError, match="may hide from the workers which keys are trusted"):
+    settings = ServerSettings(store, overrides=throw_away() | {key: value}, trusted_keys=own.public)
+    with pytest.raises(ServerError, match=f"{key} {expected}"):
         Server.start(settings, tmp_path / "run")
