@@ -112,9 +112,15 @@ def keyless_signing() -> SigningConfig:
     """Sign with the identity that a browser or a CI service confirms to Sigstore; needs a network.
 
     Raises:
-        ArchiveError: model-signing is not installed.
+        ArchiveError: model-signing is not installed, or Sigstore cannot be reached.
     """
-    return _config().use_sigstore_signer(use_ambient_credentials=True)
+    config = _config()
+    try:
+        return config.use_sigstore_signer(use_ambient_credentials=True)
+    except Exception as error:
+        raise ArchiveError(
+            f"Sigstore cannot be reached ({error}); sign with a key instead: --key FILE"
+        ) from error
 
 
 def verify_identity(archive: Path, identity: str, issuer: str) -> None:

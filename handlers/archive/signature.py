@@ -12,16 +12,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from ..base.archive_layout import SIGNATURE
 from ..base.errors import ArchiveError
+from ..base.quoting import printable
 
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_SUBJECT_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def read_signature(content: bytes, record: bytes, *, source: str) -> Signature:
     digest = hashlib.sha256(record).hexdigest()
     if signature.record_sha256 != digest:
         raise ArchiveError(
-            f"{source}: its signature is not of this archive: it signs {signature.subject[:200]} "
+            f"{source}: its signature is not of this archive: it signs {signature.subject} "
             f"with the record sha256:{signature.record_sha256[:16]}..., and the record here is "
             f"sha256:{digest[:16]}...; the files and the record were changed after the signing, "
             "or the signature comes from another archive: get the archive again from its builder"
@@ -132,11 +136,13 @@ def _parsed(content: bytes) -> Signature:
     (subject,), (resource,) = statement["subject"], statement["predicate"]["resources"]
     if (statement["_type"], statement["predicateType"]) != (_STATEMENT_TYPE, _PREDICATE_TYPE):
         raise ValueError("it signs another kind of statement than model-signing 1.0 writes")
-    if resource["algorithm"] != "sha256":
+    digest = resource["digest"]
+    if resource["algorithm"] != "sha256" or not _SHA256.fullmatch(digest):
         raise ValueError("it names no SHA-256")
-    return Signature(
-        str(subject["name"]), str(resource["digest"]), payload, value, key, certificates
-    )
+    if key and not _SHA256.fullmatch(key):
+        raise ValueError("it names no key")
+    name = printable(str(subject["name"])[:_MAX_SUBJECT_CHARACTERS])
+    return Signature(name, digest, payload, value, key, certificates)
 
 
 def to_text(bundle: Any) -> bytes:

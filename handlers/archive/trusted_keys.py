@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from ..base.errors import ArchiveError
 from .signature import Signature
@@ -27,9 +27,7 @@ TRUSTED_KEYS_VARIABLE = "TS_ENSEMBLE_TRUSTED_KEYS"
 archives that one of these keys signed."""
 
 _MAX_FILE_BYTES = 1024**2
-_PEM_BLOCK = re.compile(
-    rb"-----BEGIN (?P<kind>[A-Z0-9 ]+)-----\s.*?-----END (?P=kind)-----", re.DOTALL
-)
+_PEM_BLOCK = re.compile(rb"-----BEGIN (?P<kind>[A-Z0-9 ]+)-----\s[\s!-~]*?-----END (?P=kind)-----")
 # As in model-signing: name of a curve -> hash of its signatures.
 _HASH_OF_CURVE = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 HOW_TO_MAKE_KEYS = (
@@ -141,7 +139,7 @@ class TrustedKeys:
             ArchiveError: no trusted authority issued the certificate for signing.
         """
         from cryptography import x509
-        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.x509 import verification
 
         extensions = verification.ExtensionPolicy
@@ -163,9 +161,14 @@ class TrustedKeys:
             if not _is_for_signing(signer):
                 raise ValueError("it is not for signing (keyUsage digitalSignature or codeSigning)")
             key = signer.public_key()
-            if not isinstance(key, EllipticCurvePublicKey):
-                raise ValueError("its key is not of an elliptic curve")
-        except (ValueError, verification.VerificationError) as error:
+            if not _can_be_checked(key):
+                raise ValueError("its key is not of the curve P-256, P-384 or P-521")
+        except (
+            ValueError,
+            UnsupportedAlgorithm,
+            x509.DuplicateExtension,
+            verification.VerificationError,
+        ) as error:
             raise ArchiveError(
                 f"{source}: the certificate of its signature is not trusted by {self.source}: "
                 f"{str(error)[:300]}; get the archive or the authority's certificate from its "
@@ -244,9 +247,7 @@ def elliptic_curve_key(key: object, path: Path) -> EllipticCurvePublicKey:
     Raises:
         ArchiveError: it is of another kind.
     """
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
-    if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _HASH_OF_CURVE:
+    if _can_be_checked(key):
         return key
     kind = getattr(
         getattr(key, "curve", None), "name", type(key).__name__.removesuffix("PublicKey")
@@ -255,6 +256,13 @@ def elliptic_curve_key(key: object, path: Path) -> EllipticCurvePublicKey:
         f"{path}: a key of the wrong kind ({kind}); archives are signed with keys of the curves "
         f"P-256, P-384 and P-521: {HOW_TO_MAKE_KEYS}"
     )
+
+
+def _can_be_checked(key: object) -> TypeGuard[EllipticCurvePublicKey]:
+    """Whether a public key is of a curve that model-signing signs with."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+    return isinstance(key, EllipticCurvePublicKey) and key.curve.name in _HASH_OF_CURVE
 
 
 def _is_made_by(key: EllipticCurvePublicKey, signature: Signature) -> bool:

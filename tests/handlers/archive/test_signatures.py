@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import re
@@ -307,6 +308,32 @@ def test_without_keys_a_signature_must_still_be_that_of_the_archive(
     verify_archive(foreign)
     altered = with_record(read(signed) | {NOTES: b"other"})
     assert "not of this archive" in refusal(written(altered, tmp_path / "a.mar"), None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"probes-1.0"', '"probes\\u001b[31m"'),
+        ('"probes-1.0"', '"probes\\ud800"'),
+        ('"algorithm": "sha256"', '"algorithm": "sha1"'),
+        ("https://in-toto.io/Statement/v1", "https://in-toto.io/Statement/v2"),
+        ("https://model_signing/signature/v1.0", "https://model_signing/Digests/v0.1"),
+        ('"digest": "', '"digest": "\\u001b'),
+        ('"resources": [', '"resources": [{}, '),
+    ],
+)
+def test_statements_that_a_signer_would_not_write_are_refused_in_printable_words(
+    signed: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    contents = read(signed)
+    bundle = json.loads(contents[SIGNATURE])
+    statement = base64.b64decode(bundle["dsseEnvelope"]["payload"]).decode()
+    assert before in statement
+    altered = statement.replace(before, after).encode()
+    bundle["dsseEnvelope"]["payload"] = base64.b64encode(altered).decode()
+    with pytest.raises(ArchiveError) as caught:
+        read_signature(to_text(bundle), b"another record", source="a.mar")
+    assert caught.value.message.isprintable()
 
 
 @pytest.mark.parametrize(
