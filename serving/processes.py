@@ -58,7 +58,7 @@ def launch(
     # The code in an archive must not learn a token that was meant for a client.
     environment.pop(TOKEN_VARIABLE, None)
     if trusted_keys is not None:
-        environment |= _guarded(trusted_keys)
+        environment |= guarded_environment(trusted_keys)
     command = [sys.executable, "-m", _LAUNCHER_MODULE, "--start", "--foreground", "--ncs"]
     command += ["--model-store", model_store, "--ts-config", CONFIG_FILE]
     command += ["--log-config", str(_LOG_CONFIG)]
@@ -86,7 +86,7 @@ def launch(
     return process
 
 
-def _guarded(trusted_keys: Path) -> dict[str, str]:
+def guarded_environment(trusted_keys: Path) -> dict[str, str]:
     """Environment variables that let the guard of the workers run before any code of an archive.
 
     TorchServe puts an archive's folder behind the PYTHONPATH that it was started with, but before

@@ -184,7 +184,11 @@ def keys_of_environment() -> TrustedKeys | None:
         ArchiveError: the keys cannot be read, or there is none.
     """
     path = os.environ.get(TRUSTED_KEYS_VARIABLE)
-    return None if path is None else TrustedKeys.read(Path(path))
+    if path is None:
+        return None
+    if not path:
+        raise ArchiveError(f"{TRUSTED_KEYS_VARIABLE} is empty: name a file or folder of keys in it")
+    return TrustedKeys.read(Path(path))
 
 
 def fingerprint(key: EllipticCurvePublicKey) -> str:

@@ -10,7 +10,6 @@ It replaces a `sitecustomize.py` of the machine in these processes.
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 _MANIFEST = "MAR-INF/MANIFEST.json"
@@ -47,9 +46,10 @@ def _check_archive() -> None:
 
 try:
     _check_archive()
-except BaseException:
-    # TorchServe logs all that a worker has printed here before it logs the worker's end.
-    traceback.print_exc(file=sys.stdout)
-    sys.stdout.flush()
-    # Python would print an error that is raised here, and go on.
-    os._exit(1)
+except BaseException as error:
+    try:
+        # TorchServe stops reading when a worker ends, and is sure to log only the first line.
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+    finally:
+        # Python would report an error that is raised here, and go on.
+        os._exit(1)

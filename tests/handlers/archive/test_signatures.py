@@ -451,7 +451,7 @@ def test_the_environment_names_the_keys_of_a_worker(
     assert trusted is not None
     assert len(trusted.keys) == 1
     monkeypatch.setenv(TRUSTED_KEYS_VARIABLE, "")
-    with pytest.raises(ArchiveError):
+    with pytest.raises(ArchiveError, match="is empty"):
         keys_of_environment()
 
 
