@@ -8,12 +8,17 @@ archive and every file is as it was signed, however the archive was registered.
 It replaces a `sitecustomize.py` of the machine in these processes.
 """
 
+import array
+import fcntl
 import os
 import sys
+import termios
+import time
 from pathlib import Path
 
 _MANIFEST = "MAR-INF/MANIFEST.json"
 _WORKER_SCRIPT = "model_service_worker.py"
+_MAX_SECONDS_TO_READ = 5
 
 
 def _check_archive() -> None:
@@ -44,12 +49,27 @@ def _check_archive() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in search_path if path != own_folder)
 
 
+def _report(error: BaseException) -> None:
+    """Print why the worker ends, in one line, and wait until TorchServe has read it.
+
+    TorchServe has a thread for each output of a worker. The first one that reaches an end closes
+    both, and what the other one has not read by then is lost.
+    """
+    print(f"{type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+    deadline = time.monotonic() + _MAX_SECONDS_TO_READ
+    num_unread = array.array("i", [0])
+    while time.monotonic() < deadline:
+        fcntl.ioctl(sys.stdout.fileno(), termios.FIONREAD, num_unread)
+        if num_unread[0] == 0:
+            return
+        time.sleep(0.01)
+
+
 try:
     _check_archive()
 except BaseException as error:
     try:
-        # TorchServe stops reading when a worker ends, and is sure to log only the first line.
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+        _report(error)
     finally:
         # Python would report an error that is raised here, and go on.
         os._exit(1)
