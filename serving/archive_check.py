@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..handlers.archive.mar_file import verify_archive
+from ..handlers.archive.trusted_keys import TrustedKeys
 from ..handlers.base.errors import ArchiveError, ServerError
 from .settings import missing_archive
 
@@ -22,22 +23,30 @@ logger = logging.getLogger(__name__)
 _ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
 
 
-def check_archive(archive: str, model_store: Path) -> None:
+def check_archive(archive: str, model_store: Path, trusted: TrustedKeys | None = None) -> None:
     """Check an archive that TorchServe is about to extract.
 
     Args:
         archive: a file name in the model store, or a URL, as TorchServe's management API takes it.
             An archive that TorchServe itself downloads cannot be checked; a warning is logged.
         model_store: folder of the server's archives.
+        trusted: keys of which one must have signed the archive; None: any archive will do.
 
     Raises:
-        ArchiveError: the archive is missing, was altered, or `ts-ensemble build` did not write it.
+        ArchiveError: the archive is missing, was altered, `ts-ensemble build` did not write it, or
+            none of the trusted keys signed it.
         SpecError: the spec in the archive has a mistake.
     """
     url = urlsplit(archive)
     if url.scheme == "file":
-        verify_archive(Path(unquote(url.path)))
+        verify_archive(Path(unquote(url.path)), trusted=trusted)
     elif "://" in archive:
+        if trusted is not None:
+            raise ArchiveError(
+                f"{archive}: TorchServe itself downloads it, so its signature cannot be checked "
+                f"before; this server loads only archives that a key of {trusted.source} signed: "
+                "download it into the model store, and name the file"
+            )
         logger.warning(
             "%s is not checked before TorchServe runs its code, since TorchServe itself downloads "
             "it: download it, check it with `ts-ensemble verify`, and register the file",
@@ -49,19 +58,23 @@ def check_archive(archive: str, model_store: Path) -> None:
     elif not (model_store / archive).exists():
         raise ArchiveError(missing_archive(archive, model_store))
     else:
-        verify_archive(model_store / archive)
+        verify_archive(model_store / archive, trusted=trusted)
 
 
-def check_models(models: Sequence[str], properties: Mapping[str, str]) -> None:
+def check_models(
+    models: Sequence[str], properties: Mapping[str, str], trusted: TrustedKeys | None = None
+) -> None:
     """Check every archive that TorchServe is about to load at its start.
 
     Args:
         models: the models named on the command line, ``NAME=FILE`` or ``FILE``.
         properties: the server's settings; `model_store`, `load_models` and `model_snapshot` are
             used.
+        trusted: keys of which one must have signed each archive; None: any archive will do.
 
     Raises:
-        ArchiveError: an archive is missing, was altered, or `ts-ensemble build` did not write it.
+        ArchiveError: an archive is missing, was altered, `ts-ensemble build` did not write it, or
+            none of the trusted keys signed it.
         SpecError: the spec in an archive has a mistake.
         ServerError: the snapshot cannot be read.
     """
@@ -69,7 +82,7 @@ def check_models(models: Sequence[str], properties: Mapping[str, str]) -> None:
     # TorchServe restores a snapshot even if the command line names models.
     snapshot = _snapshot_archives(properties.get("model_snapshot", ""))
     for archive in (*snapshot, *(models or _configured_archives(properties, model_store))):
-        check_archive(archive.partition("=")[2] or archive, model_store)
+        check_archive(archive.partition("=")[2] or archive, model_store, trusted)
 
 
 def _configured_archives(properties: Mapping[str, str], model_store: Path) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from ..handlers.archive.trusted_keys import TRUSTED_KEYS_VARIABLE
 from .java import JavaRuntime
 from .run_folder import CONFIG_FILE, ServerState, console_log, write_private_file
 from .tokens import TOKEN_VARIABLE
@@ -23,11 +24,18 @@ from .tokens import TOKEN_VARIABLE
 _LAUNCHER_MODULE = "ts.model_server"
 _JAVA_MAIN_CLASS = "org.pytorch.serve.ModelServer"
 _WORKER_SCRIPT = "model_service_worker.py"
+_WORKER_GUARD = Path(__file__).resolve().parent / "worker_guard"
 _LOG_CONFIG = Path(__file__).parent / "log4j2.xml"
 
 
 def launch(
-    run_folder: Path, *, model_store: str, models: Sequence[str], java: JavaRuntime, temporary: str
+    run_folder: Path,
+    *,
+    model_store: str,
+    models: Sequence[str],
+    java: JavaRuntime,
+    temporary: str,
+    trusted_keys: Path | None,
 ) -> psutil.Process:
     """Start TorchServe's launcher in a run folder, with the configuration that lies there.
 
@@ -37,6 +45,7 @@ def launch(
         models: archives to load at the start, ``NAME=FILE`` or ``FILE``.
         java: the Java that runs the frontend.
         temporary: folder in which TorchServe extracts archives.
+        trusted_keys: file with public keys; workers load only archives that one of them signed.
 
     Returns:
         The launcher's process. Java and the workers start later.
@@ -48,6 +57,8 @@ def launch(
     environment.pop("TS_CONFIG_FILE", None)
     # The code in an archive must not learn a token that was meant for a client.
     environment.pop(TOKEN_VARIABLE, None)
+    if trusted_keys is not None:
+        environment |= guarded_environment(trusted_keys)
     command = [sys.executable, "-m", _LAUNCHER_MODULE, "--start", "--foreground", "--ncs"]
     command += ["--model-store", model_store, "--ts-config", CONFIG_FILE]
     command += ["--log-config", str(_LOG_CONFIG)]
@@ -73,6 +84,26 @@ def launch(
         while process.status() != psutil.STATUS_ZOMBIE and not process.cmdline():
             time.sleep(0.001)
     return process
+
+
+def guarded_environment(trusted_keys: Path) -> dict[str, str]:
+    """Environment variables that let the guard of the workers run before any code of an archive.
+
+    TorchServe puts an archive's folder behind the PYTHONPATH that it was started with, but before
+    the standard library and the installed packages. So both of these go before it, too: otherwise
+    an archive could replace a module that Python imports before the guard runs, such as
+    `encodings`.
+
+    Args:
+        trusted_keys: file with public keys.
+    """
+    program = "import os, sys; print(*sys.path, sep=os.pathsep)"
+    command = [sys.executable, "-E", "-P", "-c", program]
+    search_path = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {
+        "PYTHONPATH": f"{_WORKER_GUARD}{os.pathsep}{search_path.rstrip()}",
+        TRUSTED_KEYS_VARIABLE: str(trusted_keys.resolve()),
+    }
 
 
 def kill_with_children(launcher: psutil.Process) -> None:

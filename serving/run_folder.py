@@ -28,6 +28,9 @@ DEFAULT_RUN_FOLDER = Path(".ts-ensemble")
 CONFIG_FILE = "config.properties"
 KEY_FILE = "key_file.json"
 STATE_FILE = "server.json"
+TRUSTED_KEYS_FILE = "trusted-keys.pem"
+"""In a run folder, the public keys of which one must have signed every archive of its server."""
+
 _LOCK_FILE = "lock"
 _CONFIG_HEADER = "# Written by ts-ensemble at each start: change the file of --config instead."
 _TEMPORARY_PREFIX = "ts-ensemble-"
@@ -48,6 +51,8 @@ class ServerState:
         grpc_address: ``host:port`` of the gRPC inference service.
         temporary: the folder in which TorchServe extracts archives and keeps worker sockets.
         tokens: whether the server asks for tokens.
+        trusted_keys: whether the server loads only archives that a key of `TRUSTED_KEYS_FILE`
+            signed.
     """
 
     pid: Annotated[int, Field(gt=0, lt=2**31)]
@@ -58,6 +63,7 @@ class ServerState:
     grpc_address: str
     temporary: str
     tokens: bool
+    trusted_keys: bool = False
 
 
 _STATE_ADAPTER = TypeAdapter(ServerState)
@@ -156,12 +162,13 @@ def run_folder_lock(run_folder: Path, *, timeout: float) -> Iterator[None]:
         lock.release()
 
 
-def prepare_files(run_folder: Path, properties_text: str) -> None:
-    """Write the configuration of a new start, remove the old tokens and set the old log aside.
+def prepare_files(run_folder: Path, properties_text: str, trusted_keys: bytes | None) -> None:
+    """Write the files of a new start, remove the old tokens and set the old log aside.
 
     Args:
         run_folder: locked by the caller, who has checked that no server runs there.
         properties_text: the content of ``config.properties``.
+        trusted_keys: the content of `TRUSTED_KEYS_FILE`; None if the server trusts every archive.
 
     Raises:
         ServerError: a configuration or tokens are there that `ts-ensemble serve` did not write.
@@ -169,6 +176,8 @@ def prepare_files(run_folder: Path, properties_text: str) -> None:
     _check_own_config(run_folder)
     write_private_file(run_folder / CONFIG_FILE, f"{_CONFIG_HEADER}\n{properties_text}")
     (run_folder / KEY_FILE).unlink(missing_ok=True)
+    if trusted_keys is not None:
+        write_private_file(run_folder / TRUSTED_KEYS_FILE, trusted_keys.decode())
     log = server_log(run_folder)
     if log.exists():
         log.replace(log.with_suffix(".previous.log"))

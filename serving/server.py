@@ -12,6 +12,7 @@ from typing import Literal
 
 import psutil
 
+from ..handlers.archive.trusted_keys import TrustedKeys
 from ..handlers.base.errors import ServerError
 from . import archive_check
 from .changes import Changes
@@ -31,6 +32,7 @@ from .run_folder import (
     CONFIG_FILE,
     DEFAULT_RUN_FOLDER,
     KEY_FILE,
+    TRUSTED_KEYS_FILE,
     ServerState,
     console_log,
     read_state,
@@ -86,7 +88,8 @@ class Server:
                 archives that this project did not build.
 
         Raises:
-            ArchiveError: an archive was altered, or `ts-ensemble build` did not write it.
+            ArchiveError: an archive was altered, `ts-ensemble build` did not write it, or none of
+                the trusted keys signed it; or the keys cannot be read.
             SpecError: the spec in an archive has a mistake.
             ServerError: there is no Java, a server already runs in the folder, TorchServe ended
                 (the message has the reason from its log), or it did not answer in time.
@@ -273,7 +276,8 @@ class Server:
             A description of the new version.
 
         Raises:
-            ArchiveError: the archive was altered, or `ts-ensemble build` did not write it.
+            ArchiveError: the archive was altered, `ts-ensemble build` did not write it, or none of
+                the keys that the server trusts signed it.
             SpecError: the spec in the archive has a mistake.
             WorkerDiedError: a worker died while it loaded, with the worker's own traceback; the
                 version is unregistered again.
@@ -282,7 +286,9 @@ class Server:
         from .grpc_management import register_model
 
         if check_archive:
-            archive_check.check_archive(archive, Path(self._settings()["model_store"]))
+            archive_check.check_archive(
+                archive, Path(self._settings()["model_store"]), self._trusted_keys()
+            )
 
         def submit() -> None:
             try:
@@ -378,6 +384,16 @@ class Server:
     def _settings(self) -> dict[str, str]:
         """The settings with which the server runs."""
         return effective(read_properties(self.run_folder / CONFIG_FILE))
+
+    def _trusted_keys(self) -> TrustedKeys | None:
+        """The keys of which one must have signed every archive; None if there is no such rule.
+
+        Raises:
+            ArchiveError: the run folder's file of keys is missing or damaged.
+        """
+        if not self._state.trusted_keys:
+            return None
+        return TrustedKeys.read(self.run_folder / TRUSTED_KEYS_FILE)
 
     def _grpc_management_address(self) -> str:
         """``host:port`` of the gRPC management service."""

@@ -95,12 +95,15 @@ class ServerSettings:
         models: archives to load at the start, ``NAME=FILE`` or ``FILE``.
         config: a config.properties whose settings replace the defaults.
         overrides: single settings that replace those of `config`.
+        trusted_keys: a file or folder of public keys; the server loads only archives that one of
+            them signed. None: it loads every archive that `ts-ensemble build` wrote.
     """
 
     model_store: Path
     models: tuple[str, ...] = ()
     config: Path | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
+    trusted_keys: Path | None = None
 
     def properties(self) -> dict[str, str]:
         """Merge the defaults, the config file and the overrides into one mapping.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from ..handlers.archive.trusted_keys import TrustedKeys
 from ..handlers.base.errors import ServerError
 from .addresses import check_ports
 from .archive_check import check_models
@@ -13,6 +15,7 @@ from .processes import find_java_process, find_server_process, kill_with_childre
 from .properties_file import write_properties
 from .run_folder import (
     STATE_FILE,
+    TRUSTED_KEYS_FILE,
     ServerState,
     make_run_folder,
     make_temporary_folder,
@@ -39,23 +42,30 @@ def launch_server(
         The state that was written.
 
     Raises:
-        ArchiveError: an archive was altered, or `ts-ensemble build` did not write it.
+        ArchiveError: an archive was altered, `ts-ensemble build` did not write it, or none of the
+            trusted keys signed it; or the keys cannot be read.
         SpecError: the spec in an archive has a mistake.
-        ServerError: there is no Java, a server already runs in the folder, a port is in use, or
-            the folder cannot be used.
+        ServerError: there is no Java, a server already runs in the folder, a port is in use, the
+            folder cannot be used, or a setting would keep workers from checking signatures.
         OSError: a file of the run folder cannot be written, or TorchServe cannot be launched.
     """
     written = settings.properties()
     properties = effective(written)
+    trusted = None
+    if settings.trusted_keys is not None:
+        trusted = TrustedKeys.read(settings.trusted_keys)
+        _check_settings_for_trusted_keys(properties)
     if check_archives:
-        check_models(settings.models, properties)
+        check_models(settings.models, properties, trusted)
     java = find_java()
     make_run_folder(run_folder)
     with run_folder_lock(run_folder, timeout=0):
         _check_none_runs(run_folder)
         check_ports(properties)
         remove_files_of_dead_server(run_folder)
-        prepare_files(run_folder, write_properties(written))
+        prepare_files(
+            run_folder, write_properties(written), None if trusted is None else trusted.pem
+        )
         temporary = make_temporary_folder(run_folder)
         launcher = launch(
             run_folder,
@@ -63,6 +73,7 @@ def launch_server(
             models=settings.models,
             java=java,
             temporary=temporary,
+            trusted_keys=None if trusted is None else run_folder / TRUSTED_KEYS_FILE,
         )
         try:
             grpc_host = properties["grpc_inference_address"]
@@ -75,6 +86,7 @@ def launch_server(
                 grpc_address=f"{grpc_host}:{properties['grpc_inference_port']}",
                 temporary=temporary,
                 tokens=not is_on(properties, "disable_token_authorization"),
+                trusted_keys=trusted is not None,
             )
             write_state(run_folder, state)
         except BaseException:
@@ -83,6 +95,20 @@ def launch_server(
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         return state
+
+
+def _check_settings_for_trusted_keys(properties: Mapping[str, str]) -> None:
+    """Check that no setting lets code of an archive run before a worker has checked its signature.
+
+    Raises:
+        ServerError: there is such a setting.
+    """
+    for key, reason in (
+        ("blacklist_env_vars", "may hide from the workers which keys are trusted"),
+        ("install_py_dep_per_model", "installs what an archive requires before it is checked"),
+    ):
+        if properties.get(key, "").lower() not in ("", "false"):
+            raise ServerError(f"{key} {reason}; remove it, or serve without --trusted-keys")
 
 
 def _check_none_runs(run_folder: Path) -> None:

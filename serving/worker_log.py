@@ -17,6 +17,7 @@ _WORKER_LINE = re.compile(
 _DEATH = re.compile(r"State change \S+ -> WORKER_STOPPED")
 _LOAD_FAILURE = re.compile(r"Failed to load model: (?P<archive>\S+)")
 _ERROR_LINE = re.compile(r"\[ERROR\]|^(Exception in thread|Caused by: |[\w.$]+(Exception|Error)\b)")
+_RAISED = re.compile(r"[\w.]+(Error|Exception|Exit)\b")
 _PRINTED_BY_WORKER = "MODEL_LOG - "
 _END_OF_OUTPUT = "Stopped Scanner"
 _MAX_WAIT_FOR_OUTPUT_SECONDS = 2.0
@@ -160,6 +161,8 @@ def _dead_worker(worker: str, model: str, output: list[str]) -> DeadWorker:
     first = next((i for i, line in enumerate(output) if line.startswith("Traceback")), None)
     if first is None:
         shown = output[-_MAX_SHOWN_LINES:]
+        if errors := [line for line in shown if _RAISED.match(line)]:
+            return DeadWorker(model, "\n".join(shown), errors[-1], worker)
         last_line = f"its last line was: {shown[-1]}" if shown else "it printed nothing"
         reason = f"it ended without a traceback (killed, or out of memory?); {last_line}"
         return DeadWorker(model, "\n".join(shown), reason, worker)
@@ -169,6 +172,6 @@ def _dead_worker(worker: str, model: str, output: list[str]) -> DeadWorker:
         len(output),
     )
     shown = output[first:last] if last > first else output[first:]
-    reasons = [line for line in shown if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+    reasons = [line for line in shown if _RAISED.match(line)]
     reason = reasons[-1] if reasons else shown[-1]
     return DeadWorker(model, "\n".join(shown), reason, worker)

@@ -26,6 +26,7 @@ from .commands import (
     schema,
     serve,
     set_default,
+    sign,
     status,
     stop,
     token,
@@ -40,6 +41,7 @@ from .serving.transports import NoAnswerError
 _VERBS = (
     adopt,
     build,
+    sign,
     verify,
     diff,
     convert,

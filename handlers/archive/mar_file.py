@@ -20,13 +20,21 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..base.archive_layout import MANIFEST, SPEC, name_problem, names_that_collide
+from ..base.archive_layout import (
+    MANIFEST,
+    RECORD,
+    SIGNATURE,
+    SPEC,
+    name_problem,
+    names_that_collide,
+)
 from ..base.errors import ArchiveError
 from ..base.quoting import printable
 from ..spec import parse_spec
 from .record import ArchiveRecord
+from .signature import Signature, read_signature
 from .verification import (
     MAX_FILES,
     MAX_TEXT_BYTES,
@@ -36,6 +44,9 @@ from .verification import (
     read_text,
     verify_folder,
 )
+
+if TYPE_CHECKING:
+    from .trusted_keys import TrustedKeys
 
 # The earliest time that a zip file can hold.
 _FIXED_TIME = (1980, 1, 1, 0, 0, 0)
@@ -61,21 +72,24 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def verify_archive(path: Path) -> ArchiveRecord:
+def verify_archive(path: Path, *, trusted: TrustedKeys | None = None) -> ArchiveRecord:
     """Check an archive against its own record, and that its bytes are those that a build writes.
 
     Args:
         path: a ``.mar`` file, or the folder that one was extracted to.
+        trusted: keys of which one must have signed the archive; None: any archive will do, signed
+            or not.
 
     Raises:
-        ArchiveError: the archive was altered, is damaged or was not built by this project.
+        ArchiveError: the archive was altered, is damaged or was not built by this project, or none
+            of the trusted keys signed it.
         SpecError: the archive's spec has a mistake.
     """
     try:
         if not path.exists():
             raise ArchiveError(f"{path}: no such archive; build it with `ts-ensemble build`")
         if path.is_dir():
-            record = verify_folder(path)
+            record = verify_folder(path, trusted=trusted)
             spec_text, manifest = read_text(path / SPEC), read_text(path / MANIFEST)
         elif not path.is_file():
             raise ArchiveError(f"{path}: neither a file nor a folder")
@@ -83,7 +97,7 @@ def verify_archive(path: Path) -> ArchiveRecord:
             with path.open("rb") as file:
                 check_zip_end(file, str(path))
                 with zipfile.ZipFile(file) as archive:
-                    record = _verify_file(archive, file, str(path))
+                    record = _verify_file(archive, file, str(path), trusted)
                     spec_text, manifest = archive.read(SPEC), archive.read(MANIFEST)
     except (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
         raise ArchiveError(
@@ -92,6 +106,28 @@ def verify_archive(path: Path) -> ArchiveRecord:
     spec = parse_spec(spec_text.decode("utf-8", errors="replace"), source=f"{path}, {SPEC}")
     check_spec(spec, record, manifest, source=str(path))
     return record
+
+
+def signature_of(path: Path) -> tuple[bytes, Signature | None]:
+    """Read the record of an archive that `verify_archive` has accepted, and its signature.
+
+    Args:
+        path: a ``.mar`` file, or the folder that one was extracted to.
+
+    Returns:
+        The contents of the record, and its signature, or None if the archive is not signed.
+    """
+    if path.is_dir():
+        files = {name: path / name for name in (RECORD, SIGNATURE)}
+        contents = {name: read_text(file) for name, file in files.items() if file.exists()}
+    else:
+        with zipfile.ZipFile(path) as archive:
+            names = {RECORD, SIGNATURE} & set(archive.namelist())
+            contents = {name: archive.read(name) for name in names}
+    record = contents[RECORD]
+    if SIGNATURE not in contents:
+        return record, None
+    return record, read_signature(contents[SIGNATURE], record, source=str(path))
 
 
 def check_zip_end(file: BinaryIO, source: str) -> None:
@@ -135,7 +171,9 @@ def ambiguous_names(entries: Sequence[zipfile.ZipInfo]) -> Iterator[str]:
         yield f"{printable(first)} and {printable(second)} are one name to some file systems"
 
 
-def _verify_file(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> ArchiveRecord:
+def _verify_file(
+    archive: zipfile.ZipFile, file: BinaryIO, source: str, trusted: TrustedKeys | None
+) -> ArchiveRecord:
     """Check the entries, the bytes and the record of an archive that is one file.
 
     Raises:
@@ -151,7 +189,9 @@ def _verify_file(archive: zipfile.ZipFile, file: BinaryIO, source: str) -> Archi
             raise ArchiveError(f"{source}: {name} is larger than a build ever writes it")
         return archive.read(name)
 
-    return check_contents(digests, digest=digests.__getitem__, read=read, source=source)
+    return check_contents(
+        digests, digest=digests.__getitem__, read=read, source=source, trusted=trusted
+    )
 
 
 def _problems_of_entries(entries: Sequence[zipfile.ZipInfo], size: int) -> Iterator[str]:

@@ -32,7 +32,8 @@ class ArchiveRecord:
     def digest(self) -> str:
         """``sha256:...`` over the paths and digests of all files and over `built_with`.
 
-        Two archives of equal digest are equal byte for byte, their records included.
+        Two archives of equal digest are equal byte for byte, their records included and their
+        signatures excepted.
         """
         listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(self.files.items()))
         listing += json.dumps(dict(sorted(self.built_with.items())))

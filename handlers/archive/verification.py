@@ -26,6 +26,7 @@ from ..base.archive_layout import (
     MODEL_SETTINGS,
     RECORD,
     REQUIREMENTS,
+    SIGNATURE,
     SPEC,
     name_problem,
     names_that_collide,
@@ -33,9 +34,11 @@ from ..base.archive_layout import (
 from ..base.errors import ArchiveError
 from ..base.quoting import printable
 from .record import ArchiveRecord, sha256_of_file
+from .signature import read_signature
 
 if TYPE_CHECKING:
     from ..spec import EnsembleSpec
+    from .trusted_keys import TrustedKeys
 
 MAX_FILES = 10_000
 """Largest number of files that an archive may hold."""
@@ -54,17 +57,21 @@ _BYTE_CODE_OF_ENTRY = re.compile(
 )
 
 
-def verify_folder(folder: Path, *, entry_imported: bool = False) -> ArchiveRecord:
+def verify_folder(
+    folder: Path, *, entry_imported: bool = False, trusted: TrustedKeys | None = None
+) -> ArchiveRecord:
     """Check that an extracted archive holds the files of its record, unchanged, and no others.
 
     Args:
         folder: the folder that TorchServe extracted the archive to.
         entry_imported: whether TorchServe may have imported the entry from this folder. Then the
             folder may hold the entry's byte code, which no record lists.
+        trusted: keys of which one must have signed the record; None: any archive will do, signed or
+            not.
 
     Raises:
-        ArchiveError: files are missing, were changed or do not belong there; the message names
-            each of them.
+        ArchiveError: files are missing, were changed or do not belong there, and the message names
+            each of them; or the signature is damaged, is that of another archive or not trusted.
     """
     names, problems = [], []
     for name, is_regular in _files_below(folder):
@@ -81,6 +88,7 @@ def verify_folder(folder: Path, *, entry_imported: bool = False) -> ArchiveRecor
         digest=lambda name: sha256_of_file(folder / name),
         read=lambda name: read_text(folder / name),
         source=str(folder),
+        trusted=trusted,
     )
 
 
@@ -90,6 +98,7 @@ def check_contents(
     digest: Callable[[str], str],
     read: Callable[[str], bytes],
     source: str,
+    trusted: TrustedKeys | None,
 ) -> ArchiveRecord:
     """Check an archive's files against its record, whether they lie in a zip or in a folder.
 
@@ -99,9 +108,11 @@ def check_contents(
         digest: returns the SHA-256 of a file, in hexadecimal.
         read: returns the contents of a text file, of at most `MAX_TEXT_BYTES`.
         source: name of the archive, for messages.
+        trusted: keys of which one must have signed the record; None: any archive will do.
 
     Raises:
-        ArchiveError: the files and the record disagree; the message names each file.
+        ArchiveError: the files and the record disagree, and the message names each file; or the
+            signature is damaged, is that of another archive or not trusted.
     """
     present = set(names)
     if RECORD not in present:
@@ -109,10 +120,15 @@ def check_contents(
             f"{source}: no {RECORD}; the archive was not built by `ts-ensemble build`"
         )
     # Bytes that are not UTF-8 become other characters, which the record's own check then refuses.
-    text = read(RECORD).decode("utf-8", errors="replace")
-    record = ArchiveRecord.from_json(text, source=source)
+    content = read(RECORD)
+    record = ArchiveRecord.from_json(content.decode("utf-8", errors="replace"), source=source)
+    signature = None
+    if SIGNATURE in present:
+        signature = read_signature(read(SIGNATURE), content, source=source)
+    if trusted is not None:
+        trusted.check(signature, source=source)
     raise_problems(source, _problems_of_list(record.files))
-    present.remove(RECORD)
+    present -= {RECORD, SIGNATURE}
     listed = set(record.files)
     problems = [f"{path} is missing" for path in sorted(listed - present)]
     problems += [f"{printable(path)} is not listed in {RECORD}" for path in present - listed]

@@ -6,7 +6,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 RECORD = "archive.json"
-"""Path of the record, which lists every other file of the archive with its SHA-256."""
+"""Path of the record, which lists the other files of the archive with their SHA-256."""
+
+SIGNATURE = f"{RECORD}.sig"
+"""Path of the signature of the record. It is the only other file that the record does not list."""
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 """Path of TorchServe's manifest: the model's name, version and entry."""

@@ -1,4 +1,4 @@
-"""Tests that every ```sh block of README.md and docs/requests.md works as it is printed.
+"""Tests that each ```sh block of README.md, docs/requests.md and docs/trust.md works as printed.
 
 The tests change only the ports: they put free ones into the commands and into config.properties.
 """
@@ -132,6 +132,21 @@ def test_requests(reader: Reader) -> None:
     finally:
         reader.types("ts-ensemble stop")
     assert (reader.folder / "scores.safetensors").stat().st_size > 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the page makes keys with openssl")
+def test_trust(reader: Reader) -> None:
+    if not (reader.folder / "model_store" / "presence-1.0.mar").exists():
+        reader.types("ts-ensemble build examples/presence/ensemble.yaml")
+    (block,) = runnable_blocks("docs/trust.md")
+    try:
+        printed = reader.types(block)
+    finally:
+        reader.types("ts-ensemble stop || true")
+    assert "presence-1.0.mar: signed by the key" in printed
+    assert "which release.pub trusts" in printed
+    assert "trusted     only archives that a key of release.pub signed" in printed
+    assert "READY" in printed
 
 
 def wait_until_ready(reader: Reader, seconds: float = 60) -> None:

@@ -7,6 +7,7 @@ default limits on a real server.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import struct
@@ -31,6 +32,7 @@ from fuzzing.encoding import decode_request, encode_request
 from fuzzing.mutation import Mutate, Mutator, json_mutator, request_mutator
 from torchserve_ensemble.handlers.answers.encoding import Response
 from torchserve_ensemble.handlers.archive.record import ArchiveRecord
+from torchserve_ensemble.handlers.archive.signature import read_signature, to_text
 from torchserve_ensemble.handlers.base.errors import (
     ArchiveError,
     RequestError,
@@ -207,6 +209,28 @@ def _spec(data: bytes) -> None:
 def _record(data: bytes) -> None:
     with suppress(ArchiveError):
         ArchiveRecord.from_json(data.decode("utf-8", "replace"), source="fuzz")
+
+
+def _signature(data: bytes) -> None:
+    """Read a signature twice: as it is, and as one that signs the data as its statement."""
+    for content in (data, _bundle_with(data)):
+        with suppress(ArchiveError):
+            read_signature(content, b"", source="fuzz")
+
+
+def _bundle_with(statement: bytes) -> bytes:
+    envelope = {
+        "payload": base64.b64encode(statement).decode(),
+        "payloadType": "application/vnd.in-toto+json",
+        "signatures": [{"sig": "AA==", "keyid": ""}],
+    }
+    return to_text(
+        {
+            "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+            "verificationMaterial": {"publicKey": {"hint": "0" * 64}, "tlogEntries": []},
+            "dsseEnvelope": envelope,
+        }
+    )
 
 
 @cache
@@ -414,6 +438,17 @@ def _records() -> Iterator[bytes]:
     yield b'{"digest": 1, "built_with": [], "files": {}}'
 
 
+def _signatures() -> Iterator[bytes]:
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": "probes-1.0", "digest": {"sha256": "0" * 64}}],
+        "predicateType": "https://model_signing/signature/v1.0",
+        "predicate": {"resources": [{"digest": "0" * 64, "name": ".", "algorithm": "sha256"}]},
+    }
+    yield to_text(statement)
+    yield _bundle_with(to_text(statement))
+
+
 def _settings() -> Iterator[bytes]:
     yield (Path(__file__).parents[2] / "config.properties").read_bytes()
     yield b"\xef\xbb\xbfa=b\r\n#c\r\n=\n"
@@ -457,6 +492,7 @@ TARGETS: Mapping[str, Target] = {
     "policy": Target(_policy, _policies, words=_POLICY_WORDS),
     "spec": Target(_spec, _specs, words=_SPEC_WORDS),
     "record": Target(_record, _records, json_mutator),
+    "signature": Target(_signature, _signatures, json_mutator),
     "properties": Target(_properties, _settings),
     **{
         kind: Target(_png if kind == "png" else _image, partial(_image_files, kind))

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from probe_ensemble import probes
+from signers import make_signer
 
 from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.archiver.signing import key_signing, sign_archive
+from torchserve_ensemble.handlers.archive.trusted_keys import TrustedKeys
 from torchserve_ensemble.handlers.base.errors import ArchiveError, ServerError
 from torchserve_ensemble.serving.archive_check import check_archive, check_models
 
@@ -89,3 +92,24 @@ def test_the_archives_of_a_torchserve_snapshot_are_checked(store: Path) -> None:
         check_models([], properties | {"model_snapshot": json.dumps({"models": {"p": versions}})})
     with pytest.raises(ServerError, match="model_snapshot is damaged"):
         check_models([], properties | {"model_snapshot": "{}"})
+
+
+def test_with_trusted_keys_only_archives_that_one_signed_pass(store: Path, tmp_path: Path) -> None:
+    own, stranger = (make_signer(tmp_path / "keys", name) for name in ("own", "stranger"))
+    unsigned = store / "probes-1.0.mar"
+    sign_archive(unsigned, key_signing(own.private), store / "signed.mar")
+    sign_archive(unsigned, key_signing(stranger.private), store / "foreign.mar")
+    trusted = TrustedKeys.read(own.public)
+    properties = {"model_store": str(store)}
+    check_archive("signed.mar", store, trusted)
+    check_models(["p=signed.mar"], properties, trusted)
+    for archive, expected in (
+        ("probes-1.0.mar", "it is not signed"),
+        ("foreign.mar", "is not trusted"),
+        ((store / "foreign.mar").as_uri(), "is not trusted"),
+        ("https://models.example/signed.mar", "its signature cannot be checked before"),
+    ):
+        with pytest.raises(ArchiveError, match=expected):
+            check_archive(archive, store, trusted)
+        with pytest.raises(ArchiveError, match=expected):
+            check_models(["signed.mar", f"p={archive}"], properties, trusted)

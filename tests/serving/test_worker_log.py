@@ -130,3 +130,11 @@ def test_a_log_is_shown_from_its_first_error_on() -> None:
     loud = quiet + 'Exception in thread "main" java.lang.Error: port\n\tat a\n' + noise
     assert from_first_error(loud, max_lines=2).splitlines() == loud.splitlines()[20:22]
     assert from_first_error(quiet) == ""
+
+
+def test_an_error_in_one_line_is_the_reason_without_a_traceback(log: WorkerLog) -> None:
+    line = "ArchiveError: models/1: it is not signed"
+    add(log, printed("a warning", line) + DIED + OUTPUT_ENDED)
+    (dead,) = log.dead_workers()
+    assert dead.reason == line
+    assert "traceback" not in dead.error().message

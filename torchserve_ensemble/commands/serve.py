@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..handlers.archive.trusted_keys import TRUSTED_KEYS_VARIABLE
 from ..handlers.base.errors import ServerError
 from ..serving.run_folder import DEFAULT_RUN_FOLDER, server_log
 from ..serving.server import Server
@@ -75,6 +77,15 @@ def add_command(subparsers: Subparsers) -> None:
         "find them by the run folder",
     )
     serve.add_argument(
+        "--trusted-keys",
+        type=Path,
+        metavar="PATH",
+        default=os.environ.get(TRUSTED_KEYS_VARIABLE),
+        help="a file or folder with public keys, or certificates of authorities: this server, "
+        "`register` and every worker accept only archives that one of them signed (default: "
+        f"${TRUSTED_KEYS_VARIABLE})",
+    )
+    serve.add_argument(
         "--timeout",
         type=float,
         default=180,
@@ -90,7 +101,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     config = arguments.config
     if config is None and _CONFIG.is_file():
         config = _CONFIG
-    settings = ServerSettings(arguments.model_store, tuple(arguments.models), config, overrides)
+    settings = ServerSettings(
+        arguments.model_store, tuple(arguments.models), config, overrides, arguments.trusted_keys
+    )
     properties = effective(settings.properties())
     if may_enable_model_api(properties):
         # The verbs that change a server need it, and only the owner of its token can use it.
@@ -105,6 +118,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     print(f"inference   {server.inference_address}")
     print(f"management  {server.management_address}")
     print(f"logs        {server_log(arguments.run_folder)}")
+    if arguments.trusted_keys is not None:
+        print(f"trusted     only archives that a key of {arguments.trusted_keys} signed")
     for difference in differences(properties):
         print(f"setting     {difference}")
     _print_examples(

@@ -18,8 +18,11 @@ from pathlib import Path
 
 import pytest
 from archive_refusals import Contents, refusal
+from signers import make_signer
 
 from torchserve_ensemble.archiver.build import write_entries
+from torchserve_ensemble.archiver.signing import key_signing, sign_archive
+from torchserve_ensemble.handlers.archive.mar_file import verify_archive
 from torchserve_ensemble.handlers.archive.record import ArchiveRecord, sha256_of_bytes
 from torchserve_ensemble.handlers.base.archive_layout import (
     ENTRY,
@@ -110,8 +113,11 @@ for line in sys.stdin:
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
+        folder, _, keys = line.rstrip("\\n").partition("\\t")
+        if keys:
+            os.environ["TS_ENSEMBLE_TRUSTED_KEYS"] = keys
         try:
-            print(load(line.rstrip("\\n")), flush=True)
+            print(load(folder), flush=True)
         except BaseException as error:
             print("crashed:", repr(error).replace("\\n", " "), flush=True)
         os._exit(0)
@@ -120,8 +126,11 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def load() -> Iterator[Callable[[Path], str]]:
-    """A function that loads an extracted archive in a new process: "loaded", or the error."""
+def load() -> Iterator[Callable[..., str]]:
+    """A function that loads an extracted archive in a new process: "loaded", or the error.
+
+    With a second argument, only archives that one of these public keys signed are to be loaded.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", WORKERS],
         stdin=subprocess.PIPE,
@@ -132,8 +141,8 @@ def load() -> Iterator[Callable[[Path], str]]:
     assert process.stdin is not None
     assert process.stdout is not None
 
-    def ask(folder: Path) -> str:
-        print(folder, file=process.stdin, flush=True)
+    def ask(folder: Path, trusted_keys: Path | None = None) -> str:
+        print(folder, trusted_keys or "", sep="\t", file=process.stdin, flush=True)
         return process.stdout.readline().rstrip("\n")  # type: ignore[union-attr]
 
     yield ask
@@ -176,7 +185,7 @@ def test_every_alteration_of_the_folder_is_refused(
         assert "cannot load ensemble" in message, (what, message)
         # The modules of the check itself are imported before it. The import checks each of them.
         checking = (
-            "__init__|(archive|base)/__init__|archive/(record|verification)"
+            "__init__|(archive|base)/__init__|archive/(record|signature|trusted_keys|verification)"
             "|base/(archive_layout|errors|quoting)"
         )
         refused_by_import = rf"no {RECORD}|handlers/({checking})\.py was changed"
@@ -190,6 +199,22 @@ def test_code_of_handlers_never_runs_unchecked(
         if name.startswith("handlers/"):
             altered = contents | {name: planted + contents[name]}
             assert f"{name} was changed" in load(extracted(altered, tmp_path / "folder"))
+
+
+def test_a_worker_with_trusted_keys_loads_only_what_one_of_them_signed(
+    contents: Contents, tmp_path: Path, load: Callable[..., str]
+) -> None:
+    own, stranger = (make_signer(tmp_path / "keys", name) for name in ("own", "stranger"))
+    archive = written(contents, tmp_path / "a.mar")
+    folder = tmp_path / "folder"
+    assert "it is not signed" in load(extracted(contents, folder), own.public)
+    for signer, expected in ((own, "loaded"), (stranger, "which is not trusted")):
+        sign_archive(archive, key_signing(signer.private))
+        verify_archive(archive)
+        shutil.rmtree(folder)
+        shutil.unpack_archive(archive, folder, "zip")
+        assert expected in load(folder, own.public)
+    assert "no such key file" in load(folder, tmp_path / "none")
 
 
 def byte_code(folder: Path, source: str, code: bytes, *, name: str | None = None) -> None:
