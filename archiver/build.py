@@ -1,20 +1,17 @@
 """Builds a model archive: members, handler, spec and settings in one `.mar` file.
 
-The archive is a zip file that stock TorchServe loads. Its bytes depend on nothing but its contents:
-entries are sorted, all have the same fixed time, and none is compressed.
+The archive is a zip file that stock TorchServe loads. Its bytes depend on nothing but its contents
+(`packing`).
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from ..handlers.archive.mar_file import zip_entry
 from ..handlers.archive.record import ArchiveRecord, sha256_of_bytes, sha256_of_file
 from ..handlers.base.archive_layout import (
     ENSEMBLE,
@@ -29,6 +26,7 @@ from ..handlers.base.errors import ArchiveError
 from ..handlers.deployment import load_service
 from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
 from .labels_in_spec import text_with_labels
+from .packing import write_entries
 from .torchserve_files import manifest, model_config, requirements
 
 logger = logging.getLogger(__name__)
@@ -154,24 +152,3 @@ def _contents(
         for path in _HANDLERS.rglob("*.py")
     }
     return contents
-
-
-def write_entries(contents: Mapping[str, bytes | Path], target: Path) -> None:
-    """Write the zip file of an archive.
-
-    It is written beside the target and then moved, so that nobody can read half of an archive.
-
-    Args:
-        contents: path of each file in the archive -> its contents, or the file that holds them.
-        target: path of the archive; an existing file is replaced.
-    """
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            for name in sorted(contents):
-                content = contents[name]
-                data = content.read_bytes() if isinstance(content, Path) else content
-                archive.writestr(zip_entry(name), data)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from .commands import (
     profile,
     proxy,
     register,
+    registry,
     scale,
     schema,
     serve,
@@ -53,13 +54,14 @@ _VERBS = (
     versions,
     set_default,
     unregister,
+    registry,
     describe,
     predict,
     proxy,
     doctor,
     completion,
 )
-"""All verbs in the order of ``ts-ensemble --help``: build, choose, serve, change, ask."""
+"""All verbs in the order of ``ts-ensemble --help``: build, choose, serve, change, keep, ask."""
 
 _LIST_ARGUMENTS = ("names", "models", "archives")
 """Names of the positional arguments that take any number of values."""

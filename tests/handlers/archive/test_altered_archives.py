@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from archive_refusals import Contents, refusal
 
-from torchserve_ensemble.archiver.build import write_entries
+from torchserve_ensemble.archiver.packing import write_entries
 from torchserve_ensemble.handlers.archive.record import ArchiveRecord, sha256_of_bytes
 from torchserve_ensemble.handlers.base.archive_layout import (
     ENTRY,
