@@ -23,10 +23,11 @@ from ..handlers.base.archive_layout import (
     SPEC,
 )
 from ..handlers.base.errors import ArchiveError
-from ..handlers.deployment import load_service
 from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
+from .folder_archive import write_folder
 from .labels_in_spec import text_with_labels
-from .packing import write_entries
+from .packing import as_stream, write_entries
+from .saved_members import check_members
 from .torchserve_files import manifest, model_config, requirements
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,12 @@ def build_archive(
     check: bool = True,
     samples: Path | None = None,
     report: Callable[[str], None] = logger.info,
+    as_folder: bool = False,
+    on_bytes: Callable[[int, int], object] = lambda _written, _total: None,
 ) -> Path:
     """Build the archive ``NAME-VERSION.mar`` from a spec.
+
+    Memory holds one large member at a time, and no file as a whole.
 
     Args:
         spec_path: the ensemble's YAML file; the files that it names lie in its folder.
@@ -55,6 +60,10 @@ def build_archive(
         samples: a folder with images like those that the ensemble will receive. A member runs with
             another engine than torch only if its answers for these images stay the same.
         report: called with what is being done, and with a table of the engines that were tried.
+        as_folder: write the folder ``NAME-VERSION`` instead of a file, for development. Its members
+            run with torch, since files made for another engine would not follow edits.
+        on_bytes: called while the archive is written, after each block, with the number of bytes
+            in it and in the whole archive.
 
     Returns:
         Path of the archive.
@@ -67,23 +76,28 @@ def build_archive(
     spec = load_spec(spec_path)
     if check:
         with located_errors(spec_path):
-            load_service(spec, spec_path.parent)
-    with _compiled_files(spec, spec_path.parent, samples, report) as compiled:
+            check_members(spec, spec_path.parent)
+    with _compiled_files(spec, spec_path.parent, samples, report, skip=as_folder) as compiled:
         contents = _contents(spec, spec_path, tuple(compiled))
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
-        return _write_archive(spec, contents, output)
+        return _write_archive(spec, contents, output, as_folder, on_bytes)
 
 
 @contextmanager
 def _compiled_files(
-    spec: EnsembleSpec, folder: Path, samples: Path | None, report: Callable[[str], None]
+    spec: EnsembleSpec,
+    folder: Path,
+    samples: Path | None,
+    report: Callable[[str], None],
+    *,
+    skip: bool,
 ) -> Iterator[dict[str, Path]]:
     """Make executables for another engine than torch, within a ``with`` block.
 
     Yields:
         Path of each file relative to the spec -> the file; it is removed when the block ends.
     """
-    if spec.runtime.engine is Engine.TORCH:
+    if skip or spec.runtime.engine is Engine.TORCH:
         yield {}
         return
     # Imported only if it is needed, since torch's compiler takes seconds to import.
@@ -112,7 +126,13 @@ def sample_files(folder: Path, option: str) -> list[Path]:
     return files[:_MAX_SAMPLE_FILES]
 
 
-def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output: Path) -> Path:
+def _write_archive(
+    spec: EnsembleSpec,
+    contents: dict[str, bytes | Path],
+    output: Path,
+    as_folder: bool,
+    on_bytes: Callable[[int, int], object],
+) -> Path:
     """Write an archive with a record of all its files, and return its path."""
     record = ArchiveRecord(
         files={
@@ -122,10 +142,12 @@ def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output
         built_with={package: metadata.version(package) for package in _BUILT_WITH},
     )
     contents[RECORD] = record.to_json().encode()
-    target = output / f"{spec.name}-{spec.version}.mar"
+    total = sum(as_stream(content).num_bytes for content in contents.values())
+    target = output / f"{spec.name}-{spec.version}{'' if as_folder else '.mar'}"
+    write = write_folder if as_folder else write_entries
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_entries(contents, target)
+        write(contents, target, on_bytes=lambda n: on_bytes(n, total))
     except OSError as error:
         raise ArchiveError(f"{target}: cannot be written: {error}") from error
     return target

@@ -67,7 +67,7 @@ class CandidateFactory:
     work: Path
     device: torch.device
     _converted: dict[tuple[int, ...], tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
-    """Positions of members -> their model of OpenVINO, and the paths of its files."""
+    """Positions of members -> their model of OpenVINO, if it is needed again, and its files."""
 
     @property
     def engine(self) -> Engine:
@@ -109,9 +109,14 @@ class CandidateFactory:
         """
         with converter_errors():
             if positions not in self._converted:
+                # Models of large members take gigabytes, and only int8 needs one a second time.
+                self._converted.clear()
                 model = self._convert(positions, batch)
                 saved = save_model(model, self.work, self._name(positions))
-                self._converted[positions] = model, saved
+                needed_again = self.spec.runtime.precision is Precision.INT8
+                self._converted[positions] = model if needed_again else None, saved
+                del model
+            files: tuple[str, ...]
             model, files = self._converted[positions]
             if precision is Precision.INT8:
                 files = save_model(

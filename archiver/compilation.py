@@ -35,7 +35,7 @@ from ..handlers.members.compiled_record import (
 )
 from ..handlers.members.eager_optimisations import accelerate, is_large, wants_bfloat16
 from ..handlers.members.fused import fuse, fusible_members
-from ..handlers.members.loading import LoadedMember, load_member
+from ..handlers.members.loading import LoadedMember
 from ..handlers.members.openvino_model import import_openvino
 from ..handlers.members.target import Target
 from ..handlers.spec import Engine, EnsembleSpec, Precision
@@ -43,8 +43,16 @@ from .candidates import CandidateFactory
 from .libraries import require_compiler
 from .not_compiled import NotCompiled, OtherAnswersError
 from .quantization import require_quantization
+from .saved_members import SavedMembers, free_memory
 from .shared_backbone import groups_with_shared_backbone
-from .trial import MIN_SPEED_UP, Trial, VerifiedCandidate, milliseconds_in_turns, speed_up
+from .trial import (
+    MIN_SPEED_UP,
+    ChosenCandidate,
+    Trial,
+    VerifiedCandidate,
+    milliseconds_in_turns,
+    speed_up,
+)
 
 _NUM_EXAMPLES = 3
 """Number of example images. A worker compares its outputs for them with those at build."""
@@ -119,7 +127,7 @@ def compiled_members(
         max_pixels = spec.limits.max_pixels
         images.append(inputs.prepare_file(path.read_bytes(), str(path), max_pixels=max_pixels))
     batches = [inputs.batch(group, images) for group in range(len(preprocessors))]
-    loaded = [load_member(spec, member, folder, device) for member in spec.members]
+    loaded = SavedMembers(spec, folder, device)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
@@ -181,10 +189,9 @@ class _Selection:
     work: Path
     candidates: CandidateFactory
     report: Callable[[str], None]
-    single: dict[int, VerifiedCandidate] = field(default_factory=dict)
-    joint: list[VerifiedCandidate] = field(default_factory=list)
+    single: dict[int, ChosenCandidate] = field(default_factory=dict)
+    joint: list[ChosenCandidate] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
-    _accelerated: dict[int, LoadedMember] = field(default_factory=dict)
 
     @cached_property
     def _trial(self) -> Trial:
@@ -195,12 +202,13 @@ class _Selection:
 
         Without it a worker would fuse them, so the fused members are the baseline.
         """
-        member_at = dict(enumerate(self.loaded))
+        # Large members gain more from the memory layout and the precision that each gets alone.
+        member_at = {
+            position: each
+            for position, each in enumerate(self.loaded)
+            if each.module is not None and not is_large(each.module)
+        }
         for positions in fusible_members(self.spec, member_at, self.group_of_member):
-            modules = [self.loaded[position].module for position in positions]
-            # Large members gain more from the memory layout and the precision that each gets alone.
-            if any(module is None or is_large(module) for module in modules):
-                continue
             fused = fuse(positions, member_at)
             if fused is None:
                 continue
@@ -220,6 +228,7 @@ class _Selection:
             if position in in_joint:
                 continue
             chosen = self._choose((position,), self._precisions(position), self._saved(position))
+            free_memory()
             if chosen is not None:
                 self.single[position] = chosen
             elif self.spec.runtime.engine is Engine.OPENVINO:
@@ -284,7 +293,7 @@ class _Selection:
         positions: tuple[int, ...],
         precisions: Sequence[Precision],
         baseline: Callable[[Tensor], object],
-    ) -> VerifiedCandidate | None:
+    ) -> ChosenCandidate | None:
         """Return the fastest candidate with right answers; None if the baseline is as fast.
 
         Precisions are tried in turn until one other than int8 gives right answers. If int8 gives
@@ -351,7 +360,10 @@ class _Selection:
                     outcome="chosen" if row.precision == best else "no faster",
                 )
             self.measurements.append(row)
-        return None if best is None else verified[best]
+        if best is None:
+            return None
+        # The loaded executable is freed: together they could take more memory than there is.
+        return ChosenCandidate(verified[best].entry, verified[best].outputs)
 
     def _precisions(self, position: int) -> list[Precision]:
         """Return the precisions to try for a member, in the order of preference."""
@@ -387,7 +399,9 @@ class _Selection:
     def _one_by_one(self, positions: Sequence[int]) -> Callable[[Tensor], object]:
         """Return a function that runs members one after another, in the ways chosen so far."""
         runs: list[Callable[[Tensor], Tensor]] = [
-            self.single[position].run if position in self.single else self._saved(position)
+            self._trial.load(self.single[position].entry, (position,), self.batches[0].device)
+            if position in self.single
+            else self._saved(position)
             for position in positions
         ]
         return lambda batch: [run(batch) for run in runs]
@@ -398,11 +412,7 @@ class _Selection:
         This may change the memory layout of the member's module.
         """
         batch = self.batches[self.group_of_member[position]]
-        if position not in self._accelerated:
-            self._accelerated[position] = accelerate(
-                self.loaded[position], self.spec, self.spec.members[position], batch
-            )
-        return self._accelerated[position]
+        return accelerate(self.loaded[position], self.spec, self.spec.members[position], batch)
 
     def _in_joint(self) -> set[int]:
         """Return the positions of the members that a joint executable computes."""

@@ -37,18 +37,27 @@ _MAX_TIMING_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
-class VerifiedCandidate:
-    """A candidate whose answers are those of the saved members.
+class ChosenCandidate:
+    """A candidate whose answers are those of the saved members, and which will be packed.
 
     Attributes:
         entry: the candidate's entry in the archive's record.
         outputs: its raw outputs for the batch that it was verified with, float32
             (M members, N samples, outputs).
-        run: the loaded executable.
     """
 
     entry: CompiledExecutable
     outputs: Tensor
+
+
+@dataclass(frozen=True)
+class VerifiedCandidate(ChosenCandidate):
+    """A candidate whose answers are those of the saved members, and which is still loaded.
+
+    Attributes:
+        run: the loaded executable.
+    """
+
     run: CompiledMembers
 
 
@@ -84,12 +93,7 @@ class Trial:
         expected = [self.loaded[position](batch) for position in candidate.positions]
         entry = candidate.make()
         with converter_errors():
-            run = replace(
-                load_executable(
-                    entry, self.spec, self.work, batch.device, threads=os.cpu_count() or 1
-                ),
-                postprocess=self.loaded[candidate.positions[0]].postprocess,
-            )
+            run = self.load(entry, candidate.positions, batch.device)
             # The batch may have more samples than one call takes.
             calls = torch.split(batch, min(run.max_batch_size, len(batch)))
             outputs = torch.cat([run(each) for each in calls], dim=1)
@@ -106,6 +110,21 @@ class Trial:
                 largest_difference,
             )
         return VerifiedCandidate(replace(entry, difference=largest_difference), outputs, run)
+
+    def load(
+        self, entry: CompiledExecutable, positions: Sequence[int], device: torch.device
+    ) -> CompiledMembers:
+        """Load the files of a candidate.
+
+        Args:
+            entry: the candidate's entry in the archive's record.
+            positions: positions of its members in the ensemble.
+            device: the device on which it runs.
+        """
+        return replace(
+            load_executable(entry, self.spec, self.work, device, threads=os.cpu_count() or 1),
+            postprocess=self.loaded[positions[0]].postprocess,
+        )
 
 
 def _require_one_tensor(loaded: LoadedMember, batch: Tensor) -> None:

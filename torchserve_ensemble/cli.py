@@ -21,6 +21,7 @@ from .commands import (
     proxy,
     register,
     registry,
+    renew,
     scale,
     schema,
     serve,
@@ -39,6 +40,7 @@ from .serving.transports import NoAnswerError
 _VERBS = (
     adopt,
     build,
+    renew,
     verify,
     schema,
     check,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .completion import DEFAULT_MODEL_STORE
-from .printing import reported_work
+from .printing import reported_work, transfer_bar
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -41,19 +43,40 @@ def add_command(subparsers: Subparsers) -> None:
         help="images like those that will be sent: members that run with another engine than torch "
         "must answer on them as the saved ones do",
     )
+    build.add_argument(
+        "--folder",
+        action="store_true",
+        help="write a folder instead of a .mar file, for development: after an edit in it only "
+        "`ts-ensemble renew FOLDER` is needed. All members run as they were saved, with torch",
+    )
     build.set_defaults(run=_build)
 
 
 def _build(arguments: argparse.Namespace) -> int:
     from ..archiver.build import build_archive
 
-    with reported_work(f"building {arguments.spec}") as report:
+    with ExitStack() as bar:
+        report = bar.enter_context(reported_work(f"building {arguments.spec}"))
+        bar_of_bytes: list[Callable[[int, int], None]] = []
+
+        def on_bytes(num_bytes: int, total: int) -> None:
+            if not bar_of_bytes:
+                # A terminal shows one bar at a time.
+                bar.close()
+                bar_of_bytes.append(bar.enter_context(transfer_bar("writing the archive")))
+            bar_of_bytes[0](num_bytes, total)
+
         archive = build_archive(
             arguments.spec,
             arguments.output,
             check=not arguments.no_check,
             samples=arguments.samples,
             report=report,
+            as_folder=arguments.folder,
+            on_bytes=on_bytes,
         )
+    if archive.is_dir():
+        print(f"{archive} is a folder; after an edit in it: ts-ensemble renew {archive}")
+        return 0
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     return 0
