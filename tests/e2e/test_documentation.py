@@ -1,4 +1,4 @@
-"""Tests that every ```sh block of README.md and docs/requests.md works as it is printed.
+"""Tests that every ```sh block of README.md, requests.md and registry.md works as it is printed.
 
 The tests change only the ports: they put free ones into the commands and into config.properties.
 """
@@ -132,6 +132,16 @@ def test_requests(reader: Reader) -> None:
     finally:
         reader.types("ts-ensemble stop")
     assert (reader.folder / "scores.safetensors").stat().st_size > 0
+
+
+def test_registry(reader: Reader) -> None:
+    """The archives are those that README.md builds."""
+    (block,) = runnable_blocks("docs/registry.md")
+    printed = reader.types(block)
+    assert re.search(
+        r"sent +[\d,]+ bytes in \d files\nskipped +[\d,]+ bytes in 1\d\d files", printed
+    )
+    assert "registry://presence:production is model_store/presence-1.0.mar" in printed
 
 
 def wait_until_ready(reader: Reader, seconds: float = 60) -> None:
