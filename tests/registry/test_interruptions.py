@@ -24,7 +24,7 @@ from torchserve_ensemble.registry.registry import Registry
 from torchserve_ensemble.registry.tags import history
 
 TESTS = Path(__file__).parent.parent
-NUM_WRITERS, NUM_CHANGES = 4, 5
+NUM_WRITERS, NUM_CHANGES = 3, 4
 
 
 class FailingFileSystem(LocalFileSystem):

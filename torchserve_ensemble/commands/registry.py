@@ -35,7 +35,7 @@ def add_command(subparsers: Subparsers) -> None:
         description="Keep archives in a folder or an object store. Files that several archives "
         "have in common are stored and sent once. Tags name archives, and keep their history.",
     )
-    verbs = registry.add_subparsers(metavar="VERB", required=True)
+    verbs = registry.add_subparsers(metavar="VERB", required=True, help="what to do")
 
     push = _add_verb(
         verbs, "push", "verify an archive, send what the registry lacks, and set a tag"
