@@ -1,20 +1,17 @@
 """Builds a model archive: members, handler, spec and settings in one `.mar` file.
 
-The archive is a zip file that stock TorchServe loads. Its bytes depend on nothing but its contents:
-entries are sorted, all have the same fixed time, and none is compressed.
+The archive is a zip file that stock TorchServe loads. Its bytes depend on nothing but its contents
+(`packing`).
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from ..handlers.archive.mar_file import zip_entry
 from ..handlers.archive.record import ArchiveRecord, sha256_of_bytes, sha256_of_file
 from ..handlers.base.archive_layout import (
     ENSEMBLE,
@@ -26,10 +23,12 @@ from ..handlers.base.archive_layout import (
     SPEC,
 )
 from ..handlers.base.errors import ArchiveError
-from ..handlers.deployment import load_service
 from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
+from .folder_archive import write_folder
 from .labels_in_spec import text_with_labels
 from .metric_proof import ProofMaker
+from .packing import as_stream, write_entries
+from .saved_members import check_members
 from .torchserve_files import manifest, model_config, requirements
 
 logger = logging.getLogger(__name__)
@@ -49,8 +48,12 @@ def build_archive(
     samples: Path | Sequence[Path] | None = None,
     make_proof: ProofMaker | None = None,
     report: Callable[[str], None] = logger.info,
+    as_folder: bool = False,
+    on_bytes: Callable[[int, int], object] = lambda _written, _total: None,
 ) -> Path:
     """Build the archive ``NAME-VERSION.mar`` from a spec.
+
+    Memory holds one large member at a time, and no file as a whole.
 
     Args:
         spec_path: the ensemble's YAML file; the files that it names lie in its folder.
@@ -61,6 +64,10 @@ def build_archive(
             the same.
         make_proof: makes the proof, by labelled images, that lower precision decides as well.
         report: called with what is being done, and with a table of the engines that were tried.
+        as_folder: write the folder ``NAME-VERSION`` instead of a file, for development. Its members
+            run with torch, since files made for another engine would not follow edits.
+        on_bytes: called while the archive is written, after each block, with the number of bytes
+            in it and in the whole archive.
 
     Returns:
         Path of the archive.
@@ -73,11 +80,13 @@ def build_archive(
     spec = load_spec(spec_path)
     if check:
         with located_errors(spec_path):
-            load_service(spec, spec_path.parent)
-    with _compiled_files(spec, spec_path.parent, samples, make_proof, report) as compiled:
+            check_members(spec, spec_path.parent)
+    with _compiled_files(
+        spec, spec_path.parent, samples, make_proof, report, skip=as_folder
+    ) as compiled:
         contents = _contents(spec, spec_path, tuple(compiled))
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
-        return _write_archive(spec, contents, output)
+        return _write_archive(spec, contents, output, as_folder, on_bytes)
 
 
 @contextmanager
@@ -87,13 +96,15 @@ def _compiled_files(
     samples: Path | Sequence[Path] | None,
     make_proof: ProofMaker | None,
     report: Callable[[str], None],
+    *,
+    skip: bool,
 ) -> Iterator[dict[str, Path]]:
     """Make executables for another engine than torch, within a ``with`` block.
 
     Yields:
         Path of each file relative to the spec -> the file; it is removed when the block ends.
     """
-    if spec.runtime.engine is Engine.TORCH:
+    if skip or spec.runtime.engine is Engine.TORCH:
         yield {}
         return
     # Imported only if it is needed, since torch's compiler takes seconds to import.
@@ -124,7 +135,13 @@ def sample_files(folder: Path, option: str) -> list[Path]:
     return files[:_MAX_SAMPLE_FILES]
 
 
-def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output: Path) -> Path:
+def _write_archive(
+    spec: EnsembleSpec,
+    contents: dict[str, bytes | Path],
+    output: Path,
+    as_folder: bool,
+    on_bytes: Callable[[int, int], object],
+) -> Path:
     """Write an archive with a record of all its files, and return its path."""
     record = ArchiveRecord(
         files={
@@ -134,10 +151,12 @@ def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output
         built_with={package: metadata.version(package) for package in _BUILT_WITH},
     )
     contents[RECORD] = record.to_json().encode()
-    target = output / f"{spec.name}-{spec.version}.mar"
+    total = sum(as_stream(content).num_bytes for content in contents.values())
+    target = output / f"{spec.name}-{spec.version}{'' if as_folder else '.mar'}"
+    write = write_folder if as_folder else write_entries
     try:
         output.mkdir(parents=True, exist_ok=True)
-        write_entries(contents, target)
+        write(contents, target, on_bytes=lambda n: on_bytes(n, total))
     except OSError as error:
         raise ArchiveError(f"{target}: cannot be written: {error}") from error
     return target
@@ -164,24 +183,3 @@ def _contents(
         for path in _HANDLERS.rglob("*.py")
     }
     return contents
-
-
-def write_entries(contents: Mapping[str, bytes | Path], target: Path) -> None:
-    """Write the zip file of an archive.
-
-    It is written beside the target and then moved, so that nobody can read half of an archive.
-
-    Args:
-        contents: path of each file in the archive -> its contents, or the file that holds them.
-        target: path of the archive; an existing file is replaced.
-    """
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            for name in sorted(contents):
-                content = contents[name]
-                data = content.read_bytes() if isinstance(content, Path) else content
-                archive.writestr(zip_entry(name), data)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

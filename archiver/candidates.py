@@ -69,7 +69,7 @@ class CandidateFactory:
     work: Path
     device: torch.device
     _converted: dict[tuple[int, ...], tuple[Any, tuple[str, ...]]] = field(default_factory=dict)
-    """Positions of members -> their model of OpenVINO, and the paths of its files."""
+    """Positions of members -> their model of OpenVINO, if it is needed again, and its files."""
 
     @property
     def engine(self) -> Engine:
@@ -120,9 +120,15 @@ class CandidateFactory:
         """
         with converter_errors():
             if positions not in self._converted:
+                # Models of large members take gigabytes. Only int8, which is tried first, needs one
+                # a second time.
+                self._converted.clear()
                 model = self._convert(positions, batch)
                 saved = save_model(model, self.work, self._name(positions))
-                self._converted[positions] = model, saved
+                needed_again = precision is Precision.INT8
+                self._converted[positions] = model if needed_again else None, saved
+                del model
+            files: tuple[str, ...]
             model, files = self._converted[positions]
             if precision is Precision.INT8:
                 suffix = "int8" if goal is None else "int8-in-part"

@@ -31,7 +31,7 @@ from ..handlers.members.compiled_record import (
 )
 from ..handlers.members.eager_optimisations import accelerate, is_large, wants_bfloat16
 from ..handlers.members.fused import fuse, fusible_members
-from ..handlers.members.loading import LoadedMember, load_member
+from ..handlers.members.loading import LoadedMember
 from ..handlers.members.openvino_model import import_openvino
 from ..handlers.members.target import Target
 from ..handlers.spec import Engine, EnsembleSpec, Precision
@@ -41,9 +41,11 @@ from .measurement import Measurement, table_of
 from .metric_proof import MetricLoss, ProofMaker
 from .not_compiled import NotCompiled, OtherAnswersError
 from .quantization import require_quantization
+from .saved_members import SavedMembers, free_memory
 from .shared_backbone import groups_with_shared_backbone
 from .trial import (
     MIN_SPEED_UP,
+    ChosenCandidate,
     Trial,
     VerifiedCandidate,
     milliseconds_in_turns,
@@ -109,7 +111,7 @@ def compiled_members(
         max_pixels = spec.limits.max_pixels
         images.append(inputs.prepare_file(path.read_bytes(), str(path), max_pixels=max_pixels))
     batches = [inputs.batch(group, images) for group in range(len(preprocessors))]
-    loaded = [load_member(spec, member, folder, device) for member in spec.members]
+    loaded = SavedMembers(spec, folder, device)
     proof = None if make_proof is None else make_proof(spec, folder, loaded, inputs)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -160,8 +162,8 @@ class _Choice:
         fallback_label: precision of `fallback` in the table; `_BASELINE` if there is none.
     """
 
-    best: VerifiedCandidate | None
-    fallback: VerifiedCandidate | None
+    best: ChosenCandidate | None
+    fallback: ChosenCandidate | None
     best_label: str
     fallback_label: str
 
@@ -192,23 +194,23 @@ class _Selection:
     trial: Trial
     candidates: CandidateFactory
     report: Callable[[str], None]
-    single: dict[int, VerifiedCandidate] = field(default_factory=dict)
+    single: dict[int, ChosenCandidate] = field(default_factory=dict)
     unproven: dict[int, _Choice] = field(default_factory=dict)
-    joint: list[VerifiedCandidate] = field(default_factory=list)
+    joint: list[ChosenCandidate] = field(default_factory=list)
     measurements: list[Measurement] = field(default_factory=list)
-    _accelerated: dict[int, LoadedMember] = field(default_factory=dict)
 
     def try_small_members(self) -> None:
         """Try small members of one architecture as one executable.
 
         Without it a worker would fuse them, so the fused members are the baseline.
         """
-        member_at = dict(enumerate(self.loaded))
+        # Large members gain more from the memory layout and the precision that each gets alone.
+        member_at = {
+            position: each
+            for position, each in enumerate(self.loaded)
+            if each.module is not None and not is_large(each.module)
+        }
         for positions in fusible_members(self.spec, member_at, self.group_of_member):
-            modules = [self.loaded[position].module for position in positions]
-            # Large members gain more from the memory layout and the precision that each gets alone.
-            if any(module is None or is_large(module) for module in modules):
-                continue
             fused = fuse(positions, member_at)
             if fused is None:
                 continue
@@ -228,6 +230,7 @@ class _Selection:
             if position in in_joint:
                 continue
             choice = self._choose((position,), self._precisions(position), self._saved(position))
+            free_memory()
             if choice.best is not None:
                 self.single[position] = choice.best
                 if choice.best.development_loss is not None:
@@ -322,7 +325,7 @@ class _Selection:
             _BASELINE,
             str(self._precision_of_saved(positions[0])),
             milliseconds[_BASELINE],
-            outcome=_CHOSEN if best is None else "slower than the chosen one",
+            outcome=_CHOSEN if best is None else "slower than the best",
         )
         self.measurements.append(baseline_row)
         for row in rows:
@@ -332,12 +335,12 @@ class _Selection:
                     row,
                     difference=candidate_of_row.entry.difference,
                     milliseconds=milliseconds[row.precision],
-                    outcome=_CHOSEN if row.precision == best else "no faster than the chosen one",
+                    outcome=_CHOSEN if row.precision == best else "no faster than the best",
                 )
             self.measurements.append(row)
         return _Choice(
-            None if best is None else verified[best],
-            None if fallback is None else verified[fallback],
+            None if best is None else verified[best].without_run(),
+            None if fallback is None else verified[fallback].without_run(),
             best or _BASELINE,
             fallback or _BASELINE,
         )
@@ -407,7 +410,8 @@ class _Selection:
         order = sorted(self.unproven, key=lambda each: self.single[each].development_loss or 0.0)
         outputs: dict[int, Tensor] = {}
         for number, position in enumerate(order):
-            run = self.single[position].run
+            device = self.batches[0].device
+            run = self.trial.load(self.single[position].entry, (position,), device)
             outputs[position] = outputs_of(run, proof.held_out_inputs(position))[0]
             loss = proof.loss(outputs)
             names = self._names(order[: number + 1])
@@ -477,7 +481,9 @@ class _Selection:
     def _one_by_one(self, positions: Sequence[int]) -> Callable[[Tensor], object]:
         """Return a function that runs members one after another, in the ways chosen so far."""
         runs: list[Callable[[Tensor], Tensor]] = [
-            self.single[position].run if position in self.single else self._saved(position)
+            self.trial.load(self.single[position].entry, (position,), self.batches[0].device)
+            if position in self.single
+            else self._saved(position)
             for position in positions
         ]
         return lambda batch: [run(batch) for run in runs]
@@ -488,11 +494,7 @@ class _Selection:
         This may change the memory layout of the member's module.
         """
         batch = self.batches[self.group_of_member[position]]
-        if position not in self._accelerated:
-            self._accelerated[position] = accelerate(
-                self.loaded[position], self.spec, self.spec.members[position], batch
-            )
-        return self._accelerated[position]
+        return accelerate(self.loaded[position], self.spec, self.spec.members[position], batch)
 
     def _in_joint(self) -> set[int]:
         """Return the positions of the members that a joint executable computes."""

@@ -38,23 +38,38 @@ _MAX_TIMING_SECONDS = 1.5
 """For each batch size. After `_MIN_ROUNDS`, no round begins that is likely to end later."""
 
 
-@dataclass(frozen=True)
-class VerifiedCandidate:
-    """A candidate whose answers are those of the saved members.
+@dataclass(frozen=True, kw_only=True)
+class ChosenCandidate:
+    """A candidate whose answers are those of the saved members, and which will be packed.
 
     Attributes:
         entry: the candidate's entry in the archive's record.
         outputs: its raw outputs for the batch that it was verified with, float32
             (M members, N samples, outputs).
-        run: the loaded executable.
         development_loss: share of the development images that the ensemble decides worse with it,
             if it may be used only after a proof with the held-out images; else None.
     """
 
     entry: CompiledExecutable
     outputs: Tensor
-    run: CompiledMembers
     development_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedCandidate(ChosenCandidate):
+    """A candidate whose answers are those of the saved members, and which is still loaded.
+
+    Attributes:
+        run: the loaded executable.
+    """
+
+    run: CompiledMembers
+
+    def without_run(self) -> ChosenCandidate:
+        """Let go of the executable: those of all members could take more memory than there is."""
+        return ChosenCandidate(
+            entry=self.entry, outputs=self.outputs, development_loss=self.development_loss
+        )
 
 
 @dataclass(frozen=True)
@@ -95,18 +110,14 @@ class Trial:
         expected = [self.loaded[position](batch) for position in candidate.positions]
         entry = candidate.make()
         with converter_errors():
-            run = replace(
-                load_executable(
-                    entry, self.spec, self.work, batch.device, threads=os.cpu_count() or 1
-                ),
-                postprocess=self.loaded[candidate.positions[0]].postprocess,
-            )
+            run = self.load(entry, candidate.positions, batch.device)
             outputs = outputs_of(run, torch.split(batch, min(run.max_batch_size, len(batch))))
         largest_difference = max(
             difference(saved, raw, self.spec, self.spec.members[position])
             for position, saved, raw in zip(candidate.positions, expected, outputs, strict=True)
         )
-        verified = VerifiedCandidate(replace(entry, difference=largest_difference), outputs, run)
+        entry = replace(entry, difference=largest_difference)
+        verified = VerifiedCandidate(entry=entry, outputs=outputs, run=run)
         # Written so that NaN is refused, too.
         is_close = largest_difference <= self.spec.runtime.tolerance
         needs_proof = candidate.precision is Precision.INT8 or (
@@ -121,6 +132,21 @@ class Trial:
                 largest_difference,
             )
         return verified
+
+    def load(
+        self, entry: CompiledExecutable, positions: Sequence[int], device: torch.device
+    ) -> CompiledMembers:
+        """Load the files of a candidate.
+
+        Args:
+            entry: the candidate's entry in the archive's record.
+            positions: positions of its members in the ensemble.
+            device: the device on which it runs.
+        """
+        return replace(
+            load_executable(entry, self.spec, self.work, device, threads=os.cpu_count() or 1),
+            postprocess=self.loaded[positions[0]].postprocess,
+        )
 
     def _judged_by_decisions(
         self, candidate: Candidate, verified: VerifiedCandidate, proof: MetricProof

@@ -11,7 +11,7 @@ import yaml
 from ..handlers.archive.record import ArchiveRecord, sha256_of_bytes
 from ..handlers.base.archive_layout import MODEL_CONFIG, RECORD, SPEC
 from ..handlers.spec import EnsembleSpec, Serving
-from .build import write_entries
+from .packing import write_entries
 from .torchserve_files import model_config
 
 

@@ -154,6 +154,11 @@ class Server:
         return self._state.management_address
 
     @property
+    def model_store(self) -> Path:
+        """The folder of the server's archives."""
+        return Path(self._settings()["model_store"])
+
+    @property
     def running(self) -> bool:
         """Whether the launcher or Java lives."""
         return self._process() is not None
@@ -286,9 +291,7 @@ class Server:
         from .grpc_management import register_model
 
         if check_archive:
-            archive_check.check_archive(
-                archive, Path(self._settings()["model_store"]), self._trusted_keys()
-            )
+            archive_check.check_archive(archive, self.model_store, self._trusted_keys())
 
         def submit() -> None:
             try:
@@ -402,7 +405,7 @@ class Server:
 
     def _why_not_extracted(self, archive: str) -> str:
         """Why TorchServe could not extract an archive of the model store; empty if unknown."""
-        path = Path(self._settings()["model_store"]) / archive
+        path = self.model_store / archive
         # TorchServe extracts into the folder `models` of its temporary folder.
         return why_not_extracted(path, Path(self._state.temporary) / "models")
 

@@ -22,6 +22,7 @@ _ROOMS = (
     "docs",
     "examples",
     "handlers",
+    "registry",
     "scripts",
     "serving",
     "tests",

@@ -22,6 +22,8 @@ from .commands import (
     profile,
     proxy,
     register,
+    registry,
+    renew,
     scale,
     schema,
     serve,
@@ -41,6 +43,7 @@ from .serving.transports import NoAnswerError
 _VERBS = (
     adopt,
     build,
+    renew,
     sign,
     verify,
     diff,
@@ -59,13 +62,14 @@ _VERBS = (
     versions,
     set_default,
     unregister,
+    registry,
     describe,
     predict,
     proxy,
     doctor,
     completion,
 )
-"""All verbs in the order of ``ts-ensemble --help``: build, choose, serve, change, ask."""
+"""All verbs in the order of ``ts-ensemble --help``: build, choose, serve, change, keep, ask."""
 
 _LIST_ARGUMENTS = ("names", "models", "archives")
 """Names of the positional arguments that take any number of values."""

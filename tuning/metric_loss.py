@@ -62,7 +62,7 @@ class LabelledProof:
         loaded: Sequence[LoadedMember],
         inputs: MemberInputs,
         data: LabelledData,
-        on_image: Callable[[int], None] = lambda total: None,
+        on_member: Callable[[int], None] = lambda total: None,
     ) -> None:
         """Run the saved members over the labelled images.
 
@@ -72,7 +72,8 @@ class LabelledProof:
             loaded: the saved members.
             inputs: makes the members' inputs.
             data: the labelled images.
-            on_image: called with the number of images, after each image has run.
+            on_member: called with the number of members, after each has run over a part of the
+                images.
 
         Raises:
             SpecError: an image cannot be read, the task has no decisions, or there are too few
@@ -82,19 +83,18 @@ class LabelledProof:
         self._spec, self._folder = spec, folder
         self._inputs = inputs
         self._groups = None if data.groups is None else data.groups[held_out].numpy()
-        total = len(data.paths)
 
         def part(rows: Tensor) -> _Part:
             images = [
                 _prepared(inputs, data.paths[row], spec.limits.max_pixels) for row in rows.tolist()
             ]
-            outputs: list[list[Tensor]] = [[] for _ in loaded]
-            for start in range(0, len(images), _BATCH_SIZE):
-                for position, member in enumerate(loaded):
-                    outputs[position].append(member(self._batch(position, images, start)))
-                for _ in images[start : start + _BATCH_SIZE]:
-                    on_image(total)
-            return _Part(images, [torch.cat(each) for each in outputs], data.targets[rows])
+            outputs = []
+            # Member after member, since a build holds few large members at a time.
+            for position, member in enumerate(loaded):
+                batches = self._batches(position, images)
+                outputs.append(torch.cat([member(batch) for batch in batches]))
+                on_member(len(loaded))
+            return _Part(images, outputs, data.targets[rows])
 
         self._development, self._held_out = part(development), part(held_out)
 
@@ -120,8 +120,7 @@ class LabelledProof:
 
     def held_out_inputs(self, position: int) -> Iterator[Tensor]:
         """Yield the inputs for the held-out images, see `MetricProof.held_out_inputs`."""
-        for start in range(0, len(self._held_out.images), _BATCH_SIZE):
-            yield self._batch(position, self._held_out.images, start)
+        return self._batches(position, self._held_out.images)
 
     def loss(self, outputs: Mapping[int, Tensor]) -> MetricLoss:
         """Bound how much worse the ensemble decides, see `MetricProof.loss`."""
@@ -144,9 +143,11 @@ class LabelledProof:
         policies = catalogue(self._spec, self._folder)
         return Chooser(self._spec, policies, {}).choose(RequestOptions())
 
-    def _batch(self, position: int, images: Sequence[PreparedImage], start: int) -> Tensor:
+    def _batches(self, position: int, images: Sequence[PreparedImage]) -> Iterator[Tensor]:
+        """Yield the inputs of a member for some images."""
         group = self._inputs.group_of_member[position]
-        return self._inputs.batch(group, images[start : start + _BATCH_SIZE])
+        for start in range(0, len(images), _BATCH_SIZE):
+            yield self._inputs.batch(group, images[start : start + _BATCH_SIZE])
 
     def _is_right(self, outputs: Sequence[Tensor], targets: Tensor) -> Tensor:
         """(N,) bool: whether the default policy decides every label of an image right."""

@@ -9,6 +9,7 @@
     ├── PreprocessingError    the deployment's own code failed on a sample    (500)
     ├── LateError             members had not begun at the request's deadline (504)
     ├── BusyError             the worker had no time left for this request    (503)
+    ├── RegistryError         an archive cannot be stored, found or fetched   (on the command line)
     ├── ServerError           TorchServe cannot be started or does not answer (client side)
     │   └── WorkerDiedError   a worker ended while its model was loading
     └── RequestError          one request is refused, its neighbours are not  (400)
@@ -67,6 +68,10 @@ class BusyError(EnsembleError):
     """The other requests of a batch left no time for this one. The client may send it again."""
 
     status = 503
+
+
+class RegistryError(EnsembleError):
+    """A registry of archives cannot be used, or does not have what it is asked for."""
 
 
 class ServerError(EnsembleError):

@@ -82,7 +82,7 @@ def load_executables(
     fusible: dict[int, LoadedMember] = {}
     for position, inputs in enumerate(inputs_of_member):
         if position not in single:
-            loaded = _load_saved(spec, position, folder, inputs)
+            loaded = load_saved(spec, position, folder, inputs)
             single[position] = SingleMember(position, loaded)
             if position not in in_joint:
                 fusible[position] = loaded
@@ -90,8 +90,18 @@ def load_executables(
     return Executables([single[position] for position in range(len(spec.members))], joint)
 
 
-def _load_saved(spec: EnsembleSpec, position: int, folder: Path, inputs: Tensor) -> LoadedMember:
-    """Load a member from its own weights, check its outputs, and make it faster where possible."""
+def load_saved(spec: EnsembleSpec, position: int, folder: Path, inputs: Tensor) -> LoadedMember:
+    """Load a member from its own weights, check its outputs, and make it faster where possible.
+
+    Args:
+        spec: the ensemble.
+        position: position of the member in the ensemble.
+        folder: where the files that the spec names are.
+        inputs: example inputs, float32 (3, channels, height, width), on the member's device.
+
+    Raises:
+        MemberError: the member's file, architecture or output does not fit the spec.
+    """
     member = spec.members[position]
     started = time.perf_counter()
     loaded = load_member(spec, member, folder, inputs.device)

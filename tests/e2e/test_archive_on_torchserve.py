@@ -16,7 +16,8 @@ import requests
 
 from examples import data
 from examples.presence.train import train
-from torchserve_ensemble.archiver.build import build_archive, write_entries
+from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.archiver.packing import write_entries
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.archive_layout import MANIFEST
 from torchserve_ensemble.handlers.base.errors import WorkerDiedError

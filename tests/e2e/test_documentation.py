@@ -1,4 +1,4 @@
-"""Tests that each ```sh block of README.md, docs/requests.md and docs/trust.md works as printed.
+"""Tests that each ```sh block of README.md, requests.md, trust.md and registry.md works as printed.
 
 The tests change only the ports: they put free ones into the commands and into config.properties.
 """
@@ -147,6 +147,16 @@ def test_trust(reader: Reader) -> None:
     assert "which release.pub trusts" in printed
     assert "trusted     only archives that a key of release.pub signed" in printed
     assert "READY" in printed
+
+
+def test_registry(reader: Reader) -> None:
+    """The archives are those that README.md builds."""
+    (block,) = runnable_blocks("docs/registry.md")
+    printed = reader.types(block)
+    assert re.search(
+        r"sent +[\d,]+ bytes in \d files\nskipped +[\d,]+ bytes in 1\d\d files", printed
+    )
+    assert (reader.folder / "elsewhere" / "presence-1.0.mar").is_file()
 
 
 def wait_until_ready(reader: Reader, seconds: float = 60) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..tuning.requirements import TUNING_MODULES, require_installed
 from .completion import DEFAULT_MODEL_STORE
 from .options import DATA_HELP
-from .printing import reported_work
+from .printing import reported_work, transfer_bar
 
 if TYPE_CHECKING:
     from ..archiver.metric_proof import ProofMaker
@@ -57,6 +58,12 @@ def add_command(subparsers: Subparsers) -> None:
         "ensemble decides as well with it (runtime.max_metric_loss), and precision: auto tries "
         "int8, too; needs the extras int8 and tune",
     )
+    build.add_argument(
+        "--folder",
+        action="store_true",
+        help="write a folder instead of a .mar file, for development: after an edit in it only "
+        "`ts-ensemble renew FOLDER` is needed. All members run as they were saved, with torch",
+    )
     build.set_defaults(run=_build)
 
 
@@ -67,7 +74,17 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.data is not None:
         development, make_proof = _proof(arguments)
         samples = samples or development
-    with reported_work(f"building {arguments.spec}") as report:
+    with ExitStack() as bar:
+        report = bar.enter_context(reported_work(f"building {arguments.spec}"))
+        bar_of_bytes: list[Callable[[int, int], None]] = []
+
+        def on_bytes(num_bytes: int, total: int) -> None:
+            if not bar_of_bytes:
+                # A terminal shows one bar at a time.
+                bar.close()
+                bar_of_bytes.append(bar.enter_context(transfer_bar("writing the archive")))
+            bar_of_bytes[0](num_bytes, total)
+
         archive = build_archive(
             arguments.spec,
             arguments.output,
@@ -75,7 +92,12 @@ def _build(arguments: argparse.Namespace) -> int:
             samples=samples,
             make_proof=make_proof,
             report=report,
+            as_folder=arguments.folder,
+            on_bytes=on_bytes,
         )
+    if archive.is_dir():
+        print(f"{archive} is a folder; after an edit in it: ts-ensemble renew {archive}")
+        return 0
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     return 0
 

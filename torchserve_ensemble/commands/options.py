@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from ..registry.address import REGISTRY_VARIABLE
 from ..serving.changes import Changes
 from ..serving.client import InferenceClient
 from ..serving.draining import DRAIN_SECONDS
@@ -36,6 +37,18 @@ def run_folder_option() -> argparse.ArgumentParser:
         metavar="FOLDER",
         default=DEFAULT_RUN_FOLDER,
         help=f"holds the server's logs, tokens and state (default: {DEFAULT_RUN_FOLDER})",
+    )
+    return parent
+
+
+def registry_option() -> argparse.ArgumentParser:
+    """Return a parent for a verb's parser, with the option ``--registry``."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(
+        "--registry",
+        metavar="URL",
+        help="folder or URL (s3://, gs://, file://) of the registry that registry://NAME:TAG is "
+        f"looked up in (default: the environment variable {REGISTRY_VARIABLE})",
     )
     return parent
 

@@ -13,7 +13,7 @@ from ..serving.management import ModelVersion, Worker
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 Item = TypeVar("Item")
 
@@ -82,6 +82,27 @@ def progress_bar(description: str) -> Iterator[Callable[[int], None]]:
         yield step
 
 
+@contextmanager
+def transfer_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of bytes while files are copied or sent.
+
+    Args:
+        description: what the work is.
+
+    Yields:
+        A function that is called after each block, with the number of bytes in it and in all.
+    """
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    with _bar(DownloadColumn(), TransferSpeedColumn()) as progress:
+        task = progress.add_task(description, total=None)
+
+        def advance(num_bytes: int, total: int) -> None:
+            progress.update(task, total=total, advance=num_bytes)
+
+        yield advance
+
+
 def with_progress(
     items: Iterable[Item], description: str, total: int, *, visible: bool = True
 ) -> Generator[Item, None, None]:
@@ -132,8 +153,13 @@ def reported_work(
         yield report
 
 
-def _bar(*, visible: bool = True) -> Progress:
-    """Make a progress bar on standard error, which shows nothing where that is no terminal."""
+def _bar(*amounts: ProgressColumn, visible: bool = True) -> Progress:
+    """Make a progress bar on standard error, which shows nothing where that is no terminal.
+
+    Args:
+        amounts: columns that say how far the work is; by default steps and their total number.
+        visible: False shows nothing at all.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -141,7 +167,7 @@ def _bar(*, visible: bool = True) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        *(amounts or [MofNCompleteColumn()]),
         TimeElapsedColumn(),
         console=Console(stderr=True, quiet=hidden),
         transient=True,

