@@ -6,16 +6,18 @@ entries are sorted, all have the same fixed time, and none is compressed.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 from ..handlers.archive.mar_file import zip_entry
 from ..handlers.archive.record import ArchiveRecord, sha256_of_bytes, sha256_of_file
+from ..handlers.archive.self_test import SelfTest
 from ..handlers.base.archive_layout import (
     ENSEMBLE,
     ENTRY,
@@ -23,12 +25,13 @@ from ..handlers.base.archive_layout import (
     MODEL_CONFIG,
     RECORD,
     REQUIREMENTS,
+    SELF_TEST,
     SPEC,
 )
 from ..handlers.base.errors import ArchiveError
-from ..handlers.deployment import load_service
 from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
 from .labels_in_spec import text_with_labels
+from .self_test import make_self_test
 from .torchserve_files import manifest, model_config, requirements
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,7 @@ def build_archive(
     *,
     check: bool = True,
     samples: Path | None = None,
+    kept_samples: int = 0,
     report: Callable[[str], None] = logger.info,
 ) -> Path:
     """Build the archive ``NAME-VERSION.mar`` from a spec.
@@ -53,9 +57,11 @@ def build_archive(
     Args:
         spec_path: the ensemble's YAML file; the files that it names lie in its folder.
         output: the folder for the archive, made if missing.
-        check: load every member and run it once before anything is written.
+        check: load every member and run it once before anything is written. Without it the archive
+            has no self-test, which a worker otherwise passes before it is ready.
         samples: a folder with images like those that the ensemble will receive. A member runs with
             another engine than torch only if its answers for these images stay the same.
+        kept_samples: this many of the samples go into the archive, as probes of its self-test.
         report: called with what is being done, and with a table of the engines that were tried.
 
     Returns:
@@ -67,18 +73,43 @@ def build_archive(
         ArchiveError: the archive cannot be written, or this machine cannot compile members.
     """
     spec = load_spec(spec_path)
+    images = [] if samples is None else sample_files(samples, "--samples")
+    _check_kept_samples(kept_samples, len(images), check=check)
+    self_test = None
     if check:
         with located_errors(spec_path):
-            load_service(spec, spec_path.parent)
-    with _compiled_files(spec, spec_path.parent, samples, report) as compiled:
+            self_test = make_self_test(
+                spec, spec_path.parent, samples=images[:kept_samples], report=report
+            )
+    with _compiled_files(spec, spec_path.parent, images, self_test, report) as compiled:
         contents = _contents(spec, spec_path, tuple(compiled))
+        if self_test is not None:
+            contents[SELF_TEST] = (json.dumps(self_test.to_json(), indent=1) + "\n").encode()
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
         return _write_archive(spec, contents, output)
 
 
+def _check_kept_samples(kept: int, num_samples: int, *, check: bool) -> None:
+    """Check that there are as many samples as the archive is to keep.
+
+    Raises:
+        ArchiveError: there are fewer, or nothing is checked.
+    """
+    if kept > num_samples:
+        raise ArchiveError(
+            f"--keep-samples {kept}: --samples has {num_samples} images; name a folder with more"
+        )
+    if kept and not check:
+        raise ArchiveError("--keep-samples needs the members' answers: leave --no-check out")
+
+
 @contextmanager
 def _compiled_files(
-    spec: EnsembleSpec, folder: Path, samples: Path | None, report: Callable[[str], None]
+    spec: EnsembleSpec,
+    folder: Path,
+    samples: Sequence[Path],
+    self_test: SelfTest | None,
+    report: Callable[[str], None],
 ) -> Iterator[dict[str, Path]]:
     """Make executables for another engine than torch, within a ``with`` block.
 
@@ -91,8 +122,8 @@ def _compiled_files(
     # Imported only if it is needed, since torch's compiler takes seconds to import.
     from .compilation import compiled_members
 
-    images = [] if samples is None else sample_files(samples, "--samples")
-    with compiled_members(spec, folder, samples=images, report=report) as files:
+    probes = {} if self_test is None else self_test.contents()
+    with compiled_members(spec, folder, probes=probes, samples=samples, report=report) as files:
         yield files
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -47,7 +47,7 @@ from .shared_backbone import groups_with_shared_backbone
 from .trial import MIN_SPEED_UP, Trial, VerifiedCandidate, milliseconds_in_turns, speed_up
 
 _NUM_EXAMPLES = 3
-"""Number of example images. A worker compares its outputs for them with those at build."""
+"""Number of example images. A worker compares its outputs for them with the saved members'."""
 
 _BASELINE = "torch"
 """Name, in the table and in the timing, of what runs without a candidate."""
@@ -80,6 +80,7 @@ def compiled_members(
     spec: EnsembleSpec,
     folder: Path,
     *,
+    probes: Mapping[str, bytes] | None = None,
     samples: Sequence[Path] = (),
     report: Callable[[str], None] = print,
 ) -> Iterator[dict[str, Path]]:
@@ -92,8 +93,9 @@ def compiled_members(
     Args:
         spec: the ensemble.
         folder: the folder to which the paths in the spec are relative.
+        probes: the files of the archive's self-test, by name. The executables must pass it.
         samples: image files. The answers of the engine and of the saved members are compared on
-            them and on the example images.
+            them, on the probes and on the example images.
         report: called with what is being done, and with a table of everything that was tried.
 
     Yields:
@@ -115,16 +117,18 @@ def compiled_members(
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
     inputs = MemberInputs(preprocessors, group_of_member, device)
     images = inputs.examples(_NUM_EXAMPLES)
-    for path in samples:
-        max_pixels = spec.limits.max_pixels
-        images.append(inputs.prepare_file(path.read_bytes(), str(path), max_pixels=max_pixels))
+    files = dict(probes or {}) | {str(path): path.read_bytes() for path in samples}
+    for name, content in files.items():
+        images.append(inputs.prepare_file(content, name, max_pixels=spec.limits.max_pixels))
     batches = [inputs.batch(group, images) for group in range(len(preprocessors))]
     loaded = [load_member(spec, member, folder, device) for member in spec.members]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
         candidates = CandidateFactory(spec, folder, loaded, work, device)
-        selection = _Selection(spec, loaded, group_of_member, batches, work, candidates, report)
+        selection = _Selection(
+            spec, loaded, group_of_member, batches, len(samples), work, candidates, report
+        )
         selection.try_small_members()
         selection.try_single_members()
         selection.try_shared_backbones()
@@ -164,8 +168,9 @@ class _Selection:
         spec: the ensemble.
         loaded: the ensemble's members as they were saved.
         group_of_member: for each member the position of its preprocessing.
-        batches: for each preprocessing the example inputs followed by the samples, float32
-            (N, channels, height, width).
+        batches: for each preprocessing the example inputs followed by the probes and the samples,
+            float32 (N, channels, height, width).
+        num_samples: number of samples at the end of each batch.
         work: the folder in which candidates write their files.
         candidates: describes the candidates.
         report: called with what is being done.
@@ -178,6 +183,7 @@ class _Selection:
     loaded: Sequence[LoadedMember]
     group_of_member: Sequence[int]
     batches: Sequence[Tensor]
+    num_samples: int
     work: Path
     candidates: CandidateFactory
     report: Callable[[str], None]
@@ -270,10 +276,8 @@ class _Selection:
         entries: tuple[CompiledExecutable, ...] = tuple(each.entry for each in chosen)
         (self.work / RECORD).write_text(CompiledRecord(target, entries).to_json())
         outputs: dict[str, Tensor] = {}
-        # If a member is in a joint executable and also has one of its own, the outputs of its own
-        # are written, since `chosen` lists those last.
         for each in chosen:
-            for name, raw in zip(each.entry.members, each.outputs, strict=True):
+            for name, raw in zip(each.entry.members, each.saved_outputs, strict=True):
                 outputs[name] = raw[:_NUM_EXAMPLES].cpu().contiguous()
         save_file(outputs, self.work / OUTPUTS)
         names = [*(file for entry in entries for file in entry.files), RECORD, OUTPUTS]
@@ -306,7 +310,7 @@ class _Selection:
         rows: list[Measurement] = []
         for precision in precisions:
             candidate = self.candidates.candidate(
-                positions, precision, batch, calibration=batch[_NUM_EXAMPLES:]
+                positions, precision, batch, calibration=batch[len(batch) - self.num_samples :]
             )
             row = Measurement(names, str(candidate.engine), str(precision))
             try:

@@ -42,13 +42,13 @@ class VerifiedCandidate:
 
     Attributes:
         entry: the candidate's entry in the archive's record.
-        outputs: its raw outputs for the batch that it was verified with, float32
-            (M members, N samples, outputs).
+        saved_outputs: for each of its members the raw outputs of the saved member for the batch
+            that the candidate was verified with, float32 (N samples, outputs).
         run: the loaded executable.
     """
 
     entry: CompiledExecutable
-    outputs: Tensor
+    saved_outputs: Sequence[Tensor]
     run: CompiledMembers
 
 
@@ -105,7 +105,7 @@ class Trial:
                 f"differ by {largest_difference:.1e}, more than {tolerance:g}",
                 largest_difference,
             )
-        return VerifiedCandidate(replace(entry, difference=largest_difference), outputs, run)
+        return VerifiedCandidate(replace(entry, difference=largest_difference), expected, run)
 
 
 def _require_one_tensor(loaded: LoadedMember, batch: Tensor) -> None:

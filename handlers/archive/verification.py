@@ -26,6 +26,7 @@ from ..base.archive_layout import (
     MODEL_SETTINGS,
     RECORD,
     REQUIREMENTS,
+    SELF_TEST,
     SPEC,
     name_problem,
     names_that_collide,
@@ -145,6 +146,7 @@ def check_spec(spec: EnsembleSpec, record: ArchiveRecord, manifest: bytes, *, so
     named = {SPEC, *(f"{ENSEMBLE}/{file}" for file in spec.files())}
     compiled = {path for path in record.files if path.startswith(f"{COMPILED}/")}
     beside_spec = {path for path in record.files if path.startswith(f"{ENSEMBLE}/")} - compiled
+    beside_spec.discard(SELF_TEST)
     problems = [f"{path} is named by the spec and missing" for path in named - beside_spec]
     problems += [f"{path} is not named by the spec" for path in beside_spec - named]
     if spec.runtime.engine == "torch":

@@ -17,13 +17,13 @@ from ..spec import Engine
 from .target import Target
 
 FOLDER = "compiled"
-"""The folder beside the spec with the libraries, the record and the outputs at build."""
+"""The folder beside the spec with the libraries, the record and the saved members' outputs."""
 
 RECORD = f"{FOLDER}/compiled.json"
 """The file with the `CompiledRecord`."""
 
 OUTPUTS = f"{FOLDER}/outputs.safetensors"
-"""The file with each compiled member's raw outputs for the example inputs, by member name."""
+"""The file with the saved members' raw outputs for the example inputs, by member name."""
 
 
 @dataclass(frozen=True)

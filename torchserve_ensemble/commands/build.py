@@ -41,6 +41,14 @@ def add_command(subparsers: Subparsers) -> None:
         help="images like those that will be sent: members that run with another engine than torch "
         "must answer on them as the saved ones do",
     )
+    build.add_argument(
+        "--keep-samples",
+        type=int,
+        metavar="N",
+        default=0,
+        help="put the first N images of --samples into the archive, as probes of its self-test; "
+        "whoever has the archive or may describe the model can see them (default: none)",
+    )
     build.set_defaults(run=_build)
 
 
@@ -53,6 +61,7 @@ def _build(arguments: argparse.Namespace) -> int:
             arguments.output,
             check=not arguments.no_check,
             samples=arguments.samples,
+            kept_samples=arguments.keep_samples,
             report=report,
         )
     print(f"{archive} ({archive.stat().st_size / 1e6:.1f} MB)")
