@@ -6,7 +6,6 @@ entries are sorted, all have the same fixed time, and none is compressed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import zipfile
@@ -15,13 +14,16 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from ..handlers.answers.encoding import compact
 from ..handlers.archive.mar_file import zip_entry
 from ..handlers.archive.record import ArchiveRecord, sha256_of_bytes, sha256_of_file
 from ..handlers.archive.self_test import SelfTest
 from ..handlers.base.archive_layout import (
+    BOM,
     ENSEMBLE,
     ENTRY,
     MANIFEST,
+    MODEL_CARD,
     MODEL_CONFIG,
     RECORD,
     REQUIREMENTS,
@@ -30,8 +32,12 @@ from ..handlers.base.archive_layout import (
 )
 from ..handlers.base.errors import ArchiveError
 from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
+from .bill_of_materials import bill_of_materials, unknown_licences
 from .labels_in_spec import text_with_labels
+from .materials import Materials, package_versions, profile_of
+from .model_card import model_card
 from .self_test import make_self_test
+from .source_revision import source_revision
 from .torchserve_files import manifest, model_config, requirements
 
 logger = logging.getLogger(__name__)
@@ -84,9 +90,16 @@ def build_archive(
     with _compiled_files(spec, spec_path.parent, images, self_test, report) as compiled:
         contents = _contents(spec, spec_path, tuple(compiled))
         if self_test is not None:
-            contents[SELF_TEST] = (json.dumps(self_test.to_json(), indent=1) + "\n").encode()
+            contents[SELF_TEST] = compact(self_test.to_json())
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
-        return _write_archive(spec, contents, output)
+        for licence in unknown_licences(spec):
+            report(
+                f"the licence {licence!r} is no SPDX identifier or expression, so that the bill of "
+                "materials has it as a name: https://spdx.org/licenses lists the identifiers"
+            )
+        digests = _digests(contents)
+        provenance = _provenance(spec, spec_path.parent, contents, digests)
+        return _write_archive(spec, contents | provenance, digests | _digests(provenance), output)
 
 
 def _check_kept_samples(kept: int, num_samples: int, *, check: bool) -> None:
@@ -145,13 +158,45 @@ def sample_files(folder: Path, option: str) -> list[Path]:
     return files[:_MAX_SAMPLE_FILES]
 
 
-def _write_archive(spec: EnsembleSpec, contents: dict[str, bytes | Path], output: Path) -> Path:
+def _digests(contents: Mapping[str, bytes | Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file."""
+    return {
+        name: sha256_of_file(content) if isinstance(content, Path) else sha256_of_bytes(content)
+        for name, content in contents.items()
+    }
+
+
+def _provenance(
+    spec: EnsembleSpec,
+    folder: Path,
+    contents: Mapping[str, bytes | Path],
+    digests: Mapping[str, str],
+) -> dict[str, bytes | Path]:
+    """Write the files that say where an archive comes from: bill of materials and model card."""
+    needed = contents[REQUIREMENTS]
+    assert isinstance(needed, bytes)
+    materials = Materials(
+        spec,
+        digests={file: digests[f"{ENSEMBLE}/{file}"] for file in spec.files()},
+        packages=package_versions(_BUILT_WITH, needed.decode()),
+        revision=source_revision(folder),
+        profile=profile_of(spec, folder),
+    )
+    return {
+        BOM: bill_of_materials(materials).encode(),
+        MODEL_CARD: model_card(materials).encode(),
+    }
+
+
+def _write_archive(
+    spec: EnsembleSpec,
+    contents: dict[str, bytes | Path],
+    digests: Mapping[str, str],
+    output: Path,
+) -> Path:
     """Write an archive with a record of all its files, and return its path."""
     record = ArchiveRecord(
-        files={
-            name: sha256_of_file(content) if isinstance(content, Path) else sha256_of_bytes(content)
-            for name, content in contents.items()
-        },
+        files=digests,
         built_with={package: metadata.version(package) for package in _BUILT_WITH},
     )
     contents[RECORD] = record.to_json().encode()

@@ -11,13 +11,12 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..handlers.archive.self_test import Probe, SelfTest, check, tolerance_of
+from ..handlers.archive.self_test import Probe, SelfTest, check, decision_of, tolerance_of
 from ..handlers.base.errors import ArchiveError
 from ..handlers.base.tasks import Task
 from ..handlers.decisions.choosing import Choice, Chooser
@@ -34,7 +33,8 @@ _MAX_PROBE_BYTES = 1024**2
 _NO_DEADLINE_MS = "600000"
 _NUM_RANDOM_CHANGES = 16
 _MISSING = {"failed_members", "late_members"}
-_KEPT_KEYS = ("label", "labels", "abstained", "score", "scores", "values")
+_DIGITS = 6
+"""Significant digits of a score: far more than the tolerance needs, and half as many bytes."""
 
 
 def make_self_test(
@@ -73,9 +73,11 @@ def make_self_test(
         saved.cache = None
     files = _probe_files(spec, folder) | _sample_files(samples)
     self_test = SelfTest(
-        _probes(saved, folder, files, report),
-        _options(spec),
-        tolerance_of(spec),
+        probes=_probes(saved, folder, files, report),
+        labels=spec.score_labels,
+        field=_field(spec),
+        options=_options(spec),
+        tolerance=tolerance_of(spec),
     )
     if not self_test.probes:
         report("self-test: the archive gets none, because no probe is answered by every member")
@@ -126,6 +128,11 @@ def _sample_files(samples: Sequence[Path]) -> dict[str, bytes]:
     return files
 
 
+def _field(spec: EnsembleSpec) -> str:
+    """Return the key under which a JSON answer has all scores of a member."""
+    return "values" if spec.task is Task.REGRESSION else "scores"
+
+
 def _options(spec: EnsembleSpec) -> dict[str, str]:
     """Return options with which every member answers, and gives all of its scores."""
     options = {"include": "scores", "lazy": "false"}
@@ -151,8 +158,21 @@ def _probes(
     for name, prediction in answer_probes(saved, files, _options(spec)).items():
         members = prediction.get("members") or {}
         if len(members) == len(spec.members) and not prediction.keys() & _MISSING:
-            is_stable = _is_stable(choice, members, tolerance_of(spec))
-            probes.append(Probe(name, files[name], _kept(prediction), is_stable))
+            scores = {
+                member: tuple(float(f"{number:.{_DIGITS}g}") for number in by_label.values())
+                for member, by_label in (
+                    (each.name, members[each.name][_field(spec)]) for each in spec.members
+                )
+            }
+            probes.append(
+                Probe(
+                    name,
+                    files[name],
+                    scores,
+                    decision_of(prediction),
+                    _is_stable(choice, torch.tensor(list(scores.values())), tolerance_of(spec)),
+                )
+            )
         elif name.startswith("sample-"):
             raise ArchiveError(
                 f"{name} of --samples cannot be kept for the self-test, because not every member "
@@ -163,15 +183,7 @@ def _probes(
     return tuple(probes)
 
 
-def _kept(prediction: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a prediction that a self-test compares or shows."""
-    kept = {key: prediction[key] for key in _KEPT_KEYS if prediction.get(key) is not None}
-    if "members" in prediction:
-        kept["members"] = {name: _kept(each) for name, each in prediction["members"].items()}
-    return kept
-
-
-def _is_stable(choice: Choice, members: Mapping[str, Mapping[str, Any]], tolerance: float) -> bool:
+def _is_stable(choice: Choice, scores: Tensor, tolerance: float) -> bool:
     """Return whether the default policy decides the same if scores change within the tolerance.
 
     The policy is asked about many changed scores, so this holds for every policy, whatever
@@ -179,15 +191,13 @@ def _is_stable(choice: Choice, members: Mapping[str, Mapping[str, Any]], toleran
 
     Args:
         choice: the default policy and all members.
-        members: name -> the member's part of a prediction.
+        scores: (M members, C labels) float32.
         tolerance: largest change of a score.
     """
     panel = choice.chosen_panel
     if panel.task is Task.REGRESSION:
         return True
-    scores = torch.tensor(
-        [list(members[name]["scores"].values()) for name in panel.member_names]
-    ).unsqueeze(1)
+    scores = scores.unsqueeze(1)
     decided = choice.policy.combine(panel.ballot(scores)).decisions
     assert decided is not None
     if panel.task is Task.CLASSIFICATION:

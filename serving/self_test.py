@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..handlers.archive.mar_file import verify_archive
+from ..handlers.archive.mar_file import read_file, verify_archive
 from ..handlers.archive.self_test import SelfTest, check
 from ..handlers.base.archive_layout import SELF_TEST
 from ..handlers.base.errors import ArchiveError, ServerError
@@ -46,12 +45,7 @@ def self_test_of_archive(path: Path) -> SelfTest:
     record = verify_archive(path)
     if SELF_TEST not in record.files:
         raise ArchiveError(_without_self_test(str(path)))
-    if path.is_dir():
-        text = (path / SELF_TEST).read_bytes()
-    else:
-        with zipfile.ZipFile(path) as archive:
-            text = archive.read(SELF_TEST)
-    return SelfTest.from_text(text, source=str(path))
+    return SelfTest.from_text(read_file(path, SELF_TEST), source=str(path))
 
 
 def self_test_of_server(management: ManagementClient, name: str, version: str | None) -> SelfTest:

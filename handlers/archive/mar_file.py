@@ -94,6 +94,19 @@ def verify_archive(path: Path) -> ArchiveRecord:
     return record
 
 
+def read_file(path: Path, name: str) -> bytes:
+    """Read one file of an archive that `verify_archive` has accepted.
+
+    Args:
+        path: a ``.mar`` file, or the folder that one was extracted to.
+        name: path of the file in the archive.
+    """
+    if path.is_dir():
+        return (path / name).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)
+
+
 def check_zip_end(file: BinaryIO, source: str) -> None:
     """Check that a file ends with the end record of a zip file that lists a reasonable directory.
 

@@ -27,8 +27,6 @@ MAX_DESCRIBED_BYTES = 256 * 1024
 MIN_TOLERANCE = 1e-3
 """Processors and versions of torch round differently, even if the spec tolerates no difference."""
 
-_DECISION_KEYS = ("label", "labels", "abstained")
-
 
 @dataclass(frozen=True)
 class Probe:
@@ -37,14 +35,16 @@ class Probe:
     Attributes:
         name: what messages call the probe.
         content: the file, as a client sends it; None if it was left out of a description.
-        prediction: the prediction in the JSON answer, with the scores of every member.
+        scores: for each member its score for each label, or its values if the task is regression.
+        decision: the keys label, labels and abstained of the JSON answer, as far as it has them.
         decision_is_stable: whether the default policy decides the same for all scores that differ
             from these by no more than the tolerance.
     """
 
     name: str
     content: bytes | None
-    prediction: Mapping[str, Any]
+    scores: Mapping[str, tuple[float, ...]]
+    decision: Mapping[str, Any]
     decision_is_stable: bool
 
 
@@ -54,12 +54,16 @@ class SelfTest:
 
     Attributes:
         probes: the probes; at least one.
+        labels: labels of the scores.
+        field: where a JSON answer has a member's scores, ``scores`` or ``values``.
         options: options of the request that each probe is sent with.
         tolerance: largest allowed difference of a member's score. The values of a regression are
             divided by the largest of them first, if that is above 1.
     """
 
     probes: tuple[Probe, ...]
+    labels: tuple[str, ...]
+    field: str
     options: Mapping[str, str]
     tolerance: float
 
@@ -81,7 +85,13 @@ class SelfTest:
                 content = None
             encoded = None if content is None else base64.b64encode(content).decode()
             probes.append({**vars(probe), "content": encoded})
-        return {"tolerance": self.tolerance, "options": dict(self.options), "probes": probes}
+        return {
+            "tolerance": self.tolerance,
+            "options": dict(self.options),
+            "field": self.field,
+            "labels": self.labels,
+            "probes": probes,
+        }
 
     @classmethod
     def from_json(cls, content: Any, *, source: str) -> SelfTest:
@@ -95,19 +105,17 @@ class SelfTest:
             ArchiveError: it is no self-test.
         """
         try:
-            probes = tuple(
-                Probe(
-                    str(each["name"]),
-                    _decoded(each.get("content")),
-                    dict(each["prediction"]),
-                    bool(each["decision_is_stable"]),
-                )
-                for each in content["probes"]
+            result = cls(
+                probes=tuple(_probe(each) for each in content["probes"]),
+                labels=tuple(map(str, content["labels"])),
+                field=str(content["field"]),
+                options={str(name): str(value) for name, value in content["options"].items()},
+                tolerance=float(content["tolerance"]),
             )
-            options = {str(name): str(value) for name, value in content["options"].items()}
-            result = cls(probes, options, float(content["tolerance"]))
-            if not probes or not 0 < result.tolerance <= 1:
-                raise ValueError("no probes, or no tolerance")
+            if not all(each.scores for each in result.probes) or not result.probes:
+                raise ValueError("there are no probes, or no scores")
+            if not 0 < result.tolerance <= 1:
+                raise ValueError("there is no tolerance")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchiveError(
                 f"{source}: the self-test is damaged ({error!r}); build the archive again"
@@ -147,10 +155,10 @@ def check(self_test: SelfTest, answers: Mapping[str, Mapping[str, Any]]) -> floa
             stable. The message names the member and the probe with the largest difference.
     """
     differences = {
-        (probe.name, member): _difference(expected, answers[probe.name], member)
+        (probe.name, member): _difference(self_test, expected, answers[probe.name], member)
         for probe in self_test.probes
         if probe.name in answers
-        for member, expected in probe.prediction["members"].items()
+        for member, expected in probe.scores.items()
     }
     # NaN stands for a member without scores, which is worse than any difference.
     (name, member), largest = max(
@@ -172,39 +180,52 @@ def check(self_test: SelfTest, answers: Mapping[str, Mapping[str, Any]]) -> floa
         )
     for probe in self_test.probes:
         if probe.name in answers and probe.decision_is_stable:
-            expected, answered = (
-                {key: each.get(key) for key in _DECISION_KEYS}
-                for each in (probe.prediction, answers[probe.name])
-            )
-            if expected != answered:
+            answered = decision_of(answers[probe.name])
+            if answered != probe.decision:
                 raise MemberError(
                     f"the self-test failed: for the probe {probe.name} the default policy decides "
-                    f"{_decision(answered)}, and at build it decided {_decision(expected)}, though "
+                    f"{_text(answered)}, and at build it decided {_text(probe.decision)}, though "
                     f"every score of a member is within the tolerance of {tolerance:g}: compare "
                     "the policies of this server with those of the archive, and build it again"
                 )
     return largest
 
 
-def _difference(expected: Mapping[str, Any], prediction: Mapping[str, Any], member: str) -> float:
+def decision_of(prediction: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the policy decided in the prediction of a JSON answer."""
+    values = ((key, prediction.get(key)) for key in ("label", "labels", "abstained"))
+    # TorchServe leaves keys without a value out of a description.
+    return {key: value for key, value in values if value is not None}
+
+
+def _difference(
+    self_test: SelfTest, expected: Sequence[float], prediction: Mapping[str, Any], member: str
+) -> float:
     """Return the largest difference between two answers of a member; NaN if it gave no scores."""
     answered = (prediction.get("members") or {}).get(member) or {}
-    key = "values" if "values" in expected else "scores"
-    before: Mapping[str, float] = expected[key]
-    now: Mapping[str, Any] = answered.get(key) or {}
-    if any(not isinstance(now.get(label), int | float) for label in before):
+    by_label = answered.get(self_test.field) or {}
+    scores: list[Any] = [by_label.get(label) for label in self_test.labels]
+    if len(scores) != len(expected) or None in scores:
         return math.nan
-    scale = max([1.0, *map(abs, before.values())]) if key == "values" else 1.0
-    differences = [abs(number - now[label]) / scale for label, number in before.items()]
+    is_regression = self_test.field == "values"
+    scale = max([1.0, *map(abs, expected)]) if is_regression else 1.0
+    differences = [abs(a - b) / scale for a, b in zip(scores, expected, strict=True)]
     return math.nan if any(map(math.isnan, differences)) else max(differences)
 
 
-def _decision(decision: Mapping[str, Any]) -> str:
-    if decision["abstained"]:
+def _text(decision: Mapping[str, Any]) -> str:
+    if decision.get("abstained"):
         return "nothing"
-    labels: Sequence[str] = decision["labels"] or []
-    return ", ".join(labels) or str(decision["label"])
+    return ", ".join(decision.get("labels", ())) or str(decision.get("label"))
 
 
-def _decoded(content: str | None) -> bytes | None:
-    return None if content is None else base64.b64decode(content, validate=True)
+def _probe(content: Any) -> Probe:
+    """Read one probe of the JSON; a mistake in it is an error of any type."""
+    encoded = content.get("content")
+    return Probe(
+        name=str(content["name"]),
+        content=None if encoded is None else base64.b64decode(encoded, validate=True),
+        scores={str(name): tuple(map(float, scores)) for name, scores in content["scores"].items()},
+        decision=dict(content["decision"]),
+        decision_is_stable=bool(content["decision_is_stable"]),
+    )

@@ -100,6 +100,10 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
         if member.name in names:
             problems.append(Problem((*place, "name"), f"two members are named '{member.name}'"))
         names.add(member.name)
+        data_sets = member.provenance.data_sets
+        if len(set(data_sets)) < len(data_sets):
+            problem = f"a data set is named twice: {', '.join(data_sets)[:200]}"
+            problems.append(Problem((*place, "provenance", "data_sets"), problem))
         problems += _check_format(spec, member, place)
         choice = member.preprocessing
         if choice is None and len(spec.preprocessing) != 1:
