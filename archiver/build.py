@@ -92,13 +92,8 @@ def build_archive(
         if self_test is not None:
             contents[SELF_TEST] = compact(self_test.to_json())
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
-        for licence in unknown_licences(spec):
-            report(
-                f"the licence {licence!r} is no SPDX identifier or expression, so that the bill of "
-                "materials has it as a name: https://spdx.org/licenses lists the identifiers"
-            )
         digests = _digests(contents)
-        provenance = _provenance(spec, spec_path.parent, contents, digests)
+        provenance = _provenance(spec, spec_path.parent, contents, digests, report)
         return _write_archive(spec, contents | provenance, digests | _digests(provenance), output)
 
 
@@ -171,15 +166,21 @@ def _provenance(
     folder: Path,
     contents: Mapping[str, bytes | Path],
     digests: Mapping[str, str],
+    report: Callable[[str], None],
 ) -> dict[str, bytes | Path]:
     """Write the files that say where an archive comes from: bill of materials and model card."""
+    for licence in unknown_licences(spec):
+        report(
+            f"the licence {licence!r} is no SPDX identifier or expression, so that the bill of "
+            "materials has it as a name: https://spdx.org/licenses lists the identifiers"
+        )
     needed = contents[REQUIREMENTS]
     assert isinstance(needed, bytes)
     materials = Materials(
         spec,
         digests={file: digests[f"{ENSEMBLE}/{file}"] for file in spec.files()},
         packages=package_versions(_BUILT_WITH, needed.decode()),
-        revision=source_revision(folder),
+        revision=source_revision(folder, report),
         profile=profile_of(spec, folder),
     )
     return {

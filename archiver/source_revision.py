@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from ..handlers.base.errors import ArchiveError
 
 _TIMEOUT_SECONDS = 60
 
@@ -25,50 +24,53 @@ class SourceRevision:
     dirty: bool
 
 
-def source_revision(folder: Path) -> SourceRevision | None:
+def source_revision(folder: Path, report: Callable[[str], None] = print) -> SourceRevision | None:
     """Return the revision of the git work tree that contains a folder.
 
     Files that git does not track make no tree dirty: archives are often built into the tree itself.
     What such a file contributes to an archive, its SHA-256 in the record shows.
 
-    Returns:
-        The revision. None if the folder lies in no work tree, if nothing is committed yet, or if
-        git is not installed.
+    Args:
+        folder: the folder.
+        report: called with the reason if there is a work tree, and git cannot read it.
 
-    Raises:
-        ArchiveError: there is a work tree, and git cannot read it.
+    Returns:
+        The revision; None if the folder lies in no work tree, or git cannot read it.
     """
     resolved = folder.resolve()
     if not any((parent / ".git").exists() for parent in (resolved, *resolved.parents)):
         return None
-    if _git(folder, "rev-parse", "--is-inside-work-tree") is None:
-        return None
-    commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
-    if commit is None:
-        return None
-    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    if status is None:
-        raise ArchiveError(f"{folder}: `git status` failed; run it there to see why")
-    return SourceRevision(commit, dirty=bool(status))
+    try:
+        commit = _git(folder, "rev-parse", "--verify", "HEAD")
+        status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except FileNotFoundError:
+        reason = "git is not installed"
+    except subprocess.TimeoutExpired:
+        reason = f"git did not answer in {_TIMEOUT_SECONDS} s"
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split()) or f"git ended with status {error.returncode}"
+    else:
+        return SourceRevision(commit, dirty=bool(status))
+    report(f"the archive does not name the revision of its sources: {reason[:500]}")
+    return None
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints; None if it fails or is not installed."""
+def _git(folder: Path, *arguments: str) -> str:
+    """Return what git prints.
+
+    Raises:
+        FileNotFoundError, TimeoutExpired, CalledProcessError: git is missing, hangs or fails.
+    """
     # A repository's own configuration could name a program that git status starts.
     command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
+    # Variables such as GIT_DIR would name another repository.
     environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
-    environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except FileNotFoundError:
-        return None
-    except subprocess.TimeoutExpired as error:
-        raise ArchiveError(f"{folder}: git did not answer in {_TIMEOUT_SECONDS} s") from error
-    return done.stdout.strip() if done.returncode == 0 else None
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+        timeout=_TIMEOUT_SECONDS,
+        check=True,
+    )
+    return done.stdout.strip()

@@ -87,7 +87,7 @@ def repeat_self_test(
     Raises:
         MemberError: an answer is not the one at build.
         RequestError: the server refuses a probe.
-        ServerError: the server does not answer or fails.
+        ServerError: the server does not answer or fails, or the model is no ensemble.
     """
     contents = self_test.contents()
     if not contents:
@@ -95,21 +95,30 @@ def repeat_self_test(
             f"{name}: its probes are too large for a description; name its archive with --archive"
         )
     answers, archive = {}, None
-    for probe, content in contents.items():
-        answer = client.predict(
-            name, [(probe, content)], version=version, options=self_test.options
-        )
-        (answers[probe],) = answer["predictions"]
-        archive = answer["model"]["archive"]
-        on_probe(len(contents))
+    try:
+        for probe, content in contents.items():
+            answer = client.predict(
+                name, [(probe, content)], version=version, options=self_test.options
+            )
+            (answers[probe],) = answer["predictions"]
+            archive = answer["model"]["archive"]
+            on_probe(len(contents))
+        largest_difference = check(self_test, answers)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ServerError(
+            f"{name} at {client.address} does not answer as an ensemble of this project ({error!r})"
+        ) from error
     return PassedSelfTest(
         archive=archive,
         num_probes=len(contents),
         num_left_out=len(self_test.probes) - len(contents),
-        largest_difference=check(self_test, answers),
+        largest_difference=largest_difference,
         tolerance=self_test.tolerance,
     )
 
 
 def _without_self_test(source: str) -> str:
-    return f"{source} has no self-test, because it was built with --no-check; build it without"
+    return (
+        f"{source} has no self-test: it was built with --no-check, or no probe could be answered, "
+        "which the build reported; build it again"
+    )

@@ -116,7 +116,7 @@ class SelfTest:
                 raise ValueError("there are no probes, or no scores")
             if not 0 < result.tolerance <= 1:
                 raise ValueError("there is no tolerance")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ArchiveError(
                 f"{source}: the self-test is damaged ({error!r}); build the archive again"
             ) from None

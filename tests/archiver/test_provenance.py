@@ -218,7 +218,7 @@ def git(folder: Path, *arguments: str) -> str:
 def test_the_revision_of_the_sources_is_recorded(tmp_path: Path) -> None:
     assert source_revision(tmp_path) is None
     git(tmp_path, "init", "-q")
-    assert source_revision(tmp_path) is None, "nothing is committed yet"
+    assert source_revision(tmp_path, report=lambda text: None) is None, "nothing is committed yet"
     folder = tmp_path / "ensemble"
     folder.mkdir()
     probes(folder)
@@ -261,4 +261,15 @@ def test_without_git_no_revision_is_recorded(
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
     monkeypatch.setitem(os.environ, "PATH", "")
-    assert source_revision(tmp_path) is None
+    reports: list[str] = []
+    assert source_revision(tmp_path, reports.append) is None
+    assert reports == [
+        "the archive does not name the revision of its sources: git is not installed"
+    ]
+
+
+def test_a_tree_that_git_refuses_is_reported(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    reports: list[str] = []
+    assert source_revision(tmp_path, reports.append) is None
+    assert "not a git repository" in reports[0]

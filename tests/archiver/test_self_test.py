@@ -12,11 +12,12 @@ from member_files import net, write_code, write_ensemble
 from probe_ensemble import image, probes
 from safetensors.torch import save_file
 
+from torchserve_ensemble.archiver import self_test
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.ensemble import Ensemble
 from torchserve_ensemble.handlers.base.archive_layout import SELF_TEST
 from torchserve_ensemble.handlers.base.errors import ArchiveError, MemberError
-from torchserve_ensemble.handlers.self_testing import run_self_test
+from torchserve_ensemble.handlers.self_testing import answer_probes, run_self_test
 
 TASKS = ["classification", "presence", "multilabel", "regression"]
 
@@ -84,6 +85,37 @@ def test_a_deadline_drops_no_member_from_the_self_test(tmp_path: Path) -> None:
     archive = build_archive(tmp_path / "ensemble.yaml", tmp_path)
     assert len(names(archive)) == 3
     run_self_test(Ensemble.load(archive)._service)
+
+
+def test_a_lower_precision_is_compared_with_the_members_as_they_were_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes(tmp_path, runtime={"precision": "auto"})
+    archive = build_archive(tmp_path / "ensemble.yaml", tmp_path)
+    assert len(names(archive)) == 3
+
+    def another_answer(*arguments: Any) -> dict[str, dict[str, Any]]:
+        services.append(arguments[0])
+        answers = answer_probes(*arguments)
+        if len(services) == 2:
+            answers["pattern-2.png"]["members"]["b"]["scores"]["dark"] += 0.02
+        return answers
+
+    services: list[Any] = []
+    monkeypatch.setattr(self_test, "answer_probes", another_answer)
+    with pytest.raises(MemberError, match=r"member 'b' differs by 0\.02 .* probe pattern-2.png"):
+        build_archive(tmp_path / "ensemble.yaml", tmp_path)
+    assert services[0].spec.runtime.precision == "float32"
+    assert services[1].spec.runtime.precision == "auto"
+
+
+def test_limits_that_no_probe_keeps_are_reported(tmp_path: Path) -> None:
+    probes(tmp_path, limits={"max_pixels": 100})
+    reports: list[str] = []
+    archive = build_archive(tmp_path / "ensemble.yaml", tmp_path, report=reports.append)
+    assert "the archive gets none, because no probe is answered by every member" in reports[-1]
+    with zipfile.ZipFile(archive) as opened:
+        assert SELF_TEST not in opened.namelist()
 
 
 def test_the_score_cache_neither_answers_nor_keeps_probes(tmp_path: Path) -> None:

@@ -87,5 +87,5 @@ def test_what_a_server_answers_otherwise_is_named(
     assert "name the archive with --archive" in capsys.readouterr().err
     unchecked = build_archive(tmp_path / "ensemble.yaml", tmp_path / "unchecked", check=False)
     assert main(["selftest", "probes", "--archive", str(unchecked), *address]) == 1
-    assert "has no self-test, because it was built with --no-check" in capsys.readouterr().err
+    assert "has no self-test: it was built with --no-check" in capsys.readouterr().err
     assert main(["selftest", "nonsense", "--run-folder", str(server.run_folder)]) == 1

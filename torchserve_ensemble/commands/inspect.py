@@ -129,7 +129,7 @@ def _source(source: Mapping[str, Any] | None) -> str:
 
 def _self_test(self_test: Mapping[str, Any] | None) -> str:
     if self_test is None:
-        return "none, because the archive was built with --no-check"
+        return "none: it was built with --no-check, or no probe could be answered"
     return f"{len(self_test['probes'])} probes, tolerance {self_test['tolerance']:g}"
 
 

@@ -22,10 +22,13 @@ from archive_refusals import Contents, refusal
 from torchserve_ensemble.archiver.build import write_entries
 from torchserve_ensemble.handlers.archive.record import ArchiveRecord, sha256_of_bytes
 from torchserve_ensemble.handlers.base.archive_layout import (
+    BOM,
     ENTRY,
     MANIFEST,
+    MODEL_CARD,
     MODEL_CONFIG,
     RECORD,
+    REQUIREMENTS,
     SPEC,
 )
 
@@ -389,7 +392,9 @@ def test_listed_files_that_contradict_each_other_are_refused(
     assert expected in message or "no such file" in message
 
 
-@pytest.mark.parametrize("name", [ENTRY, SPEC, MANIFEST, MODEL_CONFIG, "requirements.txt"])
+@pytest.mark.parametrize(
+    "name", [ENTRY, SPEC, MANIFEST, MODEL_CONFIG, REQUIREMENTS, BOM, MODEL_CARD]
+)
 def test_an_archive_without_a_necessary_file_is_refused(
     contents: Contents, tmp_path: Path, name: str
 ) -> None:

@@ -136,6 +136,7 @@ def changed(**keys: Any) -> str:
         changed(probes=[PROBE_JSON | {"content": "?"}]),
         changed(tolerance=0),
         changed(tolerance="NaN"),
+        changed(tolerance=10**400),
         changed(options=None),
     ],
 )
