@@ -7,28 +7,37 @@ The archive is a zip file that stock TorchServe loads. Its bytes depend on nothi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from ..handlers.answers.encoding import compact
 from ..handlers.archive.record import ArchiveRecord, sha256_of_bytes, sha256_of_file
+from ..handlers.archive.self_test import SelfTest
 from ..handlers.base.archive_layout import (
+    BOM,
     ENSEMBLE,
     ENTRY,
     MANIFEST,
+    MODEL_CARD,
     MODEL_CONFIG,
     RECORD,
     REQUIREMENTS,
+    SELF_TEST,
     SPEC,
 )
 from ..handlers.base.errors import ArchiveError
 from ..handlers.spec import Engine, EnsembleSpec, load_spec, located_errors
+from .bill_of_materials import bill_of_materials, unknown_licences
 from .folder_archive import write_folder
 from .labels_in_spec import text_with_labels
+from .materials import Materials, package_versions, profile_of
 from .metric_proof import ProofMaker
+from .model_card import model_card
 from .packing import as_stream, write_entries
-from .saved_members import check_members
+from .self_test import make_self_test, with_proven_precision
+from .source_revision import source_revision
 from .torchserve_files import manifest, model_config, requirements
 
 logger = logging.getLogger(__name__)
@@ -46,6 +55,7 @@ def build_archive(
     *,
     check: bool = True,
     samples: Path | Sequence[Path] | None = None,
+    kept_samples: int = 0,
     make_proof: ProofMaker | None = None,
     report: Callable[[str], None] = logger.info,
     as_folder: bool = False,
@@ -58,10 +68,12 @@ def build_archive(
     Args:
         spec_path: the ensemble's YAML file; the files that it names lie in its folder.
         output: the folder for the archive, made if missing.
-        check: load every member and run it once before anything is written.
+        check: load every member and run it once before anything is written. Without it the archive
+            has no self-test, which a worker otherwise passes before it is ready.
         samples: a folder with images like those that the ensemble will receive, or the images. A
             member runs with another engine than torch only if its answers for these images stay
             the same.
+        kept_samples: this many of the samples go into the archive, as probes of its self-test.
         make_proof: makes the proof, by labelled images, that lower precision decides as well.
         report: called with what is being done, and with a table of the engines that were tried.
         as_folder: write the folder ``NAME-VERSION`` instead of a file, for development. Its members
@@ -78,22 +90,55 @@ def build_archive(
         ArchiveError: the archive cannot be written, or this machine cannot compile members.
     """
     spec = load_spec(spec_path)
+    images = sample_files(samples, "--samples") if isinstance(samples, Path) else samples or ()
+    _check_kept_samples(kept_samples, len(images), check=check)
+    self_test = None
     if check:
         with located_errors(spec_path):
-            check_members(spec, spec_path.parent)
+            self_test = make_self_test(
+                spec, spec_path.parent, samples=images[:kept_samples], report=report
+            )
     with _compiled_files(
-        spec, spec_path.parent, samples, make_proof, report, skip=as_folder
+        spec, spec_path.parent, images, self_test, make_proof, report, skip=as_folder
     ) as compiled:
         contents = _contents(spec, spec_path, tuple(compiled))
+        # The answers of a folder change with every edit.
+        if self_test is not None and not as_folder:
+            self_test = with_proven_precision(self_test, spec, spec_path.parent, compiled)
+            contents[SELF_TEST] = compact(self_test.to_json())
         contents |= {f"{ENSEMBLE}/{name}": path for name, path in compiled.items()}
-        return _write_archive(spec, contents, output, as_folder, on_bytes)
+        digests = _digests(contents)
+        provenance = _provenance(spec, spec_path.parent, contents, digests, report)
+        return _write_archive(
+            spec,
+            contents | provenance,
+            digests | _digests(provenance),
+            output,
+            as_folder,
+            on_bytes,
+        )
+
+
+def _check_kept_samples(kept: int, num_samples: int, *, check: bool) -> None:
+    """Check that there are as many samples as the archive is to keep.
+
+    Raises:
+        ArchiveError: there are fewer, or nothing is checked.
+    """
+    if kept > num_samples:
+        raise ArchiveError(
+            f"--keep-samples {kept}: --samples has {num_samples} images; name a folder with more"
+        )
+    if kept and not check:
+        raise ArchiveError("--keep-samples needs the members' answers: leave --no-check out")
 
 
 @contextmanager
 def _compiled_files(
     spec: EnsembleSpec,
     folder: Path,
-    samples: Path | Sequence[Path] | None,
+    samples: Sequence[Path],
+    self_test: SelfTest | None,
     make_proof: ProofMaker | None,
     report: Callable[[str], None],
     *,
@@ -110,9 +155,9 @@ def _compiled_files(
     # Imported only if it is needed, since torch's compiler takes seconds to import.
     from .compilation import compiled_members
 
-    images = sample_files(samples, "--samples") if isinstance(samples, Path) else samples or ()
+    probes = {} if self_test is None else self_test.contents()
     with compiled_members(
-        spec, folder, samples=images, make_proof=make_proof, report=report
+        spec, folder, probes=probes, samples=samples, make_proof=make_proof, report=report
     ) as files:
         yield files
 
@@ -135,19 +180,53 @@ def sample_files(folder: Path, option: str) -> list[Path]:
     return files[:_MAX_SAMPLE_FILES]
 
 
+def _digests(contents: Mapping[str, bytes | Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file."""
+    return {
+        name: sha256_of_file(content) if isinstance(content, Path) else sha256_of_bytes(content)
+        for name, content in contents.items()
+    }
+
+
+def _provenance(
+    spec: EnsembleSpec,
+    folder: Path,
+    contents: Mapping[str, bytes | Path],
+    digests: Mapping[str, str],
+    report: Callable[[str], None],
+) -> dict[str, bytes | Path]:
+    """Write the files that say where an archive comes from: bill of materials and model card."""
+    for licence in unknown_licences(spec):
+        report(
+            f"the licence {licence!r} is no SPDX identifier or expression, so that the bill of "
+            "materials has it as a name: https://spdx.org/licenses lists the identifiers"
+        )
+    needed = contents[REQUIREMENTS]
+    assert isinstance(needed, bytes)
+    materials = Materials(
+        spec,
+        digests={file: digests[f"{ENSEMBLE}/{file}"] for file in spec.files()},
+        packages=package_versions(_BUILT_WITH, needed.decode()),
+        revision=source_revision(folder, report),
+        profile=profile_of(spec, folder),
+    )
+    return {
+        BOM: bill_of_materials(materials).encode(),
+        MODEL_CARD: model_card(materials).encode(),
+    }
+
+
 def _write_archive(
     spec: EnsembleSpec,
     contents: dict[str, bytes | Path],
+    digests: Mapping[str, str],
     output: Path,
     as_folder: bool,
     on_bytes: Callable[[int, int], object],
 ) -> Path:
     """Write an archive with a record of all its files, and return its path."""
     record = ArchiveRecord(
-        files={
-            name: sha256_of_file(content) if isinstance(content, Path) else sha256_of_bytes(content)
-            for name, content in contents.items()
-        },
+        files=digests,
         built_with={package: metadata.version(package) for package in _BUILT_WITH},
     )
     contents[RECORD] = record.to_json().encode()

@@ -9,7 +9,7 @@ without it (`trial`).
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..handlers.members.compiled_record import (
 )
 from ..handlers.members.eager_optimisations import accelerate, is_large, wants_bfloat16
 from ..handlers.members.fused import fuse, fusible_members
-from ..handlers.members.loading import LoadedMember
+from ..handlers.members.loading import LoadedMember, load_member
 from ..handlers.members.openvino_model import import_openvino
 from ..handlers.members.target import Target
 from ..handlers.spec import Engine, EnsembleSpec, Precision
@@ -54,7 +54,7 @@ from .trial import (
 )
 
 _NUM_EXAMPLES = 3
-"""Number of example images. A worker compares its outputs for them with those at build."""
+"""Number of example images. A worker compares its outputs for them with the saved members'."""
 
 _CHOSEN = "chosen"
 
@@ -67,6 +67,7 @@ def compiled_members(
     spec: EnsembleSpec,
     folder: Path,
     *,
+    probes: Mapping[str, bytes] | None = None,
     samples: Sequence[Path] = (),
     make_proof: ProofMaker | None = None,
     report: Callable[[str], None] = print,
@@ -80,8 +81,9 @@ def compiled_members(
     Args:
         spec: the ensemble.
         folder: the folder to which the paths in the spec are relative.
+        probes: the files of the archive's self-test, by name. The executables must pass it.
         samples: image files. The answers of the engine and of the saved members are compared on
-            them and on the example images.
+            them, on the probes and on the example images.
         make_proof: makes the proof, by labelled images, that lower precision decides as well. With
             it ``precision: auto`` also tries int8.
         report: called with what is being done, and with a table of everything that was tried.
@@ -107,18 +109,22 @@ def compiled_members(
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
     inputs = MemberInputs(preprocessors, group_of_member, device)
     images = inputs.examples(_NUM_EXAMPLES)
-    for path in samples:
-        max_pixels = spec.limits.max_pixels
-        images.append(inputs.prepare_file(path.read_bytes(), str(path), max_pixels=max_pixels))
+    files = dict(probes or {}) | {str(path): path.read_bytes() for path in samples}
+    for name, content in files.items():
+        images.append(inputs.prepare_file(content, name, max_pixels=spec.limits.max_pixels))
     batches = [inputs.batch(group, images) for group in range(len(preprocessors))]
-    loaded = SavedMembers(spec, folder, device)
+    loaded = SavedMembers(
+        spec, folder, lambda each: load_member(spec, spec.members[each], folder, device)
+    )
     proof = None if make_proof is None else make_proof(spec, folder, loaded, inputs)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         (work / FOLDER).mkdir()
         candidates = CandidateFactory(spec, folder, loaded, work, device)
         trial = Trial(spec, loaded, work, proof)
-        selection = _Selection(spec, loaded, group_of_member, batches, trial, candidates, report)
+        selection = _Selection(
+            spec, loaded, group_of_member, batches, len(samples), trial, candidates, report
+        )
         selection.try_small_members()
         selection.try_single_members()
         selection.prove_lower_precision()
@@ -176,8 +182,9 @@ class _Selection:
         spec: the ensemble.
         loaded: the ensemble's members as they were saved.
         group_of_member: for each member the position of its preprocessing.
-        batches: for each preprocessing the example inputs followed by the samples, float32
-            (N, channels, height, width).
+        batches: for each preprocessing the example inputs followed by the probes and the samples,
+            float32 (N, channels, height, width).
+        num_samples: number of samples at the end of each batch.
         trial: compares candidates with the saved members.
         candidates: describes the candidates.
         report: called with what is being done.
@@ -191,6 +198,7 @@ class _Selection:
     loaded: Sequence[LoadedMember]
     group_of_member: Sequence[int]
     batches: Sequence[Tensor]
+    num_samples: int
     trial: Trial
     candidates: CandidateFactory
     report: Callable[[str], None]
@@ -269,10 +277,8 @@ class _Selection:
         entries: tuple[CompiledExecutable, ...] = tuple(each.entry for each in chosen)
         (self.trial.work / RECORD).write_text(CompiledRecord(target, entries).to_json())
         outputs: dict[str, Tensor] = {}
-        # If a member is in a joint executable and also has one of its own, the outputs of its own
-        # are written, since `chosen` lists those last.
         for each in chosen:
-            for name, raw in zip(each.entry.members, each.outputs, strict=True):
+            for name, raw in zip(each.entry.members, each.saved_outputs, strict=True):
                 outputs[name] = raw[:_NUM_EXAMPLES].cpu().contiguous()
         save_file(outputs, self.trial.work / OUTPUTS)
         names = [*(file for entry in entries for file in entry.files), RECORD, OUTPUTS]
@@ -388,7 +394,7 @@ class _Selection:
         self, positions: tuple[int, ...], precision: Precision, batch: Tensor
     ) -> Iterator[Candidate]:
         """Yield the candidates of one precision, in the order in which they are tried."""
-        calibration = batch[_NUM_EXAMPLES:]
+        calibration = batch[len(batch) - self.num_samples :]
         yield self.candidates.candidate(positions, precision, batch, calibration)
         if precision is Precision.INT8:
             goal = self.trial.accuracy_goal(positions[0], batch)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ..handlers.base.memory import return_free_memory
+from ..handlers.base.threads import SERIAL
 from ..handlers.deployment import catalogue, choose_device
+from ..handlers.engine.member_inputs import MemberInputs
+from ..handlers.engine.runtime import Runtime
 from ..handlers.inputs.preprocessing import preprocessors_of
-from ..handlers.members.executables import load_saved
-from ..handlers.members.loading import LoadedMember, load_member
+from ..handlers.members.executable import SingleMember
+from ..handlers.members.executables import Executables, load_saved
+from ..handlers.members.loading import LoadedMember
+from ..handlers.service import EnsembleService, Identity
 from ..handlers.spec import EnsembleSpec
 
 _MAX_KEPT_BYTES = 256 * 1024**2
@@ -27,13 +33,15 @@ class SavedMembers(Sequence[LoadedMember]):
     Args:
         spec: the ensemble.
         folder: the folder to which the paths in the spec are relative.
-        device: the device for the members.
+        load: function from a member's position to the member.
     """
 
-    def __init__(self, spec: EnsembleSpec, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, spec: EnsembleSpec, folder: Path, load: Callable[[int], LoadedMember]
+    ) -> None:
         self._spec = spec
         self._folder = folder
-        self._device = device
+        self._load = load
         # Position of a member -> the member; the one that was used last is the last.
         self._loaded: dict[int, LoadedMember] = {}
 
@@ -53,9 +61,7 @@ class SavedMembers(Sequence[LoadedMember]):
         loaded = self._loaded.pop(position, None)
         if loaded is None:
             self._free_all_but(_MAX_KEPT_BYTES - self._num_bytes(position))
-            loaded = load_member(
-                self._spec, self._spec.members[position], self._folder, self._device
-            )
+            loaded = self._load(position)
         self._loaded[position] = loaded
         return loaded
 
@@ -74,8 +80,8 @@ class SavedMembers(Sequence[LoadedMember]):
         return path.stat().st_size if path.is_file() else 0
 
 
-def check_members(spec: EnsembleSpec, folder: Path) -> None:
-    """Load every member, run it as a worker does, and free it before the next one is loaded.
+def service_of(spec: EnsembleSpec, folder: Path) -> EnsembleService:
+    """Make a service that runs members with torch as a worker does, and frees large ones after use.
 
     Args:
         spec: the ensemble.
@@ -85,13 +91,31 @@ def check_members(spec: EnsembleSpec, folder: Path) -> None:
         SpecError: a policy or preprocessing does not exist.
         MemberError: a member cannot be loaded, or does not fit the spec.
     """
-    catalogue(spec, folder)
+    policies = catalogue(spec, folder)
     device = choose_device(spec, gpu=None)
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
     example_inputs = [each(each.examples(3)) for each in preprocessors]
-    for position, group in enumerate(group_of_member):
-        load_saved(spec, position, folder, example_inputs[group])
-        free_memory()
+
+    def load(position: int) -> LoadedMember:
+        return load_saved(spec, position, folder, example_inputs[group_of_member[position]])
+
+    members = SavedMembers(spec, folder, load)
+    for position in range(len(members)):
+        # While it answers a request, a service takes an error of loading for one of the sample.
+        members[position]
+    singles = [
+        SingleMember(position, LoadedMember(member.name, partial(_run, members, position), None))
+        for position, member in enumerate(spec.members)
+    ]
+    inputs = MemberInputs(preprocessors, group_of_member, device)
+    runtime = Runtime(spec, Executables(singles), inputs, dict.fromkeys(singles, 0.0), device)
+    identity = Identity(spec.name, spec.version)
+    return EnsembleService(spec, runtime, identity, policies, SERIAL, None)
+
+
+def _run(members: SavedMembers, position: int, batch: Tensor) -> Tensor:
+    outputs: Tensor = members[position](batch)
+    return outputs
 
 
 def free_memory() -> None:

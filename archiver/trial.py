@@ -44,14 +44,14 @@ class ChosenCandidate:
 
     Attributes:
         entry: the candidate's entry in the archive's record.
-        outputs: its raw outputs for the batch that it was verified with, float32
-            (M members, N samples, outputs).
+        saved_outputs: for each of its members the raw outputs of the saved member for the batch
+            that the candidate was verified with, float32 (N samples, outputs).
         development_loss: share of the development images that the ensemble decides worse with it,
             if it may be used only after a proof with the held-out images; else None.
     """
 
     entry: CompiledExecutable
-    outputs: Tensor
+    saved_outputs: Sequence[Tensor]
     development_loss: float | None = None
 
 
@@ -68,7 +68,9 @@ class VerifiedCandidate(ChosenCandidate):
     def without_run(self) -> ChosenCandidate:
         """Let go of the executable: those of all members could take more memory than there is."""
         return ChosenCandidate(
-            entry=self.entry, outputs=self.outputs, development_loss=self.development_loss
+            entry=self.entry,
+            saved_outputs=self.saved_outputs,
+            development_loss=self.development_loss,
         )
 
 
@@ -117,7 +119,7 @@ class Trial:
             for position, saved, raw in zip(candidate.positions, expected, outputs, strict=True)
         )
         entry = replace(entry, difference=largest_difference)
-        verified = VerifiedCandidate(entry=entry, outputs=outputs, run=run)
+        verified = VerifiedCandidate(entry=entry, saved_outputs=expected, run=run)
         # Written so that NaN is refused, too.
         is_close = largest_difference <= self.spec.runtime.tolerance
         needs_proof = candidate.precision is Precision.INT8 or (

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from .archive.self_test import SelfTest
+from .base.archive_layout import SELF_TEST
 from .base.errors import MemberError, PolicyError, SpecError
 from .base.memory import keep_activations
 from .base.threads import ThreadPool
@@ -62,9 +64,16 @@ def load_service(
     runtime = Runtime.load(spec, folder, device, pool, compiled=compiled)
     # This comes after loading: memory that only loading needs still returns to the system.
     keep_activations()
-    return EnsembleService(
-        spec, runtime, identity or Identity(spec.name, spec.version), policies, pool
-    )
+    identity = identity or Identity(spec.name, spec.version)
+    # Only an archive whose files were checked has a digest, and a self-test that can be trusted.
+    self_test = None if identity.archive is None else _self_test(folder)
+    return EnsembleService(spec, runtime, identity, policies, pool, self_test)
+
+
+def _self_test(folder: Path) -> SelfTest | None:
+    """Read the self-test beside a spec; None if the archive was built without one."""
+    path = folder / Path(SELF_TEST).name
+    return SelfTest.from_text(path.read_bytes(), source=str(path)) if path.is_file() else None
 
 
 def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:

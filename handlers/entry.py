@@ -59,6 +59,7 @@ class EnsembleHandler:
         try:
             self._service = _load(folder, context)
             self._service.warm_up()
+            importlib.import_module("handlers.self_testing").run_self_test(self._service)
             _keep_every_part()
             _bound_messages(self._service.max_parts)
         except ModuleNotFoundError as error:

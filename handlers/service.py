@@ -19,6 +19,7 @@ from typing import Any
 from .answers.encoding import Response, encode_error
 from .answers.json_answers import predictions_of
 from .answers.writing import check_size, response_format, too_large, write
+from .archive.self_test import MAX_DESCRIBED_BYTES, SelfTest
 from .base.errors import (
     BusyError,
     EnsembleError,
@@ -87,6 +88,7 @@ class EnsembleService:
         spec: the ensemble's spec.
         identity: the model that answers.
         cache: scores of recently sent images; None if the spec gives the cache no memory.
+        self_test: probes with the answers at build; None if the archive has none.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class EnsembleService:
         identity: Identity,
         catalogue: Catalogue,
         pool: ThreadPool = SERIAL,
+        self_test: SelfTest | None = None,
     ) -> None:
         """Put the stages of a loaded ensemble together.
 
@@ -105,8 +108,10 @@ class EnsembleService:
             identity: the model that answers.
             catalogue: the policies that clients may choose.
             pool: threads that decode images.
+            self_test: probes with the answers at build.
         """
         self.spec = spec
+        self.self_test = self_test
         self._decoder = Decoder(spec.limits, runtime, pool)
         self.identity = identity
         self._runtime = runtime
@@ -171,6 +176,9 @@ class EnsembleService:
             "input_shape": self._runtime.input_shape,
             "device": str(self._runtime.device),
             "score_cache": None if self.cache is None else self.cache.describe(),
+            "self_test": None
+            if self.self_test is None
+            else self.self_test.to_json(max_bytes=MAX_DESCRIBED_BYTES),
         }
 
     def _accept_all(self, requests: Sequence[RawRequest]) -> list[Accepted | Refused]:

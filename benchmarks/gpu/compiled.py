@@ -130,7 +130,7 @@ def _write_record(folder: Path, tried: VerifiedCandidate, device: torch.device) 
     (folder / RECORD).write_text(record.to_json(), encoding="utf-8")
     outputs: dict[str, Tensor] = {
         name: raw.cpu().contiguous()
-        for name, raw in zip(tried.entry.members, tried.outputs, strict=True)
+        for name, raw in zip(tried.entry.members, tried.saved_outputs, strict=True)
     }
     save_file(outputs, folder / OUTPUTS)
 

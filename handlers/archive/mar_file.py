@@ -130,6 +130,19 @@ def signature_of(path: Path) -> tuple[bytes, Signature | None]:
     return record, read_signature(contents[SIGNATURE], record, source=str(path))
 
 
+def read_file(path: Path, name: str) -> bytes:
+    """Read one file of an archive that `verify_archive` has accepted.
+
+    Args:
+        path: a ``.mar`` file, or the folder that one was extracted to.
+        name: path of the file in the archive.
+    """
+    if path.is_dir():
+        return (path / name).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)
+
+
 def check_zip_end(file: BinaryIO, source: str) -> None:
     """Check that a file ends with the end record of a zip file that lists a reasonable directory.
 

@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.archive_layout import (
+    BOM,
     COMPILED,
     ENSEMBLE,
     ENTRY,
     MANIFEST,
+    MODEL_CARD,
     MODEL_CONFIG,
     MODEL_SETTINGS,
     RECORD,
     REQUIREMENTS,
+    SELF_TEST,
     SIGNATURE,
     SPEC,
     name_problem,
@@ -45,6 +48,9 @@ MAX_FILES = 10_000
 
 MAX_TEXT_BYTES = 16 * 1024**2
 """Largest size of a text file (record, manifest, settings, spec), which is read as a whole."""
+
+_FILES_OF_ROOT = (MANIFEST, MODEL_CONFIG, REQUIREMENTS, ENTRY, BOM, MODEL_CARD)
+"""Files of every archive outside its folders `ENSEMBLE` and ``handlers``."""
 
 _MAX_PROBLEMS_SHOWN = 10
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -161,6 +167,7 @@ def check_spec(spec: EnsembleSpec, record: ArchiveRecord, manifest: bytes, *, so
     named = {SPEC, *(f"{ENSEMBLE}/{file}" for file in spec.files())}
     compiled = {path for path in record.files if path.startswith(f"{COMPILED}/")}
     beside_spec = {path for path in record.files if path.startswith(f"{ENSEMBLE}/")} - compiled
+    beside_spec.discard(SELF_TEST)
     problems = [f"{path} is named by the spec and missing" for path in named - beside_spec]
     problems += [f"{path} is not named by the spec" for path in beside_spec - named]
     if spec.runtime.engine == "torch":
@@ -217,7 +224,7 @@ def _problems_of_list(files: Mapping[str, str]) -> Iterator[str]:
             yield f"{path} does not belong there: no build puts a file there"
     for first, second in names_that_collide(files):
         yield f"{first} and {second} are one name to some file systems"
-    for needed in (MANIFEST, MODEL_CONFIG, REQUIREMENTS, ENTRY, SPEC):
+    for needed in (*_FILES_OF_ROOT, SPEC):
         if needed not in files:
             yield f"{needed} is not listed in {RECORD}"
 
@@ -231,7 +238,7 @@ def _is_allowed_place(path: str) -> bool:
     folder, _, rest = path.partition("/")
     if folder == "handlers":
         return rest.endswith(".py")
-    return folder == ENSEMBLE or path in (MANIFEST, MODEL_CONFIG, REQUIREMENTS, ENTRY)
+    return folder == ENSEMBLE or path in _FILES_OF_ROOT
 
 
 def _check_manifest(content: bytes, source: str) -> None:

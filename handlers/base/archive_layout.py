@@ -23,6 +23,15 @@ SPEC = f"{ENSEMBLE}/ensemble.yaml"
 COMPILED = f"{ENSEMBLE}/compiled"
 """Folder with the executables that the build made for another engine than torch."""
 
+SELF_TEST = f"{ENSEMBLE}/selftest.json"
+"""Path of the probes, and of what the saved members answered to them at build."""
+
+BOM = "bom.cdx.json"
+"""Path of the bill of materials, in CycloneDX's format."""
+
+MODEL_CARD = "README.md"
+"""Path of the model card, in Hugging Face's format."""
+
 ENTRY = "ensemble_entry.py"
 """Path of the Python module that TorchServe loads (`handlers.entry`)."""
 

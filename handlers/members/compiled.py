@@ -1,8 +1,9 @@
 """Loads those executables of the build that run on this machine.
 
-On a CPU they are models of OpenVINO, on a GPU libraries that AOTInductor compiled. If an executable
-gives the same outputs here as it gave at build, the worker runs it instead of the saved members.
-Otherwise the worker logs the reason and runs the members as they were saved.
+On a CPU they are models of OpenVINO, on a GPU libraries that AOTInductor compiled. If the scores of
+an executable here are those of the saved members at build, the worker runs it instead of these.
+Otherwise the worker logs the reason and runs the members as they were saved. The archive's
+self-test, with the same tolerance, then shows that the members which were chosen answer rightly.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..archive.self_test import tolerance_of
 from ..spec import Engine, EnsembleSpec
 from .compiled_record import OUTPUTS, RECORD, CompiledExecutable, CompiledRecord
 from .executable import UNLIMITED
@@ -28,9 +30,6 @@ from .target import Target
 from .timing import fastest_seconds_of
 
 logger = logging.getLogger(__name__)
-
-MAX_DIFFERENCE_FROM_BUILD = 1e-2
-"""Largest difference of a probability between build and worker that counts as the same answer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +74,7 @@ def load_compiled(
     threads: int,
     side_by_side: Callable[[Sequence[float]], bool],
 ) -> list[CompiledMembers]:
-    """Load the executables beside a spec that give the outputs that they gave at build.
+    """Load the executables beside a spec that give the scores of the saved members.
 
     OpenVINO's threads are arranged in one of two ways: each member computes on one thread, and
     several members run side by side; or each uses all threads, and they run one after another.
@@ -207,7 +206,7 @@ def _load_checked(
     threads: int,
     streams: int,
 ) -> CompiledMembers | None:
-    """Load an executable; log a warning and return None if its outputs are not those at build."""
+    """Load an executable; log a warning and return None if its scores are not the saved ones."""
     names = ", ".join(entry.members)
     if entry.engine == Engine.OPENVINO:
         # A missing OpenVINO ends the load; a file that OpenVINO cannot load is only logged.
@@ -218,13 +217,13 @@ def _load_checked(
             load_executable(entry, spec, folder, device, threads=threads, streams=streams),
             postprocess=_postprocess_of(entry, spec, folder),
         )
-        changed = _difference_from_build(executable, spec, inputs_of_member, outputs)
-        problem = f"its answers differ by {changed:.1e} from those at build"
+        changed = _difference_from_saved(executable, spec, inputs_of_member, outputs)
+        problem = f"its answers differ by {changed:.1e} from those of the saved members at build"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         changed, problem = float("nan"), str(error)
-    if changed <= MAX_DIFFERENCE_FROM_BUILD:
+    if changed <= entry.tolerance(tolerance_of(spec)):
         logger.info(
             "%s: runs with %s in %s, loaded in %.0f ms",
             names,
@@ -242,26 +241,26 @@ def _load_checked(
     return None
 
 
-def _difference_from_build(
+def _difference_from_saved(
     executable: CompiledMembers,
     spec: EnsembleSpec,
     inputs_of_member: Sequence[Tensor],
     outputs: Mapping[str, Tensor],
 ) -> float:
-    """Compute the largest difference between an executable's scores here and those at build.
+    """Compute the largest difference of an executable's scores from the saved members' at build.
 
     Args:
         executable: the executable that was loaded here.
         spec: the ensemble.
         inputs_of_member: for each member the example inputs.
-        outputs: raw outputs at build, by member name.
+        outputs: the saved members' raw outputs at build, by member name.
     """
     batch = inputs_of_member[executable.members[0]]
     differences = []
     for position, raw in zip(executable.members, executable(batch), strict=True):
         member = spec.members[position]
-        at_build = outputs[member.name].to(batch.device)
-        differences.append(difference(at_build, raw, spec, member))
+        saved = outputs[member.name].to(batch.device)
+        differences.append(difference(saved, raw, spec, member))
     return max(differences)
 
 

@@ -17,13 +17,13 @@ from ..spec import Engine
 from .target import Target
 
 FOLDER = "compiled"
-"""The folder beside the spec with the libraries, the record and the outputs at build."""
+"""The folder beside the spec with the libraries, the record and the saved members' outputs."""
 
 RECORD = f"{FOLDER}/compiled.json"
 """The file with the `CompiledRecord`."""
 
 OUTPUTS = f"{FOLDER}/outputs.safetensors"
-"""The file with each compiled member's raw outputs for the example inputs, by member name."""
+"""The file with the saved members' raw outputs for the example inputs, by member name."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,17 @@ class CompiledExecutable:
         for file in self.files:
             if not file.startswith(f"{FOLDER}/") or name_problem(file) is not None:
                 raise ValueError(f"{file[:100]!r} does not lie in {FOLDER}/")
+
+    def tolerance(self, of_spec: float) -> float:
+        """Return the largest difference from the saved members' scores at which it may run.
+
+        An executable that labelled images have proven may differ by more than the spec allows. The
+        factor leaves room for processors that round differently, and for other images.
+
+        Args:
+            of_spec: the tolerance of the spec.
+        """
+        return of_spec if self.metric_loss is None else max(of_spec, 2 * self.difference)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ format: the parser, the JSON Schema in ``docs/ensemble.schema.json`` and the ref
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
 from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary, Window
+from .provenance import MemberProvenance, Provenance
 from .reading import json_schema, load_spec, located_errors, parse_spec
 from .settings import (
     Engine,
@@ -22,7 +23,6 @@ from .settings import (
     OnFailure,
     Policies,
     Precision,
-    Provenance,
     Runtime,
     Serving,
 )
@@ -35,6 +35,7 @@ __all__ = [
     "Interpolation",
     "Limits",
     "Member",
+    "MemberProvenance",
     "OnFailure",
     "Output",
     "Policies",

@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from ..base.archive_layout import COMPILED, ENSEMBLE, SPEC, name_problem, names_that_collide
+from ..base.archive_layout import (
+    COMPILED,
+    ENSEMBLE,
+    SELF_TEST,
+    SPEC,
+    name_problem,
+    names_that_collide,
+)
 from ..base.errors import SpecError
 from ..base.tasks import Task
 from .ensemble import EnsembleSpec
@@ -26,9 +33,9 @@ _BESIDE_WEIGHTS = {"weights", "decode", "example", "window", "resize_library", "
 _BESIDE_FUNCTION = {"function", "shape", "decode", "example", "window"}
 """Keys of a preprocessing that may be set beside `weights`, and beside `function`."""
 
-# An archive puts the user's files into the same folder as the spec and the compiled executables, so
-# no file of the user may have the name of either.
-_SPEC_NAME = SPEC.rpartition("/")[2]
+# An archive puts the user's files into the same folder as the spec, the self-test and the compiled
+# executables, so no file of the user may have one of these names.
+_RESERVED_NAMES = {path.rpartition("/")[2] for path in (SPEC, SELF_TEST)}
 _COMPILED_FOLDER = COMPILED.rpartition("/")[2]
 
 
@@ -93,6 +100,10 @@ def _check_members(spec: EnsembleSpec) -> list[Problem]:
         if member.name in names:
             problems.append(Problem((*place, "name"), f"two members are named '{member.name}'"))
         names.add(member.name)
+        data_sets = member.provenance.data_sets
+        if len(set(data_sets)) < len(data_sets):
+            problem = f"a data set is named twice: {', '.join(data_sets)[:200]}"
+            problems.append(Problem((*place, "provenance", "data_sets"), problem))
         problems += _check_format(spec, member, place)
         choice = member.preprocessing
         if choice is None and len(spec.preprocessing) != 1:
@@ -336,7 +347,7 @@ def _misplacement(file: str) -> str | None:
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts or "\\" in file:
         return "must lie in the spec's folder, written with '/'"
-    if path.parts[:1] == (_COMPILED_FOLDER,) or path.as_posix() == _SPEC_NAME:
+    if path.parts[:1] == (_COMPILED_FOLDER,) or path.as_posix() in _RESERVED_NAMES:
         return "is a name that the archive itself needs: rename the file"
     reason = name_problem(f"{ENSEMBLE}/{path.as_posix()}")
     return f"cannot go into an archive: {reason}" if reason is not None else None

@@ -14,7 +14,8 @@ from ..base.tasks import Task
 from .labels_file import labels_from_file
 from .member import Member, Output
 from .preprocessing import Preprocessing
-from .settings import Failures, Limits, Policies, Provenance, Runtime, Serving
+from .provenance import Provenance
+from .settings import Failures, Limits, Policies, Runtime, Serving
 from .value_types import UNKNOWN_KEYS_ARE_ERRORS, Name, Probability, Version
 
 _DEFAULT_THRESHOLD = 0.5

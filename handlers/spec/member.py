@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from ..base.errors import SpecError
 from ..base.own_code import file_of
 from .preprocessing import Preprocessing
+from .provenance import MemberProvenance
 from .value_types import (
     UNKNOWN_KEYS_ARE_ERRORS,
     Name,
@@ -130,6 +131,9 @@ class Member:
             "the ensemble's threshold"
         ),
     ] = None
+    provenance: Annotated[MemberProvenance, Field(description="Where the member comes from")] = (
+        field(default_factory=MemberProvenance)
+    )
 
     @property
     def weights_format(self) -> WeightsFormat:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.archive.mar_file import verify_archive
-from torchserve_ensemble.handlers.base.archive_layout import MANIFEST, RECORD
+from torchserve_ensemble.handlers.base.archive_layout import MANIFEST, RECORD, SELF_TEST
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 
 
@@ -27,7 +27,10 @@ def archive(tmp_path: Path) -> Path:
 def test_it_has_the_files_of_the_packed_archive(archive: Path, tmp_path: Path) -> None:
     packed = build_archive(tmp_path / "ensemble.yaml", tmp_path / "store")
     assert archive.name == "probes-1.0"
-    assert verify_archive(archive) == verify_archive(packed)
+    files = dict(verify_archive(packed).files)
+    # Its answers would change with every edit.
+    del files[SELF_TEST]
+    assert verify_archive(archive).files == files
     # A second build replaces it.
     assert (
         build_archive(tmp_path / "ensemble.yaml", tmp_path / "store", check=False, as_folder=True)

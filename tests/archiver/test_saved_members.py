@@ -12,7 +12,8 @@ from member_files import CODE, net, write_code, write_ensemble
 from safetensors.torch import save_file
 
 from torchserve_ensemble.archiver import saved_members
-from torchserve_ensemble.archiver.saved_members import SavedMembers, check_members
+from torchserve_ensemble.archiver.saved_members import SavedMembers, service_of
+from torchserve_ensemble.handlers.members.loading import load_member
 from torchserve_ensemble.handlers.spec import EnsembleSpec, load_spec
 
 CPU = torch.device("cpu")
@@ -44,7 +45,8 @@ def test_the_check_frees_each_member_before_the_next(
         return loaded
 
     monkeypatch.setattr(saved_members, "load_saved", observed)
-    check_members(spec, tmp_path)
+    monkeypatch.setattr(saved_members, "_MAX_KEPT_BYTES", 0)
+    service_of(spec, tmp_path)
     assert len(modules) == 3
 
 
@@ -58,7 +60,9 @@ def test_members_stay_loaded_up_to_a_size(
 ) -> None:
     size = (tmp_path / "a.safetensors").stat().st_size
     monkeypatch.setattr(saved_members, "_MAX_KEPT_BYTES", max_files * size)
-    members = SavedMembers(spec, tmp_path, CPU)
+    members = SavedMembers(
+        spec, tmp_path, lambda each: load_member(spec, spec.members[each], tmp_path, CPU)
+    )
     modules = [weakref.ref(member.module) for member in members]
     assert [module() is not None for module in modules] == [
         position >= 3 - num_alive for position in range(3)

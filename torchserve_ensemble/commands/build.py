@@ -52,6 +52,14 @@ def add_command(subparsers: Subparsers) -> None:
         "must answer on them as the saved ones do",
     )
     build.add_argument(
+        "--keep-samples",
+        type=int,
+        metavar="N",
+        default=0,
+        help="put the first N images of --samples into the archive, as probes of its self-test; "
+        "whoever has the archive or may describe the model can see them (default: none)",
+    )
+    build.add_argument(
         "--data",
         type=Path,
         help=f"labelled {DATA_HELP}: lower precision is kept only as far as they prove that the "
@@ -90,6 +98,7 @@ def _build(arguments: argparse.Namespace) -> int:
             arguments.output,
             check=not arguments.no_check,
             samples=samples,
+            kept_samples=arguments.keep_samples,
             make_proof=make_proof,
             report=report,
             as_folder=arguments.folder,

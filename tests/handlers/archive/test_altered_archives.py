@@ -25,10 +25,13 @@ from torchserve_ensemble.archiver.signing import key_signing, sign_archive
 from torchserve_ensemble.handlers.archive.mar_file import verify_archive
 from torchserve_ensemble.handlers.archive.record import ArchiveRecord, sha256_of_bytes
 from torchserve_ensemble.handlers.base.archive_layout import (
+    BOM,
     ENTRY,
     MANIFEST,
+    MODEL_CARD,
     MODEL_CONFIG,
     RECORD,
+    REQUIREMENTS,
     SPEC,
 )
 
@@ -414,7 +417,9 @@ def test_listed_files_that_contradict_each_other_are_refused(
     assert expected in message or "no such file" in message
 
 
-@pytest.mark.parametrize("name", [ENTRY, SPEC, MANIFEST, MODEL_CONFIG, "requirements.txt"])
+@pytest.mark.parametrize(
+    "name", [ENTRY, SPEC, MANIFEST, MODEL_CONFIG, REQUIREMENTS, BOM, MODEL_CARD]
+)
 def test_an_archive_without_a_necessary_file_is_refused(
     contents: Contents, tmp_path: Path, name: str
 ) -> None:
