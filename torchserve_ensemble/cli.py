@@ -16,6 +16,7 @@ from .commands import (
     describe,
     doctor,
     evaluate,
+    metrics,
     predict,
     profile,
     proxy,
@@ -56,6 +57,7 @@ _VERBS = (
     describe,
     predict,
     proxy,
+    metrics,
     doctor,
     completion,
 )
