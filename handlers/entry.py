@@ -46,7 +46,8 @@ class EnsembleHandler:
 
     def __init__(self) -> None:
         self._service: Any = None
-        self._reported_counts: dict[str, int] = {}
+        self._metrics: Any = None
+        self._request_log: Any = None
 
     def initialize(self, context: Any) -> None:
         """Check the archive, load every member, and replace three functions of TorchServe's worker.
@@ -62,6 +63,7 @@ class EnsembleHandler:
             importlib.import_module("handlers.self_testing").run_self_test(self._service)
             _keep_every_part()
             _bound_messages(self._service.max_parts)
+            self._start_recording(context)
         except ModuleNotFoundError as error:
             raise RuntimeError(
                 f"this server's Python lacks '{error.name}', which the ensemble handler needs: "
@@ -87,20 +89,23 @@ class EnsembleHandler:
             raw_request.RawRequest(
                 parts=[raw_request.Part(*part) for part in request["parts"]],
                 headers=raw_request.lower_case(request["headers"]),
+                id=context.request_ids.get(index, ""),
             )
-            for request in data
+            for index, request in enumerate(data)
         ]
         is_describe = [request.headers.get("describe") == "True" for request in requests]
         if any(is_describe):
             # A describe request is alone in its batch, so no prediction waits while the worker is
             # held.
+            # The worker may be ended while it is held, so it first reports what it has counted.
+            self._report_now()
             timeout = float((context.model_yaml_config or {}).get("responseTimeout", 60))
             importlib.import_module("handlers.frontend.holding").hold_if_requested(timeout)
         to_predict = [
             request for request, describe in zip(requests, is_describe, strict=True) if not describe
         ]
         answers = iter(self._service.answer(to_predict, arrived=arrived) if to_predict else [])
-        self._report_cache_counts(context)
+        self._metrics.request()
         bodies = []
         for index, (request, describe) in enumerate(zip(requests, is_describe, strict=True)):
             response = encoding.encode(self._service.describe()) if describe else next(answers)
@@ -115,18 +120,61 @@ class EnsembleHandler:
                 # and it never sends an answer over HTTP that has the header.
                 context.set_response_header(index, "ts_stream_next", "false")
             bodies.append(response.body)
+            if self._request_log is not None and not describe:
+                self._request_log.write(
+                    request_id=request.id,
+                    traceparent=request.headers.get("traceparent", ""),
+                    status=response.status,
+                    error=response.error,
+                    num_bytes=len(response.body),
+                    batch_requests=len(requests),
+                    seconds=time.monotonic() - arrived,
+                )
         return bodies
 
-    def _report_cache_counts(self, context: Any) -> None:
-        """Add the score cache's hits and misses since the last batch to TorchServe's metrics."""
-        cache = self._service.cache
-        if cache is None:
-            return
-        for name, count in (("ScoreCacheHits", cache.hits), ("ScoreCacheMisses", cache.misses)):
-            increase = count - self._reported_counts.get(name, 0)
-            if increase:
-                context.metrics.add_counter(name, increase)
-            self._reported_counts[name] = count
+    def _start_recording(self, context: Any) -> None:
+        """Start to report metrics, and traces and a log of requests if the environment asks so.
+
+        Raises:
+            ValueError: a variable of the environment has a value that does not exist.
+        """
+        recorder, identity = self._service.recorder, self._service.identity
+        model = identity.as_json()
+        frontend = importlib.import_module("handlers.frontend.metric_lines")
+        request_log = importlib.import_module("handlers.frontend.request_log")
+        tracing = importlib.import_module("handlers.observability.tracing")
+        recorder.start(_worker_id())
+        self._metrics = frontend.MetricReporter(
+            context.metrics,
+            importlib.import_module("ts.metrics.metric_type_enum").MetricTypes,
+            recorder.meter,
+            {"model_name": identity.name, "model_version": identity.version},
+            recorder.collect,
+        )
+        recorder.count_load()
+        self._metrics.request()
+        recorder.tracer = tracing.load_tracer(
+            os.environ, {f"ensemble.{key}": str(value) for key, value in model.items()}
+        )
+        self._request_log = request_log.load_request_log(os.environ, model)
+
+    def _report_now(self) -> None:
+        """Report everything that was counted and traced."""
+        self._metrics.report()
+        if self._service.recorder.tracer is not None:
+            self._service.recorder.tracer.flush()
+
+
+def _worker_id() -> str:
+    """Return this worker's identifier in the management API, from TorchServe's command line.
+
+    TorchServe gives each worker a socket, ``--sock-name /tmp/.ts.sock.9000`` or ``--port 9000``,
+    whose number is the identifier. A worker that is started again keeps it.
+    """
+    for option, value in zip(sys.argv, sys.argv[1:], strict=False):
+        if option in ("--sock-name", "--port"):
+            return value.rpartition(".")[2]
+    return "0"
 
 
 def _load(folder: Path, context: Any) -> Any:

@@ -14,6 +14,7 @@ from .engine.member_inputs import Input
 from .engine.member_scores import MemberScores
 from .engine.runtime import Runtime
 from .engine.score_cache import CachedScores, ScoreCache, merge_cached
+from .observability.timeline import MemberCall
 from .policies import Outcome, combine_lazily, joined
 from .stages import Decoded
 
@@ -85,7 +86,13 @@ def _run_uncached(
     return merge_cached(computed, uncached, cached)
 
 
-def run_lazily(runtime: Runtime, choice: Choice, inputs: Sequence[Input], end: float) -> Outcome:
+def run_lazily(
+    runtime: Runtime,
+    choice: Choice,
+    inputs: Sequence[Input],
+    end: float,
+    calls: list[MemberCall],
+) -> Outcome:
     """Run members one after the other, until the policy's decision on every sample is certain.
 
     The fastest members run first, unless the policy prescribes an order.
@@ -95,6 +102,7 @@ def run_lazily(runtime: Runtime, choice: Choice, inputs: Sequence[Input], end: f
         choice: the policy and its members; its `lazy` must be true.
         inputs: N inputs, as `Runtime.run` takes them.
         end: the time of ``time.monotonic`` from which on no further micro-batch begins.
+        calls: the list to which the members' calls are appended.
 
     Raises:
         BusyError: the end came before the last micro-batch began.
@@ -110,7 +118,7 @@ def run_lazily(runtime: Runtime, choice: Choice, inputs: Sequence[Input], end: f
         if start and time.monotonic() > end:
             raise busy()
         part = inputs[start : start + micro_batch]
-        batch = runtime.inputs(part)
+        batch = runtime.inputs(part, calls)
         outcomes.append(
             combine_lazily(
                 choice.policy,

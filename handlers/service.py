@@ -37,7 +37,9 @@ from .decoding.batch import DecodedSamples, SamplesToDecode, decode_batch
 from .decoding.decoder import Decoder
 from .engine.runtime import Runtime
 from .engine.score_cache import ScoreCache
+from .observability.timeline import BatchTimeline, StageName
 from .policies import Catalogue, rows_of
+from .recording import Recorder
 from .requests.options import ResponseFormat, describe_options
 from .requests.parsing import is_open_inference, parse_request
 from .requests.raw_request import RawRequest, max_parts
@@ -89,6 +91,7 @@ class EnsembleService:
         identity: the model that answers.
         cache: scores of recently sent images; None if the spec gives the cache no memory.
         self_test: probes with the answers at build; None if the archive has none.
+        recorder: counts and measures what happens to the batches.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class EnsembleService:
         cache_bytes = spec.runtime.score_cache_mb * 1_000_000
         self.cache = ScoreCache(cache_bytes, identity.archive or "") if cache_bytes else None
         self._chooser = Chooser(spec, catalogue, identity.as_json())
+        self.recorder = Recorder(spec, self.cache, runtime.device)
 
     @property
     def max_parts(self) -> int:
@@ -148,10 +152,16 @@ class EnsembleService:
         if arrived is None:
             arrived = time.monotonic()
         end = arrived + _COMPUTING_SHARE_OF_TIMEOUT * self.spec.serving.response_timeout_s
-        accepted = self._accept_all(requests)
-        decoded = self._decode_all(accepted, end)
-        answered = self._run_and_combine_all(decoded, arrived, end)
-        return self._write_all(answered)
+        timeline = BatchTimeline(arrived)
+        with timeline.stage(StageName.PARSE):
+            accepted = self._accept_all(requests)
+        with timeline.stage(StageName.DECODE):
+            decoded = self._decode_all(accepted, end)
+        answered = self._run_and_combine_all(decoded, timeline, end)
+        with timeline.stage(StageName.WRITE):
+            responses = self._write_all(answered)
+        self.recorder.record(timeline, requests, answered, responses)
+        return responses
 
     def describe(self) -> dict[str, Any]:
         """Return members, labels, policies, options and limits as JSON for a client."""
@@ -240,7 +250,7 @@ class EnsembleService:
         ]
 
     def _run_and_combine_all(
-        self, states: Sequence[Decoded | Refused], arrived: float, end: float
+        self, states: Sequence[Decoded | Refused], timeline: BatchTimeline, end: float
     ) -> list[Answered | Refused]:
         """Run members and combine their scores, first for lazy requests, then for all others."""
         finished: dict[int, Answered | Refused] = {}
@@ -251,18 +261,19 @@ class EnsembleService:
             else:
                 decoded[position] = state
         lazy = {position: each for position, each in decoded.items() if each.accepted.choice.lazy}
-        finished |= self._answer_lazily(lazy, end)
+        finished |= self._answer_lazily(lazy, timeline, end)
         others = {position: each for position, each in decoded.items() if position not in finished}
-        finished |= self._answer_with_all_members(others, arrived, end)
+        finished |= self._answer_with_all_members(others, timeline, end)
         return [finished[position] for position in range(len(states))]
 
     def _answer_lazily(
-        self, requests: Mapping[int, Decoded], end: float
+        self, requests: Mapping[int, Decoded], timeline: BatchTimeline, end: float
     ) -> dict[int, Answered | Refused]:
         """Answer lazy requests; requests with equal choices are run and combined together.
 
         Args:
             requests: position in the batch -> request.
+            timeline: where the time of the members and of the policy is recorded.
             end: the time of ``time.monotonic`` from which on no further micro-batch begins.
 
         Returns:
@@ -277,7 +288,10 @@ class EnsembleService:
             choice = next(iter(group.values())).accepted.choice
             inputs = [each for request in group.values() for each in request.samples.inputs]
             try:
-                outcome = run_lazily(self._runtime, choice, inputs, end)
+                # The policy decides after each member which one runs next, so that its time is
+                # part of this stage.
+                with timeline.stage(StageName.MEMBERS):
+                    outcome = run_lazily(self._runtime, choice, inputs, end, timeline.calls)
             except MemberError:
                 continue
             except BusyError as error:
@@ -301,7 +315,7 @@ class EnsembleService:
         return finished
 
     def _answer_with_all_members(
-        self, requests: Mapping[int, Decoded], arrived: float, end: float
+        self, requests: Mapping[int, Decoded], timeline: BatchTimeline, end: float
     ) -> dict[int, Answered | Refused]:
         """Run all chosen members on the samples of all requests, then combine request by request.
 
@@ -310,25 +324,35 @@ class EnsembleService:
 
         Args:
             requests: position in the batch -> request.
-            arrived: when the batch arrived, in ``time.monotonic`` seconds.
+            timeline: when the batch arrived, and where the time of its stages is recorded.
             end: the time of ``time.monotonic`` from which on no further micro-batch begins.
         """
         try:
-            outputs = run_chosen_members(
-                self._runtime, self.cache, list(requests.values()), arrived=arrived, end=end
-            )
+            with timeline.stage(StageName.MEMBERS):
+                outputs = run_chosen_members(
+                    self._runtime,
+                    self.cache,
+                    list(requests.values()),
+                    arrived=timeline.arrived,
+                    end=end,
+                )
         except MemberError as error:
             return dict(_all_refused(requests, error))
+        timeline.calls += outputs.calls
+        self.recorder.count_missing(outputs)
         finished: dict[int, Answered | Refused] = {}
         first = 0
-        for position, request in requests.items():
-            accepted, samples = request.accepted, request.samples
-            rows = range(first, first + len(samples.inputs))
-            finished[position] = self._conclude(
-                request,
-                partial(combine, accepted.choice, accepted.request, samples.indices, rows, outputs),
-            )
-            first = rows.stop
+        with timeline.stage(StageName.POLICY):
+            for position, request in requests.items():
+                accepted, samples = request.accepted, request.samples
+                rows = range(first, first + len(samples.inputs))
+                finished[position] = self._conclude(
+                    request,
+                    partial(
+                        combine, accepted.choice, accepted.request, samples.indices, rows, outputs
+                    ),
+                )
+                first = rows.stop
         return finished
 
     def _conclude(

@@ -32,12 +32,14 @@ class Response:
         content_type: media type of the body.
         headers: value of each further header by its name. A value that is not text would end
             TorchServe's worker.
+        error: name of the error's class; empty if this is no refusal.
     """
 
     body: bytes
     status: int = 200
     content_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
 
 
 def to_json_numbers(values: Tensor) -> Any:
@@ -109,4 +111,4 @@ def encode_error(
             content["more_samples"] = len(sample_errors) - _MAX_SAMPLES_LISTED
     if open_inference:
         content["error"] = content["message"]
-    return encode(content, error.status)
+    return Response(compact(content), error.status, error=content["type"])

@@ -127,6 +127,24 @@ class UnsupportedError(RequestError):
     status = 415
 
 
+REFUSALS = tuple(
+    kind.__name__
+    for kind in (
+        EnsembleError,
+        MemberError,
+        PreprocessingError,
+        LateError,
+        BusyError,
+        RequestError,
+        SampleError,
+        PolicyError,
+        TooLargeError,
+        UnsupportedError,
+    )
+)
+"""Names of the errors with which a worker refuses requests: the ``type`` in its answers."""
+
+
 def reason(error: Exception) -> str:
     """Return the message of another library's error, or its class name if it has no message."""
     return str(error) or type(error).__name__

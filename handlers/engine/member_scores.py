@@ -8,6 +8,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from ..observability.timeline import MemberCall
+
 
 class State(IntEnum):
     """What one member did with one sample."""
@@ -27,12 +29,14 @@ class MemberScores:
         logits: same shape; NaN where a member gave no logits.
         states: (M, N) uint8, each a value of `State`.
         reasons: (member, sample) -> why the member failed on the sample.
+        calls: the calls that computed the scores, for metrics and traces.
     """
 
     scores: Tensor
     logits: Tensor
     states: Tensor
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)
+    calls: list[MemberCall] = field(default_factory=list)
 
     @classmethod
     def empty(cls, num_members: int, num_samples: int, num_labels: int) -> MemberScores:

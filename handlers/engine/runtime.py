@@ -20,6 +20,7 @@ from ..members.executable import Executable
 from ..members.executables import Executables, load_executables
 from ..members.loading import scores
 from ..members.timing import fastest_seconds_of
+from ..observability.timeline import MemberCall
 from ..spec import EnsembleSpec
 from .member_inputs import Input, MemberInputs, PreparedImage
 from .member_scores import MemberScores, State
@@ -219,9 +220,14 @@ class Runtime:
             self._run_micro_batch(images, rows, selected, latest, result)
         return result
 
-    def inputs(self, images: Sequence[Input]) -> BatchInputs:
-        """Make a batch whose members are computed one by one, as a caller needs them."""
-        return BatchInputs(self, images)
+    def inputs(self, images: Sequence[Input], calls: list[MemberCall]) -> BatchInputs:
+        """Make a batch whose members are computed one by one, as a caller needs them.
+
+        Args:
+            images: N samples.
+            calls: the list to which the members' calls are appended.
+        """
+        return BatchInputs(self, images, calls)
 
     def _empty_result(self, num_samples: int) -> MemberScores:
         """Make the scores of all members for some samples, before any member has run."""
@@ -388,6 +394,7 @@ class Runtime:
     ) -> None:
         """Call an executable once, and write the scores of its members into the result."""
         members = executable.members
+        start = time.monotonic()
         try:
             values, logits = scores(
                 executable(batch),
@@ -401,6 +408,7 @@ class Runtime:
         except Exception as error:
             self._run_smaller(executable, batch, rows, result, error)
             return
+        result.calls.append(MemberCall(members, len(rows), start, time.monotonic()))
         indices = torch.tensor(members).unsqueeze(1)
         result.scores[indices, rows] = values
         result.states[indices, rows] = State.ANSWERED
@@ -456,16 +464,18 @@ class BatchInputs:
     Each distinct preprocessing runs when the first of its members has to compute samples.
     """
 
-    def __init__(self, runtime: Runtime, images: Sequence[Input]) -> None:
+    def __init__(self, runtime: Runtime, images: Sequence[Input], calls: list[MemberCall]) -> None:
         """Keep the samples; nothing is computed yet.
 
         Args:
             runtime: the members.
             images: N samples.
+            calls: the list to which the members' calls are appended.
         """
         self._runtime = runtime
         self._images = images
         self._batches: dict[int, Tensor] = {}
+        self._calls = calls
 
     @torch.inference_mode()
     def scores(self, member: int, rows: Tensor) -> Tensor:
@@ -493,6 +503,7 @@ class BatchInputs:
         result = runtime._empty_result(len(self._images))
         batch = self._batches[group][rows.to(runtime.device)]
         runtime._run_members({member: _Samples(batch, rows)}, result)
+        self._calls += result.calls
         if result.reasons:
             name = runtime.spec.members[member].name
             raise MemberError(f"member {name}: {next(iter(result.reasons.values()))}")

@@ -152,6 +152,7 @@ def merge_cached(
             (member, columns[sample]): reason
             for (member, sample), reason in computed.reasons.items()
         },
+        calls=computed.calls,
     )
     merged.scores[:, columns] = computed.scores
     merged.logits[:, columns] = computed.logits

@@ -48,10 +48,12 @@ class RawRequest:
     Attributes:
         parts: the parts in the order in which they were sent.
         headers: value of each header by its name in lower case; empty in gRPC.
+        id: identifier that TorchServe gave to the request; empty outside of TorchServe.
     """
 
     parts: Sequence[Part]
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    id: str = ""
 
 
 def lower_case(headers: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -251,9 +251,14 @@ def test_the_archive_runs_without_this_project(folder: Path, tmp_path: Path) -> 
 import sys, types
 sys.path.insert(0, {str(extracted)!r})
 import ensemble_entry
+class NoMetrics:
+    def add_metric_to_cache(self, **_):
+        return self
+    def add_or_update(self, *_):
+        pass
 context = types.SimpleNamespace(
     system_properties={{"model_dir": {str(extracted)!r}, "gpu_id": None}},
-    model_name="presence", model_yaml_config={{}},
+    model_name="presence", model_yaml_config={{}}, metrics=NoMetrics(),
 )
 ensemble_entry.EnsembleHandler().initialize(context)
 import handlers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,12 @@ def test_repeats_come_from_the_score_cache_and_are_counted(tmp_path: Path) -> No
         ).json()
         cache = described[0]["customizedMetadata"]["score_cache"]
         assert (cache["hits"], cache["misses"], cache["samples"]) == (2, 2, 2)
-        assert counter(server, overrides, "ScoreCacheHits") == 2
-        assert counter(server, overrides, "ScoreCacheMisses") == 2
+        # The worker reports what it has counted at most a second later.
+        end = time.monotonic() + 20
+        while counter(server, overrides, "ensemble_score_cache_misses_total") < 2:
+            assert time.monotonic() < end
+        assert counter(server, overrides, "ensemble_score_cache_misses_total") == 2
+        assert counter(server, overrides, "ensemble_score_cache_hits_total") == 2
 
 
 def test_members_are_served_with_openvino(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -356,9 +357,18 @@ class TestDeadline:
     def test_members_that_ran_in_time_answer(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        service = probes(tmp_path, failures={"on_failure": "drop", "deadline_ms": 2500})
-        seconds = iter(range(100))
-        monkeypatch.setattr(runtime.time, "monotonic", lambda: float(next(seconds)))
+        service = probes(tmp_path, failures={"on_failure": "drop", "deadline_ms": 1500})
+        now = 0.0
+        run = runtime.Runtime._run_members
+
+        def run_for_a_second(*arguments: Any) -> None:
+            nonlocal now
+            if arguments[1]:
+                now += 1
+            run(*arguments)
+
+        monkeypatch.setattr(runtime.Runtime, "_run_members", run_for_a_second)
+        monkeypatch.setattr(runtime.time, "monotonic", lambda: now)
         (response,) = service.answer([form(DARK)], arrived=0.0)
         (prediction,) = read(response)["predictions"]
         assert len(prediction["late_members"]) == 1

@@ -53,8 +53,14 @@ def registry_option() -> argparse.ArgumentParser:
     return parent
 
 
-def management_options() -> argparse.ArgumentParser:
-    """Return a parent for a verb's parser, with the options of a client of the management API."""
+def management_options(
+    timeout: int = _MANAGEMENT_TIMEOUT_SECONDS,
+) -> argparse.ArgumentParser:
+    """Return a parent for a verb's parser, with the options of a client of the management API.
+
+    Args:
+        timeout: default of ``--timeout``, in seconds.
+    """
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument(
         "--management",
@@ -62,7 +68,7 @@ def management_options() -> argparse.ArgumentParser:
         help="management address of a server that `serve` did not start",
     )
     add_token_options(parent, "management")
-    add_answer_timeout(parent, _MANAGEMENT_TIMEOUT_SECONDS, "each call of the management API")
+    add_answer_timeout(parent, timeout, "each call of the management API")
     return parent
 
 

@@ -98,13 +98,18 @@ def test_every_alteration_of_the_file_is_refused(contents: Contents, tmp_path: P
 # each archive a process is forked, since each archive has its own entry to import.
 WORKERS = """
 import os, sys, types
+class NoMetrics:
+    def add_metric_to_cache(self, **_):
+        return self
+    def add_or_update(self, *_):
+        pass
 def load(folder):
     sys.path.insert(0, folder)
     sys.dont_write_bytecode = False
     import ensemble_entry
     context = types.SimpleNamespace(
         system_properties={"model_dir": folder, "gpu_id": None}, model_name="probes",
-        model_yaml_config={},
+        model_yaml_config={}, metrics=NoMetrics(),
     )
     try:
         ensemble_entry.EnsembleHandler().initialize(context)

@@ -1,0 +1,1 @@
+"""Makes a Grafana dashboard, Prometheus alert rules and a reference from the list of metrics."""
