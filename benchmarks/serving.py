@@ -72,6 +72,14 @@ PEERS: Mapping[str, Alternative] = {
     "litserve-int8": Alternative(
         "LitServe with OpenVINO, int8", partial(starting.litserve, openvino="int8"), float32=False
     ),
+    "mlserver-f32": Alternative(
+        "MLServer with OpenVINO, float32", partial(starting.mlserver, openvino="f32")
+    ),
+    "mlserver-bf16": Alternative(
+        "MLServer with OpenVINO, bfloat16",
+        partial(starting.mlserver, openvino="bf16"),
+        float32=False,
+    ),
     "bentoml": Alternative("BentoML", starting.bentoml),
     "ray": Alternative("Ray Serve", starting.ray),
     "stock": Alternative("TorchServe, an endpoint each", stock.endpoints),

@@ -17,6 +17,10 @@ from torchserve_ensemble.serving.addresses import free_ports
 from torchserve_ensemble.serving.load import LoadClient, LoadTarget, encode
 
 _START_SECONDS = 300
+
+_MLSERVER_PYTHON = Path(__file__).parents[2] / ".venv-bench-mlserver" / "bin" / "python"
+"""Python of MLServer's own virtual environment, which ``scripts/bench`` makes."""
+
 Labels = dict[str, list[str]]
 
 
@@ -94,6 +98,7 @@ def service(
     name: str,
     command: Callable[[int], Sequence[str]],
     environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Iterator[Running]:
     """Start a server in Python that answers under ``/predict``.
 
@@ -102,13 +107,14 @@ def service(
         name: name of its log file.
         command: makes Python's arguments for a port.
         environment: further environment variables.
+        python: the Python that runs the server.
     """
     (port,) = free_ports(1)
     target = LoadTarget(f"http://127.0.0.1:{port}", ("/predict",), image_type=work.image_type)
     log = work.folder / f"{name}.log"
     variables = work.environment(port) | dict(environment or {})
     launched = time.perf_counter()
-    with started([sys.executable, *command(port)], log, variables) as process:
+    with started([python, *command(port)], log, variables) as process:
         wait_for_answer(work, target, lambda: process.poll() is None, log)
         yield Running(target, process.pid, time.perf_counter() - launched)
 
@@ -137,6 +143,19 @@ def litserve(work: Work, openvino: str | None = None) -> AbstractContextManager[
     variables = {} if openvino is None else {"BENCHMARK_OPENVINO": openvino}
     command = ["-m", "benchmarks.peers.litserve_service"]
     return service(work, f"litserve-{openvino or 'torch'}", lambda _: command, variables)
+
+
+def mlserver(work: Work, openvino: str) -> AbstractContextManager[Running]:
+    """Start MLServer with its model in the server's process, which computes batches of requests.
+
+    Args:
+        work: what it serves.
+        openvino: the precision for OpenVINO, f32, bf16 or int8.
+    """
+    command = ["-m", "benchmarks.peers.mlserver_service"]
+    variables = {"BENCHMARK_OPENVINO": openvino}
+    python = str(_MLSERVER_PYTHON)
+    return service(work, f"mlserver-{openvino}", lambda _: command, variables, python)
 
 
 def bentoml(work: Work) -> AbstractContextManager[Running]:
