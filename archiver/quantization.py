@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,16 @@ import torch
 from torch import Tensor
 
 from ..handlers.base.errors import ArchiveError
+from .not_compiled import NotCompiled
 
 MIN_CALIBRATION_SAMPLES = 8
 """With fewer samples the measured ranges of the activations are too narrow."""
 
 _MAX_RESTORED_GROUPS = 30
-"""A model of which more must be taken back gains little from int8, and each step takes seconds."""
+"""A model of which more must be taken back gains little from int8."""
+
+_MAX_RESTORING_SECONDS = 90
+"""NNCF ranks all layers anew whenever a layer's return did not help, which takes a minute."""
 
 _NUM_RANKING_INPUTS = 32
 
@@ -93,8 +98,15 @@ def quantized(model: Any, calibration: Tensor, goal: AccuracyGoal | None = None)
         return nncf.quantize(model, dataset, preset=preset, subset_size=len(calibration))
     validation = _rows_of(goal.inputs)
 
+    deadline = time.monotonic() + _MAX_RESTORING_SECONDS
+
     def validate(compiled: Any, rows: Iterable[int]) -> tuple[float, list[float]]:
         """Return 1 - loss, or for a part of the inputs 1 - mean change, and each row's change."""
+        if time.monotonic() > deadline:
+            raise NotCompiled(
+                f"after {_MAX_RESTORING_SECONDS} s too few of its layers were taken back for its "
+                "answers to be right"
+            )
         rows = list(rows)
         outputs = np.concatenate(
             [compiled(each)[0] for each in validation.get_inference_data(rows)]

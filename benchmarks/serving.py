@@ -52,6 +52,7 @@ _RATE_GROWTH = 1.4
 OURS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "default": ("ours, no settings (float32)", {}),
     "auto": ("ours, precision: auto", {"precision": "auto"}),
+    "bfloat16": ("ours, precision: bfloat16", {"precision": "bfloat16", "tolerance": 0.1}),
     "int8": ("ours, precision: int8", {"precision": "int8", "tolerance": 0.1}),
     "torch": ("ours, engine: torch (float32)", {"engine": "torch"}),
 }

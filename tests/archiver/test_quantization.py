@@ -13,7 +13,7 @@ import torch
 from compiled_files import build_and_extract
 from wide_member import prefer_int8, rows_of, write_wide
 
-from torchserve_ensemble.archiver import compilation, trial
+from torchserve_ensemble.archiver import compilation, quantization, trial
 from torchserve_ensemble.archiver.quantization import MIN_CALIBRATION_SAMPLES
 from torchserve_ensemble.handlers.base.errors import ArchiveError
 from torchserve_ensemble.handlers.engine.runtime import Runtime
@@ -86,6 +86,14 @@ def test_layers_that_int8_would_change_too_much_stay_as_they_are(
     expected = Runtime.load(spec, folder, CPU).run(example_images(12))
     assert not torch.equal(result.scores, expected.scores)
     torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-2)
+
+
+def test_taking_layers_back_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "_MAX_RESTORING_SECONDS", 0)
+    write_wide(tmp_path, loud_channel=True)
+    _, reports = build(tmp_path)
+    (in_part,) = [row for row in rows_of(reports, "int8") if "in part" in row]
+    assert "after 0 s too few of its layers" in in_part
 
 
 def test_int8_needs_images_for_the_calibration(tmp_path: Path) -> None:
