@@ -154,6 +154,11 @@ class Server:
         return self._state.management_address
 
     @property
+    def metrics_address(self) -> str:
+        """URL of the metrics API, e.g. ``http://127.0.0.1:8082``."""
+        return self._state.metrics_address
+
+    @property
     def model_store(self) -> Path:
         """The folder of the server's archives."""
         return Path(self._settings()["model_store"])
@@ -291,7 +296,7 @@ class Server:
         from .grpc_management import register_model
 
         if check_archive:
-            archive_check.check_archive(archive, self.model_store, self._trusted_keys())
+            archive_check.check_archive(archive, self.model_store, self.trusted_keys())
 
         def submit() -> None:
             try:
@@ -388,7 +393,7 @@ class Server:
         """The settings with which the server runs."""
         return effective(read_properties(self.run_folder / CONFIG_FILE))
 
-    def _trusted_keys(self) -> TrustedKeys | None:
+    def trusted_keys(self) -> TrustedKeys | None:
         """The keys of which one must have signed every archive; None if there is no such rule.
 
         Raises:
