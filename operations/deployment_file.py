@@ -53,17 +53,8 @@ class VersionSettings:
     ] = None
 
     def changes(self) -> dict[str, Any]:
-        """Return the keys of the archive's spec that this entry replaces."""
-        serving = {"batch_size": self.batch_size, "max_batch_delay_ms": self.max_batch_delay_ms}
-        sections: Mapping[str, Mapping[str, Any]] = {
-            "serving": serving,
-            "runtime": {"device": self.device},
-        }
-        given = {
-            section: {key: value for key, value in values.items() if value is not None}
-            for section, values in sections.items()
-        }
-        return {section: values for section, values in given.items() if values}
+        """Return the keys of the archive's spec that TorchServe cannot replace at registration."""
+        return {} if self.device is None else {"runtime": {"device": self.device}}
 
 
 @dataclass(frozen=True, kw_only=True, config=UNKNOWN_KEYS_ARE_ERRORS)

@@ -88,7 +88,12 @@ class ArchiveFinder:
             file_name = f"{model['modelName']}-{version}{GENERATED}{shown}.mar"
         return model["modelName"], DesiredVersion(
             version=version,
-            contents=Contents(file_name, digest, serving.batch_size, serving.max_batch_delay_ms),
+            contents=Contents(
+                archive=file_name,
+                digest=digest,
+                batch_size=settings.batch_size or serving.batch_size,
+                max_batch_delay_ms=settings.max_batch_delay_ms or serving.max_batch_delay_ms,
+            ),
             own_workers=serving.workers,
             workers=settings.workers,
             source=ArchiveSource(path, version, changes),

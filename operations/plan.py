@@ -4,8 +4,8 @@
 and plans anew. So there is no plan that could be half done: an interrupted run is continued by the
 next one, and what others change meanwhile is taken into account.
 
-TorchServe reads an archive's contents, and with them batching and device, only when it registers a
-version, and it has each version once. A version that is to be registered anew must therefore go
+TorchServe takes the contents of an archive and the batching only when it registers a version, and
+it has each version once. A version that is to be registered anew must therefore go
 first. If it is the only one that can answer, a *stand-in* answers meanwhile: the new contents under
 another version, which is removed at the end.
 """

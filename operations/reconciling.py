@@ -83,6 +83,14 @@ class Reconciliation:
             previous = action
             count += 1
 
+    def is_needed(self, desired: DesiredState) -> bool:
+        """Whether there is anything to do; this needs no lock.
+
+        Raises:
+            ServerError: the server or READY workers do not answer.
+        """
+        return next_action(desired, self.state()) is not None
+
     def state(self) -> ActualState:
         """Ask the server for its state.
 
@@ -94,11 +102,7 @@ class Reconciliation:
 
     def _carry_out(self, action: Action) -> None:
         if action.verb is Verb.REGISTER:
-            assert action.source is not None
-            assert action.source.source is not None
-            archive = action.source.contents.archive
-            action.source.source.place(self.server.model_store, archive, action.version)
-            self.server.register(archive, workers=action.source.own_workers)
+            self._register(action)
             return
         with self.server.management(timeout=_CHANGE_SECONDS) as management:
             log = WorkerLog(server_log(self.server.run_folder))
@@ -113,6 +117,24 @@ class Reconciliation:
                     changes.set_default(action.name, action.version)
                 case Verb.UNREGISTER:
                     changes.unregister(action.name, action.version)
+
+    def _register(self, action: Action) -> None:
+        assert action.source is not None
+        assert action.source.source is not None
+        contents, source = action.source.contents, action.source.source
+        if action.version != source.version and self.server.trusted_keys() is not None:
+            raise ServerError(
+                f"{action.name} {source.version} must be registered anew, and nothing can answer "
+                "meanwhile: this server loads only signed archives, and a stand-in is an unsigned "
+                "copy; raise the version in the spec, build and sign it, and list that version"
+            )
+        source.place(self.server.model_store, contents.archive, action.version)
+        self.server.register(
+            contents.archive,
+            workers=action.source.own_workers,
+            batch_size=contents.batch_size,
+            max_batch_delay_ms=contents.max_batch_delay_ms,
+        )
 
     def _remove_generated_files(self, desired: DesiredState, actual: ActualState) -> None:
         """Remove files that an apply wrote and that no version is registered from any longer."""

@@ -104,6 +104,8 @@ class Watch:
             server, self.drain_timeout, report=self._begin, after_action=self._end
         )
         self._action = None
+        if not reconciliation.is_needed(self._desired):
+            return
         try:
             with change_lock(self.run_folder, "ts-ensemble watch"):
                 reconciliation.run(self._desired)

@@ -269,6 +269,8 @@ class Server:
         workers: int = 1,
         check_archive: bool = True,
         timeout: float = _EXTRACTION_SECONDS,
+        batch_size: int | None = None,
+        max_batch_delay_ms: int | None = None,
     ) -> ModelVersion:
         """Register an archive and wait until its workers are ready.
 
@@ -281,6 +283,8 @@ class Server:
             check_archive: check the archive before TorchServe extracts it. Pass False to register
                 an archive that this project did not build.
             timeout: seconds that TorchServe has to extract the archive.
+            batch_size: replaces the archive's batch size.
+            max_batch_delay_ms: replaces the archive's delay.
 
         Returns:
             A description of the new version.
@@ -306,6 +310,8 @@ class Server:
                     workers=workers,
                     token=self.token("management"),
                     timeout=timeout,
+                    batch_size=batch_size,
+                    max_batch_delay_ms=max_batch_delay_ms,
                 )
             except ServerError as error:
                 remedy = REMEDIES.get(error.status, "see the server's logs")

@@ -42,10 +42,7 @@ def test_a_deployment_is_read(tmp_path: Path) -> None:
     deployment = load_deployment(written(tmp_path, GOOD))
     first, second = deployment.models["presence"].versions
     assert first.changes() == {}
-    assert second.changes() == {
-        "serving": {"batch_size": 8, "max_batch_delay_ms": 5},
-        "runtime": {"device": "cpu"},
-    }
+    assert second.changes() == {"runtime": {"device": "cpu"}}
     jsonschema.validate(yaml.safe_load(GOOD), deployment_schema())
 
 
@@ -91,7 +88,7 @@ def test_archives_must_fit_what_the_deployment_says(tmp_path: Path) -> None:
 def test_replaced_settings_make_another_archive(tmp_path: Path) -> None:
     build_probe(tmp_path / "spec", tmp_path, "1.0")
     finder = ArchiveFinder(tmp_path, tmp_path, lambda _: tmp_path)
-    text = "models: {probes: {versions: [{archive: probes-1.0.mar, batch_size: 4}]}}"
+    text = "models: {probes: {versions: [{archive: probes-1.0.mar, batch_size: 4, device: cpu}]}}"
     deployment = load_deployment(written(tmp_path, text))
     (version,) = desired_state(deployment, finder, "d.yaml").models["probes"].versions
     assert version.contents.batch_size == 4
@@ -101,7 +98,7 @@ def test_replaced_settings_make_another_archive(tmp_path: Path) -> None:
         record = verify_archive(tmp_path / "placed.mar")
         assert (record.digest == version.contents.digest) == (as_version == "1.0")
     trusting = replace(finder, trusted=cast("TrustedKeys", AnyKey()))
-    with pytest.raises(ArchiveError, match="replacing batch_size would make another, unsigned"):
+    with pytest.raises(ArchiveError, match="replacing device would make another, unsigned"):
         desired_state(deployment, trusting, "d.yaml")
 
 
