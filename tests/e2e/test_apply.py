@@ -22,6 +22,7 @@ from probe_ensemble import image
 from torchserve_ensemble.archiver.build import build_archive
 from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import EnsembleError, ServerError
+from torchserve_ensemble.handlers.frontend.siblings import count_workers
 from torchserve_ensemble.operations.autoscaling import ScalingRules
 from torchserve_ensemble.operations.change_lock import change_lock
 from torchserve_ensemble.operations.deployment_file import load_deployment
@@ -320,6 +321,11 @@ def test_autoscale_adds_and_removes_workers_by_the_servers_own_figures(run_folde
             only_shown.step()
             scaler.step()
     assert "1 worker -> 2: utilisation " in reports[-1]
+    with attached(run_folder).management() as management:
+        pids = [worker.pid for worker in management.describe("probes")[0].workers]
+    assert [count_workers(pid) for pid in pids] == [2, 2], (
+        "each knows with whom it shares the cores"
+    )
     assert "requests/s: utilisation above 0.001" in reports[-1]
     assert any(", 0.0 requests/s" not in each for each in reports), "its requests are counted"
     end = time.monotonic() + 10
