@@ -191,12 +191,14 @@ def _load(folder: Path, context: Any) -> Any:
     service = importlib.import_module("handlers.service")
     gpu = context.system_properties.get("gpu_id")
     settings = context.model_yaml_config or {}
+    siblings = importlib.import_module("handlers.frontend.siblings")
     return deployment.load_service(
         spec,
         folder / layout.ENSEMBLE,
         identity=service.Identity(context.model_name, spec.version, record.digest),
         device=deployment.choose_device(spec, gpu),
-        workers=int(settings.get("minWorkers", 1)),
+        # At the registration some of the others may not have started yet.
+        workers=max(int(settings.get("minWorkers", 1)), siblings.count_workers()),
         compiled=spec.runtime.engine != "torch",
     )
 

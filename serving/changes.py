@@ -115,6 +115,17 @@ class Changes:
                     )
                 time.sleep(_POLL_SECONDS)
 
+    def wait_until_ready(self, name: str, version: str) -> ModelVersion:
+        """Wait for workers that another process started, or whose start was interrupted.
+
+        Raises:
+            WorkerDiedError: a worker died while this waited; the error holds its own traceback.
+            ServerError: there is no such version, or the time of its startup is over.
+        """
+        self._skip_earlier_deaths()
+        (described,) = self.management.describe(name, version)
+        return self._wait_for_workers(described, described.min_workers)
+
     def set_default(self, name: str, version: str) -> str:
         """Make a version the one that answers requests which name no version.
 

@@ -31,7 +31,14 @@ _HTTP_STATUSES = {
 
 
 def register_model(
-    address: str, archive: str, *, workers: int, token: str | None, timeout: float
+    address: str,
+    archive: str,
+    *,
+    workers: int,
+    token: str | None,
+    timeout: float,
+    batch_size: int | None = None,
+    max_batch_delay_ms: int | None = None,
 ) -> None:
     """Call ``RegisterModel``, and return when the archive is extracted; its workers still load.
 
@@ -41,6 +48,8 @@ def register_model(
         workers: number of workers, for archives that do not specify it themselves.
         token: the management token; None if the server asks for none.
         timeout: seconds until the archive must be extracted.
+        batch_size: replaces the archive's batch size.
+        max_batch_delay_ms: replaces the archive's delay.
 
     Raises:
         ServerError: TorchServe refused; its `status` is the one that the REST API would answer.
@@ -53,8 +62,15 @@ def register_model(
             request_serializer=request.SerializeToString,
             response_deserializer=response.FromString,
         )
+        message = request(
+            url=archive,
+            initial_workers=workers,
+            # TorchServe takes 0 for a number that is not given.
+            batch_size=batch_size or 0,
+            max_batch_delay=max_batch_delay_ms or 0,
+        )
         try:
-            call(request(url=archive, initial_workers=workers), timeout=timeout, metadata=metadata)
+            call(message, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise _refusal(address, archive, error) from error
 
@@ -65,7 +81,12 @@ def _messages() -> tuple[Any, ...]:
     return message_classes(
         _SERVICE,
         {
-            "RegisterModelRequest": [(3, "initial_workers", "int32"), (9, "url", "string")],
+            "RegisterModelRequest": [
+                (1, "batch_size", "int32"),
+                (3, "initial_workers", "int32"),
+                (4, "max_batch_delay", "int32"),
+                (9, "url", "string"),
+            ],
             "ManagementResponse": [(1, "msg", "string")],
         },
     )

@@ -154,6 +154,11 @@ class Server:
         return self._state.management_address
 
     @property
+    def metrics_address(self) -> str:
+        """URL of the metrics API, e.g. ``http://127.0.0.1:8082``."""
+        return self._state.metrics_address
+
+    @property
     def model_store(self) -> Path:
         """The folder of the server's archives."""
         return Path(self._settings()["model_store"])
@@ -264,6 +269,8 @@ class Server:
         workers: int = 1,
         check_archive: bool = True,
         timeout: float = _EXTRACTION_SECONDS,
+        batch_size: int | None = None,
+        max_batch_delay_ms: int | None = None,
     ) -> ModelVersion:
         """Register an archive and wait until its workers are ready.
 
@@ -276,6 +283,8 @@ class Server:
             check_archive: check the archive before TorchServe extracts it. Pass False to register
                 an archive that this project did not build.
             timeout: seconds that TorchServe has to extract the archive.
+            batch_size: replaces the archive's batch size.
+            max_batch_delay_ms: replaces the archive's delay.
 
         Returns:
             A description of the new version.
@@ -291,7 +300,7 @@ class Server:
         from .grpc_management import register_model
 
         if check_archive:
-            archive_check.check_archive(archive, self.model_store, self._trusted_keys())
+            archive_check.check_archive(archive, self.model_store, self.trusted_keys())
 
         def submit() -> None:
             try:
@@ -301,6 +310,8 @@ class Server:
                     workers=workers,
                     token=self.token("management"),
                     timeout=timeout,
+                    batch_size=batch_size,
+                    max_batch_delay_ms=max_batch_delay_ms,
                 )
             except ServerError as error:
                 remedy = REMEDIES.get(error.status, "see the server's logs")
@@ -388,7 +399,7 @@ class Server:
         """The settings with which the server runs."""
         return effective(read_properties(self.run_folder / CONFIG_FILE))
 
-    def _trusted_keys(self) -> TrustedKeys | None:
+    def trusted_keys(self) -> TrustedKeys | None:
         """The keys of which one must have signed every archive; None if there is no such rule.
 
         Raises:

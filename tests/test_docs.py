@@ -22,6 +22,7 @@ _ROOMS = (
     "docs",
     "examples",
     "handlers",
+    "operations",
     "registry",
     "scripts",
     "serving",

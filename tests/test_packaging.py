@@ -81,7 +81,7 @@ def test_one_top_level_name(wheel: Path) -> None:
 def test_the_wheel_has_every_source_file(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    for package in ("handlers", "archiver", "serving", "tuning", "registry"):
+    for package in ("handlers", "archiver", "serving", "tuning", "registry", "operations"):
         files = [p for kind in ("*.py", "*.xml") for p in (ROOT / package).rglob(kind)]
         expected = {f"torchserve_ensemble/{file.relative_to(ROOT).as_posix()}" for file in files}
         assert expected <= names

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from . import __version__
 from .commands import (
     adopt,
+    apply,
+    autoscale,
     build,
     check,
     completion,
@@ -40,6 +42,7 @@ from .commands import (
     unregister,
     verify,
     versions,
+    watch,
 )
 from .handlers.base.errors import EnsembleError, WorkerDiedError
 from .serving.transports import NoAnswerError
@@ -68,6 +71,9 @@ _VERBS = (
     versions,
     set_default,
     unregister,
+    apply,
+    watch,
+    autoscale,
     registry,
     describe,
     predict,
