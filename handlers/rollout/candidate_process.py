@@ -126,6 +126,7 @@ class CandidateProcess:
             self._connection = None
 
     def _has_answer(self, seconds: float) -> bool:
+        assert self._connection is not None
         readable, _, _ = select.select([self._connection], [], [], max(0.0, seconds))
         return bool(readable)
 

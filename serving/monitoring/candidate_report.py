@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,7 +101,9 @@ class CandidateReport:
 class _Version:
     """The series of one version: (name, values of its own labels) -> value."""
 
-    values: Counter[tuple[str, tuple[str, ...]]] = field(default_factory=Counter)
+    values: defaultdict[tuple[str, tuple[str, ...]], float] = field(
+        default_factory=lambda: defaultdict(float)
+    )
 
     def by_labels(self, metric: Metric) -> dict[tuple[str, ...], int]:
         """Return the values of a counter by its labels, those above 0."""

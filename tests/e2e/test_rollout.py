@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.e2e
 SLEEP, RAISE, HANG = 0.35, 0.65, 0.85
 """Brightness of the images at which the new member of the shadow misbehaves."""
 
-SLEEP_SECONDS, DEADLINE_SECONDS, SHARE = 1.5, 0.5, 0.25
+SLEEP_SECONDS, DEADLINE_SECONDS, SHARE = 1.0, 0.2, 0.25
 
 TROUBLE = f"""
 import time
@@ -80,27 +82,64 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             yield started
 
 
-@pytest.fixture
-def compare(server: Server, capsys: pytest.CaptureFixture[str]) -> Callable[[str], Any]:
-    """The verb `compare --json` for one of the models."""
+class Shadowed:
+    """The model `shadowed` of a server, and what was sent to it."""
 
-    def run(name: str) -> Any:
-        capsys.readouterr()
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.num_sent = 0
+
+    def post(self, *levels: float) -> requests.Response:
+        """Send images of these brightnesses, and check the answer."""
+        files = [("file", ("a.png", image(level), "image/png")) for level in levels]
+        url = f"{self.server.inference_address}/predictions/shadowed"
+        answer = requests.post(url, files=files, timeout=60)
+        self.num_sent += len(levels)
+        assert answer.status_code == 200, answer.text
+        for level, prediction in zip(levels, answer.json()["predictions"], strict=True):
+            assert prediction["label"] == ("bright" if level >= 0.5 else "dark")
+            assert list(prediction["members"]) == ["a", "b", "c"]
+        return answer
+
+    def seconds_of(self, level: float) -> float:
+        """Send an image of this brightness, and return how long the answer took."""
+        started = time.monotonic()
+        self.post(level)
+        return time.monotonic() - started
+
+    def wait_until_compared(self) -> None:
+        """Send images until the shadow compares them (again), and it is done with all of them."""
+        before = compare(self.server, "shadowed")["compared"]
+
+        def is_compared() -> bool:
+            self.post(0.1)
+            return bool(compare(self.server, "shadowed")["compared"] > before)
+
+        wait_until(is_compared, "the shadow does not run")
+        wait_until(lambda: self.num_counted() == self.num_sent, "a sample is not counted")
+
+    def num_counted(self) -> int:
+        """Number of samples that were compared, failed or dropped."""
+        report = compare(self.server, "shadowed")
+        return int(report["compared"] + report["failed"] + sum(report["dropped"].values()))
+
+    def count(self, kind: str) -> int:
+        """Number of samples that failed, or were late."""
+        report = compare(self.server, "shadowed")
+        return int(report["failed"] if kind == "failed" else report["dropped"].get(kind, 0))
+
+
+@pytest.fixture(scope="module")
+def shadowed(server: Server) -> Shadowed:
+    return Shadowed(server)
+
+
+def compare(server: Server, name: str) -> Any:
+    """What the verb `compare --json` prints about a model."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
         assert main(["compare", name, "--run-folder", str(server.run_folder), "--json"]) == 0
-        return json.loads(capsys.readouterr().out)
-
-    return run
-
-
-def post(server: Server, name: str, level: float, **headers: str) -> requests.Response:
-    answer = requests.post(
-        f"{server.inference_address}/predictions/{name}",
-        data=image(level),
-        headers={"Content-Type": "image/png", **headers},
-        timeout=60,
-    )
-    assert answer.status_code == 200, answer.text
-    return answer
+    return json.loads(printed.getvalue())
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -110,49 +149,17 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def seconds_of(server: Server, level: float) -> float:
-    """Send an image of that brightness, check the answer, and return how long it took."""
-    started = time.monotonic()
-    (prediction,) = post(server, "shadowed", level).json()["predictions"]
-    assert prediction["label"] == ("bright" if level >= 0.5 else "dark")
-    assert list(prediction["members"]) == ["a", "b", "c"]
-    return time.monotonic() - started
-
-
-def counted(compare: Callable[[str], Any], counter: str) -> int:
-    """Number of samples that failed, or were late."""
-    report = compare("shadowed")
-    return int(report["failed"] if counter == "failed" else report["dropped"].get(counter, 0))
-
-
-def wait_until_compared(server: Server, compare: Callable[[str], Any]) -> None:
-    """Send images until the shadow compares them again."""
-    before = compare("shadowed")["compared"]
-
-    def is_compared() -> bool:
-        seconds_of(server, 0.1)
-        return bool(compare("shadowed")["compared"] > before)
-
-    wait_until(is_compared, "the shadow does not run")
-
-
 def test_compare_and_feedback_print_what_was_sent(
-    server: Server,
-    compare: Callable[[str], Any],
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    shadowed: Shadowed, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    wait_until_compared(server, compare)
-    before = compare("shadowed")
+    server = shadowed.server
+    shadowed.wait_until_compared()
+    before = compare(server, "shadowed")
     # The majority of a, b and c sees light from 0.5 on, and d from 0.15 on.
-    levels = [0.05, 0.1, 0.2, 0.2, 0.2, 0.95, 0.6]
-    files = [("file", ("a.png", image(level), "image/png")) for level in levels]
-    url = f"{server.inference_address}/predictions/shadowed"
-    num_compared = before["compared"] + len(levels)
-    answer = requests.post(url, files=files, timeout=60)
-    assert answer.status_code == 200
-    wait_until(lambda: compare("shadowed")["compared"] == num_compared, "no comparison")
-    after = compare("shadowed")
+    answer = shadowed.post(0.05, 0.1, 0.2, 0.2, 0.2, 0.95, 0.6)
+    wait_until(lambda: shadowed.num_counted() == shadowed.num_sent, "no comparison")
+    after = compare(server, "shadowed")
+    assert after["compared"] == before["compared"] + 7
     assert after["agreed"] == before["agreed"] + 4
     assert after["agreement"] == after["agreed"] / after["compared"]
     low, high = after["agreement_interval"]
@@ -161,10 +168,10 @@ def test_compare_and_feedback_print_what_was_sent(
     assert cells["dark", "bright"] == 3
     assert cells["bright", "bright"] == 2
     assert sum(cells.values()) == after["compared"]
-    assert after["candidate_seconds"]["batches"] > before["candidate_seconds"]["batches"]
+    assert after["candidate_seconds"]["batches"] == before["candidate_seconds"]["batches"] + 1
     assert main(["compare", "shadowed", "--run-folder", str(server.run_folder)]) == 0
     printed = capsys.readouterr().out
-    assert f"of {num_compared} samples (95 % interval" in printed
+    assert f"of {after['compared']} samples (95 % interval" in printed
     assert "current \\ candidate" in printed
     # All of these images are bright, people say.
     names = [each["sample"] for each in answer.json()["predictions"]]
@@ -182,37 +189,46 @@ def test_compare_and_feedback_print_what_was_sent(
     assert "3 times only the candidate" in capsys.readouterr().out
 
 
-def test_a_shadow_in_trouble_neither_delays_nor_fails_an_answer(
-    server: Server, compare: Callable[[str], Any]
-) -> None:
-    wait_until_compared(server, compare)
-    usual = statistics.median(seconds_of(server, 0.1) for _ in range(40))
-    for trouble, counter in ((RAISE, "failed"), (SLEEP, "late"), (HANG, "late")):
+def test_a_shadow_in_trouble_neither_delays_nor_fails_an_answer(shadowed: Shadowed) -> None:
+    shadowed.wait_until_compared()
+    usual = statistics.median(shadowed.seconds_of(0.1) for _ in range(40))
+    for trouble, kind in ((RAISE, "failed"), (SLEEP, "late"), (HANG, "late")):
         during: list[float] = []
-        before = counted(compare, counter)
+        before = shadowed.count(kind)
 
         def is_counted(
             level: float = trouble,
-            counter: str = counter,
+            kind: str = kind,
             during: list[float] = during,
             before: int = before,
         ) -> bool:
-            during += [seconds_of(server, each) for each in (level, *[0.1] * 10)]
-            return counted(compare, counter) > before
+            during += [shadowed.seconds_of(each) for each in (level, *[0.1] * 10)]
+            return shadowed.count(kind) > before
 
-        wait_until(is_counted, f"{trouble} is not counted as {counter}")
+        wait_until(is_counted, f"{trouble} is not counted as {kind}")
         # A shadow that delayed an answer would delay it by the time for which it sleeps.
         assert statistics.median(during) < 3 * usual, trouble
         assert max(during) < SLEEP_SECONDS / 2, trouble
         # A process that hangs is ended, and another one goes on.
-        wait_until_compared(server, compare)
+        shadowed.wait_until_compared()
 
 
-def test_a_canary_answers_its_share(server: Server, compare: Callable[[str], Any]) -> None:
+def ask_canary(server: Server, level: float, **headers: str) -> requests.Response:
+    answer = requests.post(
+        f"{server.inference_address}/predictions/canary",
+        data=image(level),
+        headers={"Content-Type": "image/png", **headers},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def test_a_canary_answers_its_share(server: Server) -> None:
     num_requests = 200
     sides: Counter[str] = Counter()
     for _ in range(num_requests):
-        answer = post(server, "canary", 0.2)
+        answer = ask_canary(server, 0.2)
         side = answer.json()["model"]["rollout"]
         assert answer.headers["x-ensemble-rollout"] == side
         expected = {"candidate": "bright", "current": "dark"}[side]
@@ -224,13 +240,15 @@ def test_a_canary_answers_its_share(server: Server, compare: Callable[[str], Any
     for number in range(40):
         key = f"client-{number}"
         answers = {
-            post(server, "canary", 0.2, **{"sticky-key": key}).json()["model"]["rollout"]
+            ask_canary(server, 0.2, **{"sticky-key": key}).json()["model"]["rollout"]
             for _ in range(2)
         }
         assert answers == {"candidate" if is_assigned(key, SHARE, "canary") else "current"}, key
     key = next(key for key in map(str, range(99)) if is_assigned(key, SHARE, "canary"))
-    answer = post(server, "canary", RAISE, **{"sticky-key": key}).json()
+    answer = ask_canary(server, RAISE, **{"sticky-key": key}).json()
     assert answer["model"]["rollout"] == "fallback"
     assert answer["predictions"][0]["label"] == "bright"
-    wait_until(lambda: compare("canary")["sides"].get("fallback") == 1, "no fallback is counted")
-    assert sum(compare("canary")["sides"].values()) == num_requests + 80 + 1
+    wait_until(
+        lambda: compare(server, "canary")["sides"].get("fallback") == 1, "no fallback is counted"
+    )
+    assert sum(compare(server, "canary")["sides"].values()) == num_requests + 80 + 1
