@@ -164,6 +164,8 @@ class EnsembleService:
         """
         if arrived is None:
             arrived = time.monotonic()
+        if self.shadow is not None:
+            self.shadow.hold()
         end = arrived + _COMPUTING_SHARE_OF_TIMEOUT * self.spec.serving.response_timeout_s
         timeline = BatchTimeline(arrived)
         with timeline.stage(StageName.PARSE):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -18,6 +20,9 @@ logger = logging.getLogger(__name__)
 _MAX_PAUSE_SECONDS = 60.0
 """A process that ends again and again is started anew after 1, 2, 4 ... seconds, at most these."""
 
+_POLL_SECONDS = 0.1
+"""A process that is late is looked at so often."""
+
 _SECONDS_TO_TRANSFER = 5.0
 """A message that has begun must be through in this time."""
 
@@ -27,7 +32,10 @@ class NotRunningError(Exception):
 
 
 class CandidateProcess:
-    """Starts the process, asks it, and ends it if it hangs. Belongs to one thread."""
+    """Starts the process, asks it, and ends it if it hangs.
+
+    It belongs to one thread; only `pause` and `resume` may be called by another one.
+    """
 
     def __init__(self, command: Sequence[str], *, startup_seconds: float) -> None:
         """Keep how the process is started.
@@ -43,11 +51,51 @@ class CandidateProcess:
         self._connection: socket.socket | None = None
         self._pause_seconds = 1.0
         self._may_start_at = 0.0
+        self._lock = threading.Lock()
+        self._computes = self._is_held = False
+        self._stopped_at: float | None = None
+        self._stopped_seconds = 0.0
 
     @property
     def pid(self) -> int | None:
         """The process; None if it does not run."""
         return None if self._process is None else self._process.pid
+
+    def pause(self) -> None:
+        """Stop the process while the worker computes. It is not stopped while it loads."""
+        with self._lock:
+            self._is_held = True
+            self._stop_or_continue()
+
+    def resume(self) -> None:
+        """Let the process go on: the worker waits for requests."""
+        with self._lock:
+            self._is_held = False
+            self._stop_or_continue()
+
+    def _set_computes(self, computes: bool) -> None:
+        """Note whether the process computes; it must run while a message is transferred."""
+        with self._lock:
+            self._computes = computes
+            self._stop_or_continue()
+
+    def _stop_or_continue(self) -> None:
+        """Stop or continue the process, if that is due. The lock must be held."""
+        must_stop = self._is_held and self._computes
+        if must_stop is (self._stopped_at is not None):
+            return
+        now = time.monotonic()
+        if self._stopped_at is not None:
+            self._stopped_seconds += now - self._stopped_at
+        self._stopped_at = now if must_stop else None
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP if must_stop else signal.SIGCONT)
+
+    def _running_seconds(self) -> float:
+        """Return a clock that stands still while the process is stopped."""
+        with self._lock:
+            now = time.monotonic() if self._stopped_at is None else self._stopped_at
+            return now - self._stopped_seconds
 
     def ensure_running(self) -> None:
         """Start the process if it does not run, and wait until it has loaded the members.
@@ -92,10 +140,12 @@ class CandidateProcess:
         """
         assert self._connection is not None
         end = time.monotonic() + seconds
+        self._set_computes(False)
         try:
             send(self._connection, content, _SECONDS_TO_TRANSFER)
         except OSError as error:
             self._give_up(f"it does not read: {error!r}")
+        self._set_computes(True)
         if not self._has_answer(end - time.monotonic()):
             raise TimeoutError
         answer = self._receive()
@@ -106,17 +156,20 @@ class CandidateProcess:
         """Wait for a late answer and throw it away; end the process if none comes.
 
         Args:
-            seconds: time to wait.
+            seconds: time to wait, without the time for which the process was stopped.
 
         Raises:
             NotRunningError: the process has ended, or was ended.
         """
-        if not self._has_answer(seconds):
-            self._give_up(f"it did not answer for {seconds:.0f} more seconds and was ended")
+        end = self._running_seconds() + seconds
+        while not self._has_answer(min(seconds, _POLL_SECONDS)):
+            if self._running_seconds() >= end:
+                self._give_up(f"it did not answer for {seconds:.0f} more seconds and was ended")
         self._receive()
 
     def end(self) -> None:
         """End the process, whatever it does."""
+        self._set_computes(False)
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -132,6 +185,7 @@ class CandidateProcess:
 
     def _receive(self) -> Any:
         assert self._connection is not None
+        self._set_computes(False)
         try:
             return receive(self._connection, _SECONDS_TO_TRANSFER)
         except (OSError, EOFError) as error:

@@ -154,8 +154,18 @@ class Shadow:
         if not is_free:
             self._drop(batch, "busy")
 
+    def hold(self) -> None:
+        """Stop the new members: the worker computes answers."""
+        if self._process is not None:
+            self._process.pause()
+
     def release(self) -> None:
-        """Let the waiting batch be compared: its answers were handed back."""
+        """Let the new members go on, and the waiting batch be compared: answers were handed back.
+
+        The worker waits for requests.
+        """
+        if self._process is not None:
+            self._process.resume()
         if self._waiting is not None:
             self._handed_back.set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,24 @@ def test_a_process_that_hangs_is_ended_and_started_again() -> None:
             candidate.ensure_running()
         candidate._may_start_at = 0
         candidate.ensure_running()
+        assert candidate.ask("next", 20) == "next"
+
+
+def test_a_stopped_process_does_not_count_as_hung_and_goes_on() -> None:
+    with process() as candidate:
+        candidate.ensure_running()
+        assert candidate.ask("first", 20) == "first"
+        candidate.pause()
+        # It receives the message although the worker computes, and is stopped then.
+        with pytest.raises(TimeoutError):
+            candidate.ask("late", 0.3)
+        assert candidate.pid is not None
+        assert psutil.Process(candidate.pid).status() == psutil.STATUS_STOPPED
+        resuming = threading.Timer(1.0, candidate.resume)
+        resuming.start()
+        # It sleeps for half a second, and is stopped for longer than it may take.
+        candidate.recover(0.9)
+        resuming.join()
         assert candidate.ask("next", 20) == "next"
 
 
