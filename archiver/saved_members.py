@@ -92,6 +92,8 @@ def service_of(spec: EnsembleSpec, folder: Path) -> EnsembleService:
         MemberError: a member cannot be loaded, or does not fit the spec.
     """
     policies = catalogue(spec, folder)
+    if spec.rollout is not None:
+        catalogue(spec, folder, candidate=True)  # A wrong policy of the candidate ends the build.
     device = choose_device(spec, gpu=None)
     preprocessors, group_of_member = preprocessors_of(spec, folder, device)
     example_inputs = [each(each.examples(3)) for each in preprocessors]

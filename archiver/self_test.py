@@ -190,12 +190,11 @@ def _probes(
     probes = []
     for name, prediction in answer_probes(saved, files, _options(spec)).items():
         members = prediction.get("members") or {}
-        if len(members) == len(spec.members) and not prediction.keys() & _MISSING:
+        names = choice.chosen_panel.member_names
+        if len(members) == len(names) and not prediction.keys() & _MISSING:
             scores = {
                 member: tuple(float(f"{number:.{_DIGITS}g}") for number in by_label.values())
-                for member, by_label in (
-                    (each.name, members[each.name][_field(spec)]) for each in spec.members
-                )
+                for member, by_label in ((name, members[name][_field(spec)]) for name in names)
             }
             probes.append(
                 Probe(

@@ -7,6 +7,7 @@ worker, and settings of the process.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,9 +18,11 @@ from .base.errors import MemberError, PolicyError, SpecError
 from .base.memory import keep_activations
 from .base.threads import ThreadPool
 from .engine.runtime import Runtime
-from .policies import Catalogue, check_catalogue, load_fitted
+from .policies import Catalogue, check_catalogue, load_fitted, parse_policy
+from .rollout.canary import Canary
+from .rollout.shadow import Shadow
 from .service import EnsembleService, Identity
-from .spec import EnsembleSpec
+from .spec import EnsembleSpec, RolloutMode
 
 _MAX_ONEDNN_KERNELS = 16_384
 """Number of kernels that oneDNN caches: one for each layer and batch size.
@@ -60,14 +63,36 @@ def load_service(
     torch.set_num_threads(threads)
     pool = ThreadPool(threads)
     policies = catalogue(spec, folder)
+    identity = identity or Identity(spec.name, spec.version)
+    canary, shadow = _candidate(spec, folder, policies, identity)
+    if shadow is not None:
+        # The new members run in a process of their own.
+        spec = spec.only(spec.current_members)
     device = device or choose_device(spec, gpu=None)
     runtime = Runtime.load(spec, folder, device, pool, compiled=compiled)
     # This comes after loading: memory that only loading needs still returns to the system.
     keep_activations()
-    identity = identity or Identity(spec.name, spec.version)
     # Only an archive whose files were checked has a digest, and a self-test that can be trusted.
     self_test = None if identity.archive is None else _self_test(folder)
-    return EnsembleService(spec, runtime, identity, policies, pool, self_test)
+    return EnsembleService(
+        spec, runtime, identity, policies, pool, self_test, canary=canary, shadow=shadow
+    )
+
+
+def _candidate(
+    spec: EnsembleSpec, folder: Path, policies: Catalogue, identity: Identity
+) -> tuple[Canary | None, Shadow | None]:
+    """Make what the candidate needs, if the spec has one.
+
+    Raises:
+        SpecError: the policy of the candidate does not exist or does not fit its members.
+    """
+    if spec.rollout is None:
+        return None, None
+    of_candidate = catalogue(spec, folder, candidate=True)
+    if spec.rollout.mode is RolloutMode.CANARY:
+        return Canary.of_spec(spec, policies, of_candidate, identity.as_json()), None
+    return None, Shadow(spec, of_candidate)
 
 
 def _self_test(folder: Path) -> SelfTest | None:
@@ -76,32 +101,55 @@ def _self_test(folder: Path) -> SelfTest | None:
     return SelfTest.from_text(path.read_bytes(), source=str(path)) if path.is_file() else None
 
 
-def catalogue(spec: EnsembleSpec, folder: Path | None = None) -> Catalogue:
+def catalogue(
+    spec: EnsembleSpec, folder: Path | None = None, *, candidate: bool = False
+) -> Catalogue:
     """Make the catalogue of a deployment's policies, and check each of them.
 
     Args:
         spec: the ensemble.
         folder: the folder with the files of the fitted models; None loads no fitted models.
+        candidate: whether the members and the default policy are those of the candidate.
 
     Raises:
         SpecError: a policy of the spec does not exist or has a wrong parameter, or a fitted model
             cannot be read.
     """
     files = spec.policies.fitted if folder is not None else {}
+    positions = spec.candidate_members if candidate else spec.current_members
     try:
         policies = Catalogue(
             task=spec.task,
-            member_names=tuple(member.name for member in spec.members),
+            member_names=tuple(spec.members[position].name for position in positions),
             named=dict(spec.policies.named),
             allowed=None if spec.policies.allowed is None else frozenset(spec.policies.allowed),
             default=spec.policies.default,
             fitted={name: load_fitted(Path(folder or "") / file) for name, file in files.items()},
         )
-        check_catalogue(policies)
+        if candidate:
+            policies = _with_candidate_policy(policies, spec)
+        else:
+            check_catalogue(policies)
     except PolicyError as error:
         spec_error = SpecError(f"policies of ensemble '{spec.name}': {error}")
         spec_error.place = error.place
         raise spec_error from error
+    return policies
+
+
+def _with_candidate_policy(policies: Catalogue, spec: EnsembleSpec) -> Catalogue:
+    """Make the policy of the candidate the default one, and check it.
+
+    Raises:
+        PolicyError: the policy does not exist, or does not work with the candidate's members.
+    """
+    own = None if spec.rollout is None else spec.rollout.policy
+    policies = replace(policies, default=own or policies.default)
+    try:
+        parse_policy(policies.default, {}, policies)
+    except PolicyError as error:
+        error.place = ("rollout", "policy") if own else ("rollout",)
+        raise
     return policies
 
 

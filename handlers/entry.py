@@ -30,12 +30,15 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+_CANDIDATE = "candidate"
+"""Argument with which the worker runs this file for the candidate of a shadow."""
 
 SUPPORTED_TORCHSERVE = "0.12"
 """Version of TorchServe whose worker has the functions that are replaced; others are refused."""
@@ -62,8 +65,17 @@ class EnsembleHandler:
             self._service.warm_up()
             importlib.import_module("handlers.self_testing").run_self_test(self._service)
             _keep_every_part()
-            _bound_messages(self._service.max_parts)
+            shadow = self._service.shadow
+            _bound_messages(self._service.max_parts, None if shadow is None else shadow.release)
             self._start_recording(context)
+            if shadow is not None:
+                request_log = importlib.import_module("handlers.frontend.request_log")
+                shadow.start(
+                    self._service.recorder.meter,
+                    self._metrics.request,
+                    [sys.executable, "-P", os.path.realpath(__file__), _CANDIDATE],
+                    request_log.load_decision_log(os.environ, self._service.identity.as_json()),
+                )
         except ModuleNotFoundError as error:
             raise RuntimeError(
                 f"this server's Python lacks '{error.name}', which the ensemble handler needs: "
@@ -179,11 +191,9 @@ def _worker_id() -> str:
 
 def _load(folder: Path, context: Any) -> Any:
     """Check the extracted archive and load it as an `EnsembleService`."""
-    _import_from_sources(folder)
+    record = _verify(folder)
     verification = importlib.import_module("handlers.archive.verification")
     layout = importlib.import_module("handlers.base.archive_layout")
-    trusted = importlib.import_module("handlers.archive.trusted_keys").keys_of_environment()
-    record = verification.verify_folder(folder, entry_imported=True, trusted=trusted)
     spec = importlib.import_module("handlers.spec").load_spec(folder / layout.SPEC)
     manifest = (folder / layout.MANIFEST).read_bytes()
     verification.check_spec(spec, record, manifest, source=str(folder))
@@ -201,6 +211,27 @@ def _load(folder: Path, context: Any) -> Any:
         workers=max(int(settings.get("minWorkers", 1)), siblings.count_workers()),
         compiled=spec.runtime.engine != "torch",
     )
+
+
+def _verify(folder: Path) -> Any:
+    """Make Python import `handlers` from the archive, and check all files against its record."""
+    _import_from_sources(folder)
+    verification = importlib.import_module("handlers.archive.verification")
+    trusted = importlib.import_module("handlers.archive.trusted_keys").keys_of_environment()
+    return verification.verify_folder(folder, entry_imported=True, trusted=trusted)
+
+
+def _run_candidate(descriptor: int) -> None:
+    """Run the new members of a shadow in this process, which a worker has started.
+
+    Args:
+        descriptor: number of the file descriptor of the connection to the worker.
+    """
+    folder = Path(_ROOT)
+    _verify(folder)
+    layout = importlib.import_module("handlers.base.archive_layout")
+    main = importlib.import_module("handlers.rollout.candidate_main")
+    main.main(folder / layout.SPEC, descriptor)
 
 
 def _import_from_sources(folder: Path) -> None:
@@ -324,10 +355,14 @@ def _keep_every_part() -> None:
     _check_repeated_names(Service)
 
 
-def _bound_messages(max_parts: int) -> None:
+def _bound_messages(max_parts: int, on_wait: Callable[[], None] | None) -> None:
     """Make the worker read requests with `FrontendMessages`, which drops parts beyond a limit.
 
     TorchServe's own reader also decodes JSON of any size; `FrontendMessages` leaves it as bytes.
+
+    Args:
+        max_parts: number of parts that one request may have.
+        on_wait: called before the worker waits for requests.
 
     Raises:
         RuntimeError: the worker of this TorchServe does not call the functions to be replaced.
@@ -343,7 +378,8 @@ def _bound_messages(max_parts: int) -> None:
                 f"this TorchServe is not {SUPPORTED_TORCHSERVE}.x: {name} of its worker's protocol "
                 "has changed; install torchserve==0.12.0"
             )
-    messages = importlib.import_module("handlers.frontend.messages").FrontendMessages(max_parts)
+    frontend = importlib.import_module("handlers.frontend.messages")
+    messages = frontend.FrontendMessages(max_parts, on_wait)
     protocol._retrieve_buffer = messages.retrieve_buffer
     protocol._retrieve_inference_msg = messages.retrieve_inference_msg
 
@@ -359,3 +395,7 @@ def _check_repeated_names(service: Any) -> None:
     _, inputs, _ = service.retrieve_data_for_inference(batch)
     if [part[2] for part in inputs[0]["parts"]] != [b"a", b"b"]:
         raise RuntimeError("form fields with equal names are lost in this TorchServe's worker")
+
+
+if __name__ == "__main__" and sys.argv[1:2] == [_CANDIDATE]:
+    _run_candidate(int(sys.argv[2]))

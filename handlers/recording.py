@@ -17,7 +17,7 @@ import torch
 from .answers.encoding import Response
 from .base.errors import REFUSALS
 from .base.tasks import Task
-from .decisions.result import Group
+from .decisions.result import SIDE_KEY, Group
 from .engine.member_scores import MemberScores, State
 from .engine.score_cache import ScoreCache
 from .observability import catalogue
@@ -47,12 +47,14 @@ class _AnsweredBatch:
         responses: (HTTP status, type of the error or an empty text) of each request.
         groups: the answered samples of all requests.
         sample_errors: types of the errors of single samples in answered requests.
+        sides: which side answered each request of a canary.
     """
 
     timeline: BatchTimeline
     responses: list[tuple[int, str]]
     groups: list[Group]
     sample_errors: list[str]
+    sides: list[str]
 
 
 class Recorder:
@@ -110,6 +112,10 @@ class Recorder:
                 (member, kind) for member in self._members for kind in _KINDS_OF_MISSING.values()
             ],
             catalogue.PREDICTIONS: [(label,) for label in self._labels],
+            catalogue.ROLLOUT_REQUESTS: [(side,) for side in catalogue.SIDES],
+            catalogue.CANDIDATE_SAMPLES: [(catalogue.AGREED,), (catalogue.DISAGREED,)],
+            catalogue.CANDIDATE_DROPPED: [(reason,) for reason in catalogue.DROP_REASONS],
+            catalogue.CANDIDATE_CONFUSION: [(self._labels[0], self._labels[0])],
         }
         for metric in catalogue.METRICS:
             if metric.kind is catalogue.Kind.COUNTER:
@@ -186,6 +192,7 @@ class Recorder:
                 sample_errors=[
                     type(error).__name__ for result in results for error in result.errors.values()
                 ],
+                sides=[side for result in results if (side := result.model.get(SIDE_KEY))],
             )
             with self._lock:
                 self._batches.append(batch)
@@ -222,6 +229,8 @@ class Recorder:
         sample_errors = Counter(kind for batch in batches for kind in batch.sample_errors)
         for kind, count in sample_errors.items():
             meter.add(catalogue.SAMPLE_ERRORS, count, kind)
+        for side, count in Counter(each for batch in batches for each in batch.sides).items():
+            meter.add(catalogue.ROLLOUT_REQUESTS, count, side)
         groups = [group for batch in batches for group in batch.groups]
         meter.add(catalogue.SAMPLES, sum(len(group.indices) for group in groups))
         self._count_decisions([group.outcome for group in groups])

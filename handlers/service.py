@@ -31,7 +31,7 @@ from .base.errors import (
 from .base.threads import SERIAL, ThreadPool
 from .decisions.choosing import Chooser
 from .decisions.combining import combine, is_refused, result_of_outcome
-from .decisions.result import Result
+from .decisions.result import SIDE_KEY, Result
 from .decisions.sequences import check_frame_order
 from .decoding.batch import DecodedSamples, SamplesToDecode, decode_batch
 from .decoding.decoder import Decoder
@@ -43,6 +43,8 @@ from .recording import Recorder
 from .requests.options import ResponseFormat, describe_options
 from .requests.parsing import is_open_inference, parse_request
 from .requests.raw_request import RawRequest, max_parts
+from .rollout.canary import Canary, Side
+from .rollout.shadow import Shadow
 from .running import run_chosen_members, run_lazily
 from .spec import EnsembleSpec
 from .stages import Accepted, Answered, Decoded, Refused
@@ -56,6 +58,9 @@ TorchServe ends a worker that does not answer within the timeout, and its whole 
 Samples that have not begun by half of the timeout are refused instead; the client may send them
 again.
 """
+
+_SIDE_HEADER = "x-ensemble-rollout"
+"""Header of a canary's answers that says which side answered, for formats without `model`."""
 
 _MAX_WARM_UP_SAMPLES = 32
 """Largest batch that a worker computes before it reports that it is ready."""
@@ -92,6 +97,7 @@ class EnsembleService:
         cache: scores of recently sent images; None if the spec gives the cache no memory.
         self_test: probes with the answers at build; None if the archive has none.
         recorder: counts and measures what happens to the batches.
+        shadow: compares a candidate's decisions with the answers; None if the spec has no shadow.
     """
 
     def __init__(
@@ -102,6 +108,9 @@ class EnsembleService:
         catalogue: Catalogue,
         pool: ThreadPool = SERIAL,
         self_test: SelfTest | None = None,
+        *,
+        canary: Canary | None = None,
+        shadow: Shadow | None = None,
     ) -> None:
         """Put the stages of a loaded ensemble together.
 
@@ -112,8 +121,12 @@ class EnsembleService:
             catalogue: the policies that clients may choose.
             pool: threads that decode images.
             self_test: probes with the answers at build.
+            canary: chooses for each request which side answers it; None if the spec has none.
+            shadow: compares a candidate's decisions with the answers; None if the spec has none.
         """
         self.spec = spec
+        self.shadow = shadow
+        self._canary = canary
         self.self_test = self_test
         self._decoder = Decoder(spec.limits, runtime, pool)
         self.identity = identity
@@ -151,6 +164,8 @@ class EnsembleService:
         """
         if arrived is None:
             arrived = time.monotonic()
+        if self.shadow is not None:
+            self.shadow.hold()
         end = arrived + _COMPUTING_SHARE_OF_TIMEOUT * self.spec.serving.response_timeout_s
         timeline = BatchTimeline(arrived)
         with timeline.stage(StageName.PARSE):
@@ -161,6 +176,8 @@ class EnsembleService:
         with timeline.stage(StageName.WRITE):
             responses = self._write_all(answered)
         self.recorder.record(timeline, requests, answered, responses)
+        if self.shadow is not None:
+            self.shadow.offer(requests, decoded, answered)
         return responses
 
     def describe(self) -> dict[str, Any]:
@@ -185,6 +202,7 @@ class EnsembleService:
             "limits": asdict(spec.limits),
             "input_shape": self._runtime.input_shape,
             "device": str(self._runtime.device),
+            "rollout": None if spec.rollout is None else asdict(spec.rollout),
             "score_cache": None if self.cache is None else self.cache.describe(),
             "self_test": None
             if self.self_test is None
@@ -223,7 +241,10 @@ class EnsembleService:
         try:
             parsed = parse_request(request, self.spec.limits)
             check_frame_order(parsed)
-            choice = self._chooser.choose(parsed.options)
+            chooser = None
+            if self._canary is not None:
+                chooser = self._canary.chooser(parsed.options, request.id)
+            choice = (chooser or self._chooser).choose(parsed.options)
         except RequestError as error:
             return Refused(encode_error(error, open_inference=is_open_inference(request)))
         return Accepted(parsed, choice, request.headers.get("accept", ""))
@@ -235,7 +256,9 @@ class EnsembleService:
         to_decode = [
             SamplesToDecode(
                 samples=state.request.samples,
-                members=state.choice.members,
+                members=self._canary.members
+                if self._canary is not None and state.choice.chooser.is_candidate
+                else state.choice.members,
                 budget=state.request.budget,
                 # A lazy request runs fewer members than a cache entry needs.
                 may_use_cache=not state.choice.lazy,
@@ -264,7 +287,38 @@ class EnsembleService:
         finished |= self._answer_lazily(lazy, timeline, end)
         others = {position: each for position, each in decoded.items() if position not in finished}
         finished |= self._answer_with_all_members(others, timeline, end)
+        if self._canary is not None:
+            finished |= self._fall_back(self._canary, decoded, finished, timeline, end)
         return [finished[position] for position in range(len(states))]
+
+    def _fall_back(
+        self,
+        canary: Canary,
+        decoded: Mapping[int, Decoded],
+        finished: Mapping[int, Answered | Refused],
+        timeline: BatchTimeline,
+        end: float,
+    ) -> dict[int, Answered | Refused]:
+        """Let the current ensemble answer the requests on which the candidate failed.
+
+        Args:
+            canary: the two sides.
+            decoded: position in the batch -> request.
+            finished: position in the batch -> what became of it.
+            timeline: where the time of the members and of the policy is recorded.
+            end: the time of ``time.monotonic`` from which on no further micro-batch begins.
+        """
+        chooser = canary.choosers[Side.FALLBACK]
+        failed: dict[int, Decoded] = {}
+        for position, request in decoded.items():
+            accepted, state = request.accepted, finished[position]
+            has_failed = isinstance(state, Refused) or len(state.result.errors) > len(
+                request.samples.errors
+            )
+            if has_failed and accepted.choice.chooser.is_candidate:
+                choice = chooser.choose(accepted.request.options)
+                failed[position] = replace(request, accepted=replace(accepted, choice=choice))
+        return self._answer_with_all_members(failed, timeline, end) if failed else {}
 
     def _answer_lazily(
         self, requests: Mapping[int, Decoded], timeline: BatchTimeline, end: float
@@ -398,6 +452,9 @@ class EnsembleService:
             )
             if len(response.body) > max_bytes:
                 raise too_large(len(response.body), max_bytes)
+            side = state.result.model.get(SIDE_KEY)
+            if side:
+                response = replace(response, headers={**response.headers, _SIDE_HEADER: side})
             return response
         except EnsembleError as error:
             return accepted.refused(error).response

@@ -12,9 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from ..handlers.base.tasks import Task
-
-Z95 = 1.959964
-"""Two-sided 95 % quantile of the normal distribution."""
+from .proportions import wilson
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,6 @@ def compute_metrics(
         return _with_class_areas(metrics, scores, targets) if with_areas else metrics
     metrics = _detection(decisions, targets)
     return _with_areas(metrics, scores, targets) if with_areas else metrics
-
-
-def wilson(hits: int, trials: int) -> tuple[float, float]:
-    """Compute the 95 % interval of a proportion (Wilson 1927)."""
-    if trials == 0:
-        return (0.0, 1.0)
-    share, square = hits / trials, Z95 * Z95
-    centre = (share + square / (2 * trials)) / (1 + square / trials)
-    spread = math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
-    half = Z95 / (1 + square / trials) * spread
-    return (max(0.0, centre - half), min(1.0, centre + half))
 
 
 def _detection(decisions: Tensor, targets: Tensor) -> Metrics:

@@ -42,11 +42,14 @@ class Chooser:
         spec: the ensemble.
         catalogue: the policies that the deployment offers.
         model: name, version and archive digest, which every answer contains.
+        is_candidate: whether requests get the candidate's members and policy (`rollout` in the
+            spec) instead of the current ones.
     """
 
     spec: EnsembleSpec
     catalogue: Catalogue
     model: Mapping[str, str | None]
+    is_candidate: bool = False
     _choices: OrderedDict[str, Choice] = field(default_factory=OrderedDict, repr=False)
 
     @cached_property
@@ -61,6 +64,16 @@ class Chooser:
             thresholds=torch.tensor(spec.thresholds()),
         )
 
+    @cached_property
+    def offered(self) -> tuple[int, ...]:
+        """Positions of the members that a request runs unless it chooses some of them."""
+        return self.spec.candidate_members if self.is_candidate else self.spec.current_members
+
+    @cached_property
+    def offered_names(self) -> tuple[str, ...]:
+        """Names of the members from which a request may choose."""
+        return tuple(self.panel.member_names[member] for member in self.offered)
+
     def choose(self, options: RequestOptions) -> Choice:
         """Check the options of a request before any member runs.
 
@@ -69,9 +82,9 @@ class Chooser:
         Raises:
             PolicyError: the options name a policy or member that does not exist or is not allowed.
         """
-        if options.stream is not None or options.frame_order is not None:
-            # These two belong to one request; a cached choice must not depend on them.
-            options = replace(options, stream=None, frame_order=None)
+        if (options.stream, options.frame_order, options.sticky_key) != (None, None, None):
+            # These belong to one request; a cached choice must not depend on them.
+            options = replace(options, stream=None, frame_order=None, sticky_key=None)
         if any(isinstance(value, list | dict) for value in options.policy_parameters.values()):
             # No policy has such a parameter, and repr() may fail on one that is nested very deeply.
             return self._check(options)
@@ -91,7 +104,7 @@ class Chooser:
     def _check(self, options: RequestOptions) -> Choice:
         """Make the choice of these options, or raise PolicyError."""
         panel = self._panel_with_overrides(options)
-        names = options.members or panel.member_names
+        names = options.members or self.offered_names
         choice = Choice(self, options, panel, tuple(map(panel.member_names.index, names)))
         _ = choice.policy  # The property is computed once; a wrong policy is refused here.
         if self.spec.task is Task.REGRESSION and AnswerField.UNCERTAINTY in options.include:
@@ -119,10 +132,10 @@ class Chooser:
                     f"option {option} is not allowed here (policies.client_overrides in the spec)"
                 )
             for name in names:
-                if name not in panel.member_names:
+                if name not in self.offered_names:
                     raise PolicyError(
                         f"option {option}: there is no member {shown(name)}; the members are "
-                        f"{', '.join(panel.member_names)}{nearest(name, panel.member_names)}"
+                        f"{', '.join(self.offered_names)}{nearest(name, self.offered_names)}"
                     )
         if options.members and len(set(options.members)) < len(options.members):
             raise PolicyError(
@@ -142,7 +155,7 @@ class Choice:
 
     Attributes:
         chooser: the chooser that made this choice, with the spec and the catalogue of policies.
-        options: options of the request; `stream` and `frame_order` are left out.
+        options: options of the request; `stream`, `frame_order` and `sticky_key` are left out.
         panel: all members of the ensemble, with the weights and thresholds of the client.
         members: positions of the chosen members in the ensemble.
     """
@@ -224,7 +237,8 @@ class Choice:
         """A key, equal for choices whose requests can be combined in one call of a policy."""
         options = self.options
         return (
-            options.policy,
+            # Two choosers may have different default policies.
+            options.policy or self.chooser.catalogue.default,
             json.dumps(options.policy_parameters, sort_keys=True, default=str),
             self.members,
             tuple(sorted(options.weights.items())),

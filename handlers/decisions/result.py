@@ -20,6 +20,10 @@ DEFAULT_FIELDS = frozenset(AnswerField) - {AnswerField.SCORES, AnswerField.UNCER
 """Fields of an answer to a client that does not choose fields."""
 
 
+SIDE_KEY = "rollout"
+"""Key of `Result.model` that says which side of a canary answered (see the room `rollout`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MembersOfSample:
     """The chosen members that did not answer a sample.

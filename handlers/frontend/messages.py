@@ -15,6 +15,7 @@ import logging
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -33,14 +34,16 @@ class FrontendMessages:
     ``_retrieve_inference_msg`` of TorchServe's module.
     """
 
-    def __init__(self, max_parts: int) -> None:
+    def __init__(self, max_parts: int, on_wait: Callable[[], None] | None = None) -> None:
         """Begin with an empty buffer.
 
         Args:
             max_parts: number of parts that one request may have. One part more is kept, so that the
                 handler can see that the request has too many; all later ones are skipped.
+            on_wait: called before the worker waits for bytes, when it has handed back its answers.
         """
         self._max_parts = max_parts
+        self._on_wait = on_wait
         self._received = b""
         self._position = 0
 
@@ -52,6 +55,8 @@ class FrontendMessages:
         content = bytearray(length)
         content[: len(buffered)] = buffered
         missing = memoryview(content)[len(buffered) :]
+        if missing and self._on_wait is not None:
+            self._on_wait()
         while missing:
             if len(missing) >= _MAX_BYTES_PER_RECEIVE:
                 size = connection.recv_into(missing)

@@ -97,7 +97,13 @@ def load_compiled(
     if not path.is_file():
         return []
     record = CompiledRecord.from_json(path.read_text(encoding="utf-8"))
-    entries = [each for each in record.executables if _runs_here(each, record.target, device)]
+    # A process that runs some of the archive's members (`rollout`) needs the executables of these.
+    names = {member.name for member in spec.members}
+    entries = [
+        each
+        for each in record.executables
+        if names.issuperset(each.members) and _runs_here(each, record.target, device)
+    ]
     if not entries:
         return []
     outputs = load_file(folder / OUTPUTS)

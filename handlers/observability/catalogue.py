@@ -22,6 +22,22 @@ together under `OTHER_LABELS`.
 OTHER_LABELS = "(other)"
 """Value of the metrics' label for all labels of an ensemble beyond the first `MAX_LABELS`."""
 
+MAX_CONFUSED_LABELS = 20
+"""Number of labels of an ensemble that have rows and columns of their own in
+`CANDIDATE_CONFUSION`, so that it has at most 529 series."""
+
+NO_LABEL, SEVERAL_LABELS = "(none)", "(several)"
+"""Values of the labels of `CANDIDATE_CONFUSION` for a sample with no label, or with several."""
+
+AGREED, DISAGREED = "agreed", "disagreed"
+"""Values of the label `outcome` of `CANDIDATE_SAMPLES`."""
+
+DROP_REASONS = ("busy", "late", "incomplete", "not_running")
+"""Values of the label `reason` of `CANDIDATE_DROPPED`."""
+
+SIDES = ("candidate", "current", "fallback")
+"""Values of the label `side` of `ROLLOUT_REQUESTS`."""
+
 BUCKET_LABEL = "le"
 """Label of a histogram's buckets: the largest value that a bucket counts."""
 
@@ -165,6 +181,53 @@ PREDICTIONS = Metric(
     f"series each, and all others share `{OTHER_LABELS}`.",
     ("label",),
 )
+ROLLOUT_REQUESTS = Metric(
+    "ensemble_rollout_requests_total",
+    Kind.COUNTER,
+    "requests",
+    "Requests that took part in a canary, by the side that answered: `candidate`, `current`, or "
+    "`fallback` for the current ensemble after the candidate had failed.",
+    ("side",),
+)
+CANDIDATE_SAMPLES = Metric(
+    "ensemble_candidate_samples_total",
+    Kind.COUNTER,
+    "samples",
+    "Samples that a shadow decided, by whether it agreed with the answer: `agreed`, `disagreed`.",
+    ("outcome",),
+)
+CANDIDATE_CONFUSION = Metric(
+    "ensemble_candidate_confusion_total",
+    Kind.COUNTER,
+    "samples",
+    "Samples that a shadow decided, by the label of the answer and the label of the candidate. The "
+    f"first {MAX_CONFUSED_LABELS} labels of the spec are told apart, and all others are "
+    f"`{OTHER_LABELS}`; a sample without a label, or with several, is `{NO_LABEL}` or "
+    f"`{SEVERAL_LABELS}`.",
+    ("current", "candidate"),
+)
+CANDIDATE_FAILURES = Metric(
+    "ensemble_candidate_failures_total",
+    Kind.COUNTER,
+    "samples",
+    "Samples that were answered and that a shadow could not decide, because a member failed.",
+)
+CANDIDATE_DROPPED = Metric(
+    "ensemble_candidate_dropped_samples_total",
+    Kind.COUNTER,
+    "samples",
+    "Samples that a shadow did not compare. `busy`: the batch before was not compared yet. `late`: "
+    "the deadline was over. `incomplete`: scores came from the cache or from lazy members. "
+    "`not_running`: the candidate's process had ended.",
+    ("reason",),
+)
+CANDIDATE_SECONDS = Metric(
+    "ensemble_candidate_seconds",
+    Kind.HISTOGRAM,
+    "seconds",
+    "Time in which a shadow decided a batch, after its answers had been handed back.",
+    buckets=BATCH_SECONDS.buckets,
+)
 CACHE_HITS = Metric(
     "ensemble_score_cache_hits_total",
     Kind.COUNTER,
@@ -222,6 +285,12 @@ METRICS = (
     DISAGREEMENTS,
     ABSTENTIONS,
     PREDICTIONS,
+    ROLLOUT_REQUESTS,
+    CANDIDATE_SAMPLES,
+    CANDIDATE_CONFUSION,
+    CANDIDATE_FAILURES,
+    CANDIDATE_DROPPED,
+    CANDIDATE_SECONDS,
     CACHE_HITS,
     CACHE_MISSES,
     CACHE_BYTES,

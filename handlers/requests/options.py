@@ -195,6 +195,13 @@ class RequestOptions:
         ResponseFormat | None,
         Field(description="Format of the answer; left out: what Accept asks for"),
     ] = None
+    sticky_key: Annotated[
+        Annotated[str, Field(max_length=200)] | None,
+        Field(
+            description="While a candidate answers a share of the requests: all requests with the "
+            "same key, such as the name of a user, are answered by the same side"
+        ),
+    ] = None
     frames: Annotated[
         bool, Field(description="Each frame of an animation, and each page of a TIFF, is a sample")
     ] = False

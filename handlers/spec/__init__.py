@@ -16,6 +16,7 @@ from .member import Member, Output, WeightsFormat
 from .preprocessing import Color, Interpolation, Preprocessing, ResizeLibrary, Window
 from .provenance import MemberProvenance, Provenance
 from .reading import json_schema, load_spec, located_errors, parse_spec
+from .rollout import Rollout, RolloutMode
 from .settings import (
     Engine,
     Failures,
@@ -43,6 +44,8 @@ __all__ = [
     "Preprocessing",
     "Provenance",
     "ResizeLibrary",
+    "Rollout",
+    "RolloutMode",
     "Runtime",
     "Serving",
     "WeightsFormat",

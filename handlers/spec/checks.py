@@ -23,6 +23,7 @@ from ..base.tasks import Task
 from .ensemble import EnsembleSpec
 from .member import Member, Output, WeightsFormat
 from .preprocessing import Interpolation, Preprocessing, ResizeLibrary
+from .rollout_checks import check_rollout
 from .settings import Engine, Precision
 from .strict_yaml import Place, Problem
 
@@ -51,6 +52,7 @@ def check_spec(spec: EnsembleSpec, folder: Path | None) -> Iterator[Problem]:
     yield from _check_members(spec)
     yield from _check_architectures(spec, folder)
     yield from _check_runtime(spec)
+    yield from check_rollout(spec)
     yield from _check_files(spec, folder)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Iterable, Mapping
+from dataclasses import field, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from .labels_file import labels_from_file
 from .member import Member, Output
 from .preprocessing import Preprocessing
 from .provenance import Provenance
+from .rollout import Rollout
 from .settings import Failures, Limits, Policies, Runtime, Serving
 from .value_types import UNKNOWN_KEYS_ARE_ERRORS, Name, Probability, Version
 
@@ -86,6 +87,10 @@ class EnsembleSpec:
     serving: Annotated[Serving, Field(description="TorchServe's settings of the model")] = field(
         default_factory=Serving
     )
+    rollout: Annotated[
+        Rollout | None,
+        Field(description="A candidate that is tried beside the current ensemble"),
+    ] = None
     provenance: Annotated[Provenance, Field(description="Where the ensemble comes from")] = field(
         default_factory=Provenance
     )
@@ -101,6 +106,28 @@ class EnsembleSpec:
     def score_labels(self) -> tuple[str, ...]:
         """Labels of the score columns: the second label alone for presence, otherwise all."""
         return self.labels[1:] if self.task is Task.PRESENCE else self.labels
+
+    @property
+    def current_members(self) -> tuple[int, ...]:
+        """Positions of the members that vote unless a request chooses others."""
+        new = () if self.rollout is None else self.rollout.new_members
+        return tuple(
+            position for position, member in enumerate(self.members) if member.name not in new
+        )
+
+    @property
+    def candidate_members(self) -> tuple[int, ...]:
+        """Positions of the candidate's members; all members if there is no candidate."""
+        chosen = None if self.rollout is None else self.rollout.members
+        return tuple(
+            position
+            for position, member in enumerate(self.members)
+            if chosen is None or member.name in chosen
+        )
+
+    def only(self, positions: Iterable[int]) -> EnsembleSpec:
+        """Return the spec of an ensemble that has only the members at these positions."""
+        return replace(self, members=tuple(self.members[position] for position in positions))
 
     def preprocessing_of(self, member: Member) -> Preprocessing:
         """Return a member's preprocessing settings, also if the member only names them.

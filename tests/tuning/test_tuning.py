@@ -32,8 +32,8 @@ from torchserve_ensemble.tuning.metrics import (
     calibration_error,
     compute_metrics,
     diversity,
-    wilson,
 )
+from torchserve_ensemble.tuning.proportions import wilson
 from torchserve_ensemble.tuning.selection import choose, measure
 from torchserve_ensemble.tuning.targets import parse_target
 

@@ -124,7 +124,11 @@ def _lines(description: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     inputs = " x ".join(map(str, shape)) if shape else "a shape of its own for each member"
     yield "runs on", f"{description['device']}; input {inputs}"
     cache = description.get("score_cache")
-    yield "score cache", "off" if cache is None else _counts(cache)
+    if cache is not None:
+        yield "score cache", _counts(cache)
+    # TorchServe leaves keys without a value out.
+    if description.get("rollout"):
+        yield "candidate", _candidate(description["rollout"])
 
 
 def _call(policy: Mapping[str, Any]) -> str:
@@ -143,6 +147,19 @@ def _limits(limits: Mapping[str, int]) -> str:
 
 def _counts(cache: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in cache.items())
+
+
+def _candidate(rollout: Mapping[str, Any]) -> str:
+    """Return what the candidate has of its own, and who sees its answers."""
+    own = {
+        "new members": ", ".join(rollout.get("new_members") or ()),
+        "members": ", ".join(rollout.get("members") or ()),
+        "policy": rollout.get("policy") or "",
+    }
+    parts = [f"{name} {value}" for name, value in own.items() if value]
+    share = rollout.get("share")
+    seen_by = "" if share is None else f" of {share:.1%} of the requests"
+    return f"{rollout['mode']}{seen_by}: {'; '.join(parts)}"
 
 
 def _listed(names: Iterable[str]) -> str:
