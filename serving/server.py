@@ -150,16 +150,6 @@ class Server:
 
     @property
     def metrics_address(self) -> str:
-        """URL of the metrics API."""
-        return self._state.metrics_address
-
-    @property
-    def management_address(self) -> str:
-        """URL of the management API, e.g. ``http://127.0.0.1:8081``."""
-        return self._state.management_address
-
-    @property
-    def metrics_address(self) -> str:
         """URL of the metrics API, e.g. ``http://127.0.0.1:8082``."""
         return self._state.metrics_address
 
