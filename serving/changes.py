@@ -115,6 +115,17 @@ class Changes:
                     )
                 time.sleep(_POLL_SECONDS)
 
+    def wait_until_ready(self, name: str, version: str) -> ModelVersion:
+        """Wait for the workers of a version that was registered earlier, and may still load.
+
+        Raises:
+            WorkerDiedError: a worker died since the call; the error has the worker's own traceback.
+            ServerError: there is no such version, or its workers are not READY in time.
+        """
+        self._skip_earlier_deaths()
+        (described,) = self.management.describe(name, version)
+        return self._wait_for_workers(described, described.min_workers)
+
     def set_default(self, name: str, version: str) -> str:
         """Make a version the one that answers requests which name no version.
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import psutil
 
+from ..handlers.archive.record import ArchiveRecord
 from ..handlers.archive.trusted_keys import TrustedKeys
 from ..handlers.base.errors import ServerError
 from . import archive_check
@@ -257,6 +258,22 @@ class Server:
                     )
                 time.sleep(_POLL_SECONDS)
 
+    def check_archive(self, archive: str) -> ArchiveRecord | None:
+        """Check an archive before this server extracts it, also against the keys that it trusts.
+
+        Args:
+            archive: file name in the model store, or a URL from which the server may load.
+
+        Returns:
+            The archive's record; None if TorchServe itself downloads the archive.
+
+        Raises:
+            ArchiveError: the archive was altered, `ts-ensemble build` did not write it, or none of
+                the keys that the server trusts signed it.
+            SpecError: the spec in the archive has a mistake.
+        """
+        return archive_check.check_archive(archive, self.model_store, self._trusted_keys())
+
     def register(
         self,
         archive: str,
@@ -291,7 +308,7 @@ class Server:
         from .grpc_management import register_model
 
         if check_archive:
-            archive_check.check_archive(archive, self.model_store, self._trusted_keys())
+            self.check_archive(archive)
 
         def submit() -> None:
             try:
