@@ -36,7 +36,7 @@ from torchserve_ensemble.serving.processes import is_java
 
 from . import machine
 from .swaps import NAME, Running, archive, build
-from .watched_load import BEFORE, Ask, Images, Operation, Question, Row, essence, observe
+from .watched_load import Ask, Images, Operation, Question, Row, essence, observe
 
 OLD, NEW, LARGE, DAMAGED, HANGING = "1.0", "1.1", "1.2", "1.3", "1.4"
 """Versions: two that serve, and three that cannot be rolled out."""
@@ -50,10 +50,14 @@ _LARGE_BYTES = 64 * 2**20
 _FULL_DISK_BYTES = 32 * 2**20
 """No file may grow beyond this while the disk is full. Logs stay far below it."""
 
-_STARTUP_TIMEOUT_SECONDS = 15
-"""A worker that has not loaded by then hangs; the others need about three seconds."""
+_STARTUP_TIMEOUT_SECONDS = 30
+"""A worker that has not loaded by then hangs; beside the clients the others need 10 to 17 s."""
+
+_OPERATIONS_AT_ONCE = 10
+"""The clients are started anew after so many operations, and the result is written."""
 
 _HANGING_CODE = """
+import sys
 import time
 
 from torch import nn
@@ -62,7 +66,8 @@ from torch import nn
 class Hanging(nn.Module):
     def __init__(self):
         super().__init__()
-        time.sleep(3600)
+        if "model_service_worker" in sys.argv[0]:
+            time.sleep(3600)
 """
 
 _LARGE_CODE = """
@@ -88,6 +93,7 @@ def build_versions(folder: Path) -> None:
     presence = re.sub(r'^version: ".*"', f'version: "{OLD}"', spec.read_text(), flags=re.M)
     presence += (
         f"\nserving: {{batch_size: {BATCH_SIZE}, startup_timeout_s: {_STARTUP_TIMEOUT_SECONDS}}}\n"
+        "runtime: {engine: torch}\n"
     )
 
     def build_version(version: str, text: str = presence, *, check: bool = True) -> Path:
@@ -240,10 +246,14 @@ def write(rows: Sequence[Row], folder: Path) -> Path:
 
 def plan(running: Running, options: argparse.Namespace) -> Iterator[tuple[bool, list[Operation]]]:
     """Yield whether the clients repeat failed requests, and what happens meanwhile."""
-    yield False, changes(running, options.times)
-    yield False, failures(running, options.failures)
-    yield False, kills(running, options.kills, options.java, "clients that repeat nothing")
-    yield True, kills(running, options.kills, options.java, "`InferenceClient`")
+    for repeats, operations in (
+        (False, failures(running, options.failures)),
+        (False, kills(running, options.kills, options.java, "clients that repeat nothing")),
+        (True, kills(running, options.kills, options.java, "`InferenceClient`")),
+        (False, changes(running, options.times)),
+    ):
+        for begin in range(0, len(operations), _OPERATIONS_AT_ONCE):
+            yield repeats, operations[begin : begin + _OPERATIONS_AT_ONCE]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -261,21 +271,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="changes-"))
     running: Running | None = None
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}
     try:
         build_versions(folder)
         running = Running(folder)
         questions = _questions(running)
-        print(HEADER, flush=True)
         for repeats, operations in plan(running, options):
             retries = {"timeout": 90, "retries": 60, "attempt_timeout": 10}
             settings = retries if repeats else {"timeout": 30, "retries": 0}
             with InferenceClient(running.server.inference_address, **settings) as client:
-                for row in observe(operations, asking(client, NAME), questions):
-                    if row.name != BEFORE or not rows:
-                        rows.append(row)
-                        print(text_of(row), *row.surprises, sep="\n  ", flush=True)
-        print(write(rows, options.output))
+                observe(operations, asking(client, NAME), questions, rows=rows)
+            written = write(list(rows.values()), options.output)
+        print(written.read_text())
     finally:
         if running is not None:
             running.server.stop()

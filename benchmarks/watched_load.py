@@ -129,6 +129,7 @@ def observe(
     rate: float = 5.0,
     settle_seconds: float = 3.0,
     pause_seconds: float = 0.5,
+    rows: dict[str, Row] | None = None,
 ) -> list[Row]:
     """Run operations one after another while clients send requests.
 
@@ -140,14 +141,18 @@ def observe(
         rate: requests per second of the open loop.
         settle_seconds: time for which the clients run before the first operation.
         pause_seconds: time after each operation.
+        rows: name -> row of earlier operations, to which these are added.
 
     Returns:
         A row for the time before the first operation, and one for each name of an operation.
     """
-    rows = {BEFORE: Row(BEFORE, times=1, seconds=settle_seconds)}
+    rows = {} if rows is None else rows
+    before = rows.setdefault(BEFORE, Row(BEFORE))
+    before.times += 1
+    before.seconds += settle_seconds
     begun: list[tuple[float, Row]] = []
     with _clients(ask, questions, num_clients, rate) as outcomes:
-        begun.append((time.monotonic(), rows[BEFORE]))
+        begun.append((time.monotonic(), before))
         time.sleep(settle_seconds)
         for operation in operations:
             row = rows.setdefault(operation.name, Row(operation.name))
@@ -184,7 +189,7 @@ def _count(row: Row, outcomes: Sequence[Outcome]) -> None:
     answered = (each.seconds for each in outcomes if not each.lost)
     row.longest_seconds = max(row.longest_seconds, max(answered, default=0.0))
     for reason in lost:
-        short = re.sub(r"\s+", " ", reason)[:120]
+        short = re.sub(r"\s+", " ", reason)[:200]
         row.lost[short] = row.lost.get(short, 0) + 1
 
 

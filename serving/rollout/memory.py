@@ -11,12 +11,15 @@ import psutil
 from ...handlers.base.errors import ServerError
 from ..management import Worker
 
-WORKER_BASE_BYTES = 450 * 2**20
-"""Memory of an idle worker without its members' weights: Python, torch and the other libraries.
+WORKER_BASE_BYTES = 600 * 10**6
+"""Memory of a worker without its members' weights: Python, torch and the other libraries.
 
-Workers of the ensembles of the tests and examples, with weights of less than 1 MB, held 390 to
-430 MB on a machine without a GPU.
+Workers of the tests' and examples' ensembles, with weights of less than 1 MB, held 575 to 605 MB
+on a machine without a GPU. Of that 270 MB are files of libraries, which workers share.
 """
+
+_MIN_GROWTH_BYTES = 10**6
+"""Archives that differ by less hold the same weights."""
 
 _CGROUP = Path("/sys/fs/cgroup")
 """In a container this folder describes the container's own limits (control groups, version 2)."""
@@ -80,12 +83,12 @@ def estimate(
     if num_bytes:
         source = "as much as a worker of the old version"
         growth = _size(new_archive) - _size(old_archive)
-        if new_archive is not None and old_archive.exists() and growth > 0:
+        if new_archive is not None and old_archive.exists() and growth > _MIN_GROWTH_BYTES:
             num_bytes += growth
             source += f" and {_megabytes(growth)} by which the archive is larger"
     else:
         num_bytes = WORKER_BASE_BYTES + _size(new_archive)
-        source = "the archive's size and 450 MB for Python and the libraries"
+        source = f"the archive's size and {_megabytes(WORKER_BASE_BYTES)} for the libraries"
     return MemoryEstimate(
         num_workers=num_workers,
         bytes_per_worker=num_bytes,
