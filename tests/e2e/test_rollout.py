@@ -27,7 +27,8 @@ from torchserve_ensemble.cli import main
 from torchserve_ensemble.handlers.base.errors import ServerError
 from torchserve_ensemble.serving.client import InferenceClient
 from torchserve_ensemble.serving.management import ModelVersion
-from torchserve_ensemble.serving.rollout import Rollout, RolloutSettings, Step
+from torchserve_ensemble.serving.rollout import Rollout, RolloutSettings, Step, memory
+from torchserve_ensemble.serving.run_folder import rollout_lock
 from torchserve_ensemble.serving.server import Server
 from torchserve_ensemble.serving.settings import ServerSettings, throw_away
 
@@ -237,6 +238,30 @@ def test_a_failure_after_the_switch_returns_to_the_old_version(
         process.resume()
     assert lines[-1] == "the rollout failed; probes 1.0 serves; 1.1 was removed"
     assert _answers(server, "1.0")
+
+
+def test_what_is_refused_before_anything_is_registered(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "available_bytes", lambda: 10**6)
+        assert _rollout(server, "1.1") == 1
+    assert "there is not enough memory for both versions side by side: 1 x " in (
+        capsys.readouterr().err
+    )
+    with rollout_lock(server.run_folder):
+        assert _rollout(server, "1.1") == 1
+        assert _verb(server, "rollback", NAME) == 1
+    assert capsys.readouterr().err.count("another process replaces a version") == 2
+    assert _registered(server) == {"1.0": True}
+
+
+def test_a_version_that_waits_can_be_aborted(server: Server) -> None:
+    with server.management() as management:
+        management.register(f"{NAME}-1.1.mar")
+    assert _rollout(server, "1.1", "--abort") == 0
+    assert _registered(server) == {"1.0": True}
+    assert _rollout(server, "1.1", "--abort") == 1
 
 
 def test_mistakes_change_nothing(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
