@@ -28,7 +28,8 @@ import torch
 from safetensors.torch import load, save, save_file
 
 from examples.data import load as load_digits
-from torchserve_ensemble.archiver.build import build_archive, write_entries
+from torchserve_ensemble.archiver.build import build_archive
+from torchserve_ensemble.archiver.packing import write_entries
 from torchserve_ensemble.handlers.archive.record import ArchiveRecord, sha256_of_bytes
 from torchserve_ensemble.handlers.base.archive_layout import ENSEMBLE, RECORD
 from torchserve_ensemble.serving.client import InferenceClient
@@ -277,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         running = Running(folder)
         questions = _questions(running)
         for repeats, operations in plan(running, options):
-            retries = {"timeout": 90, "retries": 60, "attempt_timeout": 10}
-            settings = retries if repeats else {"timeout": 30, "retries": 0}
-            with InferenceClient(running.server.inference_address, **settings) as client:
+            with _client(running.server.inference_address, repeats) as client:
                 observe(operations, asking(client, NAME), questions, rows=rows)
             written = write(list(rows.values()), options.output)
         print(written.read_text())
@@ -287,6 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if running is not None:
             running.server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _client(address: str, repeats: bool) -> InferenceClient:
+    """Make a client whose requests outlast a restart of the server, or are sent only once."""
+    if repeats:
+        return InferenceClient(address, timeout=90, retries=60, attempt_timeout=10)
+    return InferenceClient(address, timeout=30, retries=0)
 
 
 def _questions(running: Running) -> list[Question]:
