@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..handlers.archive.mar_file import verify_archive
+from ..handlers.archive.record import ArchiveRecord
 from ..handlers.archive.trusted_keys import TrustedKeys
 from ..handlers.base.errors import ArchiveError, ServerError
 from .settings import missing_archive
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 _ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
 
 
-def check_archive(archive: str, model_store: Path, trusted: TrustedKeys | None = None) -> None:
+def check_archive(
+    archive: str, model_store: Path, trusted: TrustedKeys | None = None
+) -> ArchiveRecord | None:
     """Check an archive that TorchServe is about to extract.
 
     Args:
@@ -32,6 +35,9 @@ def check_archive(archive: str, model_store: Path, trusted: TrustedKeys | None =
         model_store: folder of the server's archives.
         trusted: keys of which one must have signed the archive; None: any archive will do.
 
+    Returns:
+        The archive's record; None if TorchServe itself downloads the archive.
+
     Raises:
         ArchiveError: the archive is missing, was altered, `ts-ensemble build` did not write it, or
             none of the trusted keys signed it.
@@ -39,8 +45,8 @@ def check_archive(archive: str, model_store: Path, trusted: TrustedKeys | None =
     """
     url = urlsplit(archive)
     if url.scheme == "file":
-        verify_archive(Path(unquote(url.path)), trusted=trusted)
-    elif "://" in archive:
+        return verify_archive(Path(unquote(url.path)), trusted=trusted)
+    if "://" in archive:
         if trusted is not None:
             raise ArchiveError(
                 f"{archive}: TorchServe itself downloads it, so its signature cannot be checked "
@@ -52,13 +58,13 @@ def check_archive(archive: str, model_store: Path, trusted: TrustedKeys | None =
             "it: download it, check it with `ts-ensemble verify`, and register the file",
             archive,
         )
-    elif "/" in archive or "\\" in archive:
+        return None
+    if "/" in archive or "\\" in archive:
         # TorchServe would load a folder anywhere on the server, or use only the last part.
         raise ArchiveError(f"{archive}: name a file of the model store {model_store}, not a path")
-    elif not (model_store / archive).exists():
+    if not (model_store / archive).exists():
         raise ArchiveError(missing_archive(archive, model_store))
-    else:
-        verify_archive(model_store / archive, trusted=trusted)
+    return verify_archive(model_store / archive, trusted=trusted)
 
 
 def check_models(

@@ -192,14 +192,31 @@ class ManagementClient:
         return str(self._call("POST", "/models", query)["status"])
 
     def scale(
-        self, name: str, workers: int, *, version: str | None = None, synchronous: bool = False
+        self,
+        name: str,
+        workers: int,
+        *,
+        version: str | None = None,
+        max_workers: int | None = None,
+        synchronous: bool = False,
     ) -> str:
         """Change the number of workers: ``PUT /models/NAME[/VERSION]?min_worker=N&max_worker=N``.
+
+        Args:
+            name: name of the model.
+            workers: number of workers to keep running.
+            version: the version; None: the default one.
+            max_workers: largest number of workers; None: `workers`.
+            synchronous: whether to wait until they run, or have ended.
 
         Returns:
             TorchServe's status message.
         """
-        query = {"min_worker": workers, "max_worker": workers, "synchronous": _flag(synchronous)}
+        query = {
+            "min_worker": workers,
+            "max_worker": workers if max_workers is None else max_workers,
+            "synchronous": _flag(synchronous),
+        }
         return str(self._call_model("PUT", name, version, query=query)["status"])
 
     def describe(

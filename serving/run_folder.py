@@ -32,6 +32,7 @@ TRUSTED_KEYS_FILE = "trusted-keys.pem"
 """In a run folder, the public keys of which one must have signed every archive of its server."""
 
 _LOCK_FILE = "lock"
+_ROLLOUT_LOCK_FILE = "rollout.lock"
 _CONFIG_HEADER = "# Written by ts-ensemble at each start: change the file of --config instead."
 _TEMPORARY_PREFIX = "ts-ensemble-"
 _OWNER_FILE = "run-folder"
@@ -146,16 +147,43 @@ def run_folder_lock(run_folder: Path, *, timeout: float) -> Iterator[None]:
     Raises:
         ServerError: another process still holds the lock, or the lock file cannot be opened.
     """
-    lock = FileLock(run_folder / _LOCK_FILE, timeout=timeout, mode=0o600)
+    with _locked(
+        run_folder / _LOCK_FILE,
+        timeout,
+        f"another process starts or stops a server in {run_folder} just now; wait for it, or use "
+        "another --run-folder",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def rollout_lock(run_folder: Path) -> Iterator[None]:
+    """Let only one process at a time replace versions of the models of a server.
+
+    The operating system frees the lock of a process that was killed.
+
+    Raises:
+        ServerError: another process holds the lock, or the lock file cannot be opened.
+    """
+    with _locked(
+        run_folder / _ROLLOUT_LOCK_FILE,
+        0,
+        f"another process replaces a version in the server of {run_folder} just now: wait for it, "
+        "and run this again",
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(file: Path, timeout: float, reason: str) -> Iterator[None]:
+    """Hold a lock; `reason` is the message if another process holds it after `timeout` seconds."""
+    lock = FileLock(file, timeout=timeout, mode=0o600)
     try:
         lock.acquire()
     except Timeout:
-        raise ServerError(
-            f"another process starts or stops a server in {run_folder} just now; wait for it, or "
-            "use another --run-folder"
-        ) from None
+        raise ServerError(reason) from None
     except OSError as error:
-        raise ServerError(f"{run_folder / _LOCK_FILE} cannot be locked: {error}") from error
+        raise ServerError(f"{file} cannot be locked: {error}") from error
     try:
         yield
     finally:

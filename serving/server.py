@@ -12,6 +12,7 @@ from typing import Literal
 
 import psutil
 
+from ..handlers.archive.record import ArchiveRecord
 from ..handlers.archive.trusted_keys import TrustedKeys
 from ..handlers.base.errors import ServerError
 from . import archive_check
@@ -149,6 +150,11 @@ class Server:
         return self._state.inference_address
 
     @property
+    def management_address(self) -> str:
+        """URL of the management API, e.g. ``http://127.0.0.1:8081``."""
+        return self._state.management_address
+
+    @property
     def metrics_address(self) -> str:
         """URL of the metrics API, e.g. ``http://127.0.0.1:8082``."""
         return self._state.metrics_address
@@ -257,6 +263,22 @@ class Server:
                     )
                 time.sleep(_POLL_SECONDS)
 
+    def check_archive(self, archive: str) -> ArchiveRecord | None:
+        """Check an archive before this server extracts it, also against the keys that it trusts.
+
+        Args:
+            archive: file name in the model store, or a URL from which the server may load.
+
+        Returns:
+            The archive's record; None if TorchServe itself downloads the archive.
+
+        Raises:
+            ArchiveError: the archive was altered, `ts-ensemble build` did not write it, or none of
+                the keys that the server trusts signed it.
+            SpecError: the spec in the archive has a mistake.
+        """
+        return archive_check.check_archive(archive, self.model_store, self.trusted_keys())
+
     def register(
         self,
         archive: str,
@@ -295,7 +317,7 @@ class Server:
         from .grpc_management import register_model
 
         if check_archive:
-            archive_check.check_archive(archive, self.model_store, self.trusted_keys())
+            self.check_archive(archive)
 
         def submit() -> None:
             try:
