@@ -142,6 +142,7 @@ def answers(store: Path, run_folder: Path, models: tuple[str, ...], check: bool)
         return contents
 
 
+@pytest.mark.long
 def test_labels_and_scores_are_the_originals(originals: Path, tmp_path: Path) -> None:
     stock = tmp_path / "stock"
     stock.mkdir()

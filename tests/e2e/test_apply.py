@@ -219,6 +219,7 @@ def test_two_applies_do_not_interleave(
     assert versions(run_folder) == before
 
 
+@pytest.mark.long
 def test_after_the_death_of_the_server_apply_goes_on(
     run_folder: Path, settings: ServerSettings
 ) -> None:

@@ -189,6 +189,7 @@ def test_compare_and_feedback_print_what_was_sent(
     assert "3 times only the candidate" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_shadow_in_trouble_neither_delays_nor_fails_an_answer(shadowed: Shadowed) -> None:
     shadowed.wait_until_compared()
     usual = statistics.median(shadowed.seconds_of(0.1) for _ in range(40))

@@ -210,6 +210,7 @@ def ask_once(server: Server) -> list[Any]:
         return predictions
 
 
+@pytest.mark.long
 def test_scaling_down_and_unregistering_wait_for_what_is_computed(
     server: Server, pace: Path
 ) -> None:
@@ -366,6 +367,7 @@ def test_clients_repeat_what_a_dying_worker_computed(
         _wait_until(lambda: management.describe("slow")[0].ready)
 
 
+@pytest.mark.long
 def test_stop_answers_what_has_arrived(store: Path, tmp_path: Path, pace: Path) -> None:
     pace.unlink(missing_ok=True)
     with _start(store, tmp_path / "run") as server:

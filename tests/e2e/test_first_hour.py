@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 PORTS = ("8080", "8081", "8082", "7070", "7071")
 
 
+@pytest.mark.long
 def test_first_hour(tmp_path: Path) -> None:
     free = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
 

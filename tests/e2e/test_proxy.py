@@ -168,6 +168,7 @@ def test_a_form_of_countless_fields_is_refused_unread(proxy: Proxy) -> None:
             assert b" 413 " in read(connection).partition(b"\r\n")[0]
 
 
+@pytest.mark.long
 def test_half_open_uploads_are_cut_while_others_are_answered(
     proxy: Proxy, probe_server: Server
 ) -> None:

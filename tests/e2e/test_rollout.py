@@ -153,6 +153,7 @@ def test_clients_do_not_notice_a_rollout_a_rollback_and_a_scaling(server: Server
         assert row.requests > 10
 
 
+@pytest.mark.long
 def test_a_rollout_that_is_killed_before_every_step_is_continued(server: Server) -> None:
     for step in Step:
         _killed_at(server, step, lambda rollout: rollout.roll_out(f"{NAME}-1.1.mar"))

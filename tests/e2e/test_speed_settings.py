@@ -93,6 +93,7 @@ def test_members_are_served_with_openvino(tmp_path: Path) -> None:
     assert prediction["score"] == pytest.approx(float(expected), abs=1e-2)
 
 
+@pytest.mark.long
 def test_profile_measures_chooses_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

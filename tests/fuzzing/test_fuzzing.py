@@ -28,6 +28,7 @@ def test_every_seed_is_answered_as_promised(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["policy", "options", "infer"])
+@pytest.mark.long
 def test_a_short_run_finds_nothing(name: str, tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="Atheris has wheels for Linux on x86-64 alone")
     command = [sys.executable, "-m", "fuzzing", name, f"--runs={_RUNS}", "--seed=1"]

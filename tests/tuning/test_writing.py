@@ -61,9 +61,12 @@ policies:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    probes(tmp_path, task="presence", bounds=(0.3, 0.7))
-    (tmp_path / "ensemble.yaml").write_text(INDENTED)
-    return tmp_path / "ensemble.yaml"
+    # The folder above belongs to this test, too: nothing may be written there.
+    folder = tmp_path / "ensemble"
+    folder.mkdir()
+    probes(folder, task="presence", bounds=(0.3, 0.7))
+    (folder / "ensemble.yaml").write_text(INDENTED)
+    return folder / "ensemble.yaml"
 
 
 def fitted(
