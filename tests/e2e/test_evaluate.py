@@ -21,6 +21,7 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize("target", ["recall>=0.9", "maximise f1"])
+@pytest.mark.long
 def test_tune_build_serve_evaluate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
 ) -> None:

@@ -22,6 +22,7 @@ _RUNS = 2_000
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.long
 def test_every_seed_is_answered_as_promised(name: str) -> None:
     for seed in TARGETS[name].corpus():
         TARGETS[name].check(seed)

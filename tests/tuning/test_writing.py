@@ -368,9 +368,9 @@ def test_nothing_is_left_beside_what_was_written(path: Path) -> None:
     assert added == {"fitted", "fitted/tuned-stacking.safetensors"}
 
 
-def test_a_link_and_the_file_mode_stay(path: Path, tmp_path: Path) -> None:
+def test_a_link_and_the_file_mode_stay(path: Path) -> None:
     path.chmod(0o640)
-    link = tmp_path / "link.yaml"
+    link = path.parent / "link.yaml"
     link.symlink_to(path)
     write(link, "any", fitted())
     assert link.is_symlink()

@@ -176,6 +176,7 @@ def test_a_whole_folder_is_loaded_again_and_again(
     assert new - contents.keys() == {f"__pycache__/ensemble_entry.{CACHE}.pyc"}
 
 
+@pytest.mark.long
 def test_every_alteration_of_the_folder_is_refused(
     contents: Contents, tmp_path: Path, load: Callable[[Path], str], planted: bytes
 ) -> None:
