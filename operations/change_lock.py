@@ -9,18 +9,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from ..serving.run_folder import CHANGES_LOCK_FILE, held_lock, write_private_file
 
-from ..handlers.base.errors import ServerError
-from ..serving.run_folder import write_private_file
-
-_LOCK_FILE = "changes.lock"
 _HOLDER_FILE = "changes.json"
 
 
 @contextlib.contextmanager
 def change_lock(run_folder: Path, purpose: str, *, timeout: float = 0) -> Iterator[None]:
-    """Hold the lock of a server's changes; the operating system frees that of a killed process.
+    """Hold the lock of a server's changes, which a rollout holds, too.
 
     Args:
         run_folder: run folder of the server.
@@ -30,23 +26,20 @@ def change_lock(run_folder: Path, purpose: str, *, timeout: float = 0) -> Iterat
     Raises:
         ServerError: another process holds the lock; the message names it.
     """
-    lock = FileLock(run_folder / _LOCK_FILE, timeout=timeout, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ServerError(
+
+    def reason() -> str:
+        return (
             f"{_holder(run_folder)} changes the server of {run_folder} just now, and this would "
             "interleave with it; nothing was changed: try again when it has ended"
-        ) from None
-    except OSError as error:
-        raise ServerError(f"{run_folder / _LOCK_FILE} cannot be locked: {error}") from error
-    try:
-        holder = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%H:%M:%S")}
-        write_private_file(run_folder / _HOLDER_FILE, json.dumps(holder))
-        yield
-    finally:
-        (run_folder / _HOLDER_FILE).unlink(missing_ok=True)
-        lock.release()
+        )
+
+    with held_lock(run_folder / CHANGES_LOCK_FILE, timeout, reason):
+        try:
+            holder = {"pid": os.getpid(), "purpose": purpose, "since": time.strftime("%H:%M:%S")}
+            write_private_file(run_folder / _HOLDER_FILE, json.dumps(holder))
+            yield
+        finally:
+            (run_folder / _HOLDER_FILE).unlink(missing_ok=True)
 
 
 def _holder(run_folder: Path) -> str:

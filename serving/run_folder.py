@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +32,9 @@ TRUSTED_KEYS_FILE = "trusted-keys.pem"
 """In a run folder, the public keys of which one must have signed every archive of its server."""
 
 _LOCK_FILE = "lock"
-_ROLLOUT_LOCK_FILE = "rollout.lock"
+CHANGES_LOCK_FILE = "changes.lock"
+"""File in a run folder that is locked while a verb of several steps changes the server."""
+
 _CONFIG_HEADER = "# Written by ts-ensemble at each start: change the file of --config instead."
 _TEMPORARY_PREFIX = "ts-ensemble-"
 _OWNER_FILE = "run-folder"
@@ -138,8 +140,6 @@ def make_run_folder(run_folder: Path) -> None:
 def run_folder_lock(run_folder: Path, *, timeout: float) -> Iterator[None]:
     """Let only one process at a time start a server in a folder, or clean up after one.
 
-    The operating system frees the lock of a process that was killed.
-
     Args:
         run_folder: the folder to lock.
         timeout: seconds to wait for another process that holds the lock.
@@ -147,41 +147,54 @@ def run_folder_lock(run_folder: Path, *, timeout: float) -> Iterator[None]:
     Raises:
         ServerError: another process still holds the lock, or the lock file cannot be opened.
     """
-    with _locked(
-        run_folder / _LOCK_FILE,
-        timeout,
-        f"another process starts or stops a server in {run_folder} just now; wait for it, or use "
-        "another --run-folder",
-    ):
+
+    def reason() -> str:
+        return (
+            f"another process starts or stops a server in {run_folder} just now; wait for it, or "
+            "use another --run-folder"
+        )
+
+    with held_lock(run_folder / _LOCK_FILE, timeout, reason):
         yield
 
 
 @contextlib.contextmanager
 def rollout_lock(run_folder: Path) -> Iterator[None]:
-    """Let only one process at a time replace versions of the models of a server.
+    """Let no other process change the server while this one replaces a version.
 
-    The operating system frees the lock of a process that was killed.
+    It is the lock that `apply`, `watch` and `autoscale` hold, too.
 
     Raises:
         ServerError: another process holds the lock, or the lock file cannot be opened.
     """
-    with _locked(
-        run_folder / _ROLLOUT_LOCK_FILE,
-        0,
-        f"another process replaces a version in the server of {run_folder} just now: wait for it, "
-        "and run this again",
-    ):
+
+    def reason() -> str:
+        return (
+            f"another process replaces a version in the server of {run_folder} just now: wait for "
+            "it, and run this again"
+        )
+
+    with held_lock(run_folder / CHANGES_LOCK_FILE, 0, reason):
         yield
 
 
 @contextlib.contextmanager
-def _locked(file: Path, timeout: float, reason: str) -> Iterator[None]:
-    """Hold a lock; `reason` is the message if another process holds it after `timeout` seconds."""
+def held_lock(file: Path, timeout: float, reason: Callable[[], str]) -> Iterator[None]:
+    """Hold a lock; the operating system frees that of a process that was killed.
+
+    Args:
+        file: the file to lock.
+        timeout: seconds to wait for another process that holds the lock.
+        reason: returns the message for the case that the other process still holds it.
+
+    Raises:
+        ServerError: another process holds the lock, or the file cannot be opened.
+    """
     lock = FileLock(file, timeout=timeout, mode=0o600)
     try:
         lock.acquire()
     except Timeout:
-        raise ServerError(reason) from None
+        raise ServerError(reason()) from None
     except OSError as error:
         raise ServerError(f"{file} cannot be locked: {error}") from error
     try:

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from torchserve_ensemble.handlers.base.errors import ServerError
+from torchserve_ensemble.operations.change_lock import change_lock
 from torchserve_ensemble.serving.management import Worker
 from torchserve_ensemble.serving.rollout.comparison import Bounds, Comparison
 from torchserve_ensemble.serving.rollout.memory import (
@@ -106,4 +107,19 @@ def test_two_rollouts_do_not_interleave(tmp_path: Path) -> None:
     ):
         pass
     with rollout_lock(tmp_path):
+        pass
+
+
+def test_a_rollout_and_an_apply_do_not_interleave(tmp_path: Path) -> None:
+    with (
+        change_lock(tmp_path, "ts-ensemble apply deployment.yaml"),
+        pytest.raises(ServerError, match="another process replaces a version"),
+        rollout_lock(tmp_path),
+    ):
+        pass
+    with (
+        rollout_lock(tmp_path),
+        pytest.raises(ServerError, match="another process changes the server"),
+        change_lock(tmp_path, "ts-ensemble apply deployment.yaml"),
+    ):
         pass
