@@ -7,11 +7,10 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..handlers.archive.mar_file import verify_archive
+from ..handlers.archive.mar_file import read_file, spec_of, verify_archive
 from ..handlers.archive.record import ArchiveRecord
-from ..handlers.base.archive_layout import SPEC
 from ..handlers.spec import EnsembleSpec
-from ..handlers.spec.reading import parse_spec
+from .packing import BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,11 @@ class Archive:
             SpecError: the archive's spec has a mistake.
         """
         record = verify_archive(path)
-        text = _read(path, SPEC).decode()
-        return cls(path, record, parse_spec(text, source=f"{path}, {SPEC}"))
+        return cls(path, record, spec_of(path))
 
     def read(self, name: str) -> bytes:
         """Return the bytes of one file, by its path in the archive."""
-        return _read(self.path, name)
+        return read_file(self.path, name)
 
     def extract(self, name: str, target: Path) -> Path:
         """Copy one file out of the archive, block by block."""
@@ -54,12 +52,5 @@ class Archive:
             archive.open(name) as source,
             target.open("wb") as copy,
         ):
-            shutil.copyfileobj(source, copy, 1024**2)
+            shutil.copyfileobj(source, copy, BLOCK_BYTES)
         return target
-
-
-def _read(path: Path, name: str) -> bytes:
-    if path.is_dir():
-        return (path / name).read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)

@@ -164,14 +164,10 @@ class _Choice:
     Attributes:
         best: the fastest candidate with right answers; None if the baseline is as fast.
         fallback: the fastest one that needs no proof; None if the baseline is as fast.
-        best_label: precision of `best` in the table; `_BASELINE` if there is none.
-        fallback_label: precision of `fallback` in the table; `_BASELINE` if there is none.
     """
 
     best: ChosenCandidate | None
     fallback: ChosenCandidate | None
-    best_label: str
-    fallback_label: str
 
 
 @dataclass
@@ -312,7 +308,7 @@ class _Selection:
         for precision in precisions:
             found = self._verify_one(positions, precision, batch, rows)
             if found is not None:
-                verified[rows[-1].precision] = found
+                verified[found.label] = found
                 if precision is not Precision.INT8 and found.development_loss is None:
                     break
         runs: dict[str, Callable[[Tensor], object]] = {_BASELINE: baseline}
@@ -347,8 +343,6 @@ class _Selection:
         return _Choice(
             None if best is None else verified[best].without_run(),
             None if fallback is None else verified[fallback].without_run(),
-            best or _BASELINE,
-            fallback or _BASELINE,
         )
 
     def _verify_one(
@@ -439,16 +433,19 @@ class _Selection:
             raise MemberError(
                 f"member '{name}': in bfloat16 {problem}; set runtime.precision to float32 or auto"
             )
-        choice = self.unproven[position]
-        outcomes = {choice.best_label: problem, choice.fallback_label: _CHOSEN}
+        fallback = self.unproven[position].fallback
+        outcomes = {
+            self.single[position].label: problem,
+            _BASELINE if fallback is None else fallback.label: _CHOSEN,
+        }
         for index, row in enumerate(self.measurements):
             label = _BASELINE if row.engine == _BASELINE else row.precision
             if row.members == name and label in outcomes:
                 self.measurements[index] = replace(row, outcome=outcomes[label])
-        if choice.fallback is None:
+        if fallback is None:
             del self.single[position]
         else:
-            self.single[position] = choice.fallback
+            self.single[position] = fallback
 
     def _names(self, positions: Sequence[int]) -> str:
         return ", ".join(self.spec.members[position].name for position in positions)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..handlers.archive.mar_file import read_file, verify_archive
+from ..handlers.archive.mar_file import read_file, spec_of, verify_archive
 from ..handlers.archive.record import ArchiveRecord
-from ..handlers.base.archive_layout import BOM, COMPILED, ENSEMBLE, MODEL_CARD, SELF_TEST, SPEC
+from ..handlers.base.archive_layout import BOM, COMPILED, ENSEMBLE, MODEL_CARD, SELF_TEST
 from ..handlers.base.errors import ArchiveError
-from ..handlers.spec import EnsembleSpec, parse_spec
+from ..handlers.spec import EnsembleSpec
 from .materials import Materials
 
 _COMPILED_RECORD = f"{COMPILED}/compiled.json"
@@ -35,7 +35,7 @@ def inspect_archive(path: Path) -> dict[str, Any]:
         SpecError: the archive's spec has a mistake.
     """
     record = verify_archive(path)
-    spec = parse_spec(read_file(path, SPEC).decode(), source=f"{path}, {SPEC}")
+    spec = spec_of(path)
     try:
         return _facts(path, record, spec)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

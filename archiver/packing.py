@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..handlers.archive.mar_file import zip_entry
@@ -46,9 +47,9 @@ def write_entries(
         target: path of the archive; an existing file is replaced.
         on_bytes: called after each block, with the number of bytes in it.
     """
-    partial = target.with_suffix(f".{os.getpid()}.partial")
+    unfinished = target.with_suffix(f".{os.getpid()}.partial")
     try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
             for name in sorted(contents):
                 content = as_stream(contents[name])
                 entry = zip_entry(name)
@@ -58,9 +59,9 @@ def write_entries(
                     for block in content.blocks():
                         file.write(block)
                         on_bytes(len(block))
-        partial.replace(target)
+        unfinished.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def as_stream(content: bytes | Path | Stream) -> Stream:
@@ -79,3 +80,17 @@ def blocks_of(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
             yield block
+
+
+def entries_of(archive: zipfile.ZipFile) -> dict[str, Stream]:
+    """Return the files of an archive, by path, to be read block by block while it is open."""
+
+    def blocks(entry: zipfile.ZipInfo) -> Iterator[bytes]:
+        with archive.open(entry) as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+
+    return {
+        entry.filename: Stream(entry.file_size, partial(blocks, entry))
+        for entry in archive.infolist()
+    }

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..handlers.archive.mar_file import signature_of, verify_archive, zip_entry
-from ..handlers.archive.signature import Signature, to_text
+from ..handlers.archive.mar_file import signature_of, verify_archive
+from ..handlers.archive.signature import Signature, read_signature, to_text
 from ..handlers.archive.trusted_keys import (
     HOW_TO_MAKE_KEYS,
     check_cryptography,
@@ -26,12 +24,11 @@ from ..handlers.archive.trusted_keys import (
 )
 from ..handlers.base.archive_layout import MANIFEST, RECORD, SIGNATURE
 from ..handlers.base.errors import ArchiveError
+from .packing import entries_of, write_entries
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from model_signing.signing import Config as SigningConfig
-
-_BLOCK_BYTES = 1024**2
 
 
 def sign_archive(archive: Path, signing: SigningConfig, output: Path | None = None) -> Signature:
@@ -53,19 +50,15 @@ def sign_archive(archive: Path, signing: SigningConfig, output: Path | None = No
         raise ArchiveError(f"{archive}: a folder; sign the .mar file before it is extracted")
     verify_archive(archive)
     target = archive if output is None else output
-    partial = target.with_suffix(f".{os.getpid()}.partial")
     try:
         with zipfile.ZipFile(archive) as unsigned:
             record = unsigned.read(RECORD)
             content = _signature(record, _name_and_version(unsigned), signing)
-            _write_signed(unsigned, content, partial)
-        _, signature = signature_of(partial)
-        partial.replace(target)
+            # A signature that nobody could read is not written.
+            signature = read_signature(content, record, source=str(archive))
+            write_entries({**entries_of(unsigned), SIGNATURE: content}, target)
     except OSError as error:
         raise ArchiveError(f"{target}: cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    assert signature is not None, "it has just been written"
     return signature
 
 
@@ -216,20 +209,6 @@ def _name_and_version(archive: zipfile.ZipFile) -> str:
     """Return ``NAME-VERSION`` of an archive, which is the base name of its file when built."""
     model = json.loads(archive.read(MANIFEST))["model"]
     return f"{model['modelName']}-{model['modelVersion']}"
-
-
-def _write_signed(unsigned: zipfile.ZipFile, signature: bytes, path: Path) -> None:
-    """Write an archive again with a signature, block by block, as a build would write it."""
-    names = set(unsigned.namelist()) - {SIGNATURE}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as signed:
-        for name in sorted({*names, SIGNATURE}):
-            entry = zip_entry(name)
-            if name == SIGNATURE:
-                signed.writestr(entry, signature)
-                continue
-            entry.file_size = unsigned.getinfo(name).file_size
-            with unsigned.open(name) as content, signed.open(entry, "w") as copy:
-                shutil.copyfileobj(content, copy, _BLOCK_BYTES)
 
 
 def _config() -> SigningConfig:

@@ -43,6 +43,7 @@ class ChosenCandidate:
     """A candidate whose answers are those of the saved members, and which will be packed.
 
     Attributes:
+        label: how tables call its precision.
         entry: the candidate's entry in the archive's record.
         saved_outputs: for each of its members the raw outputs of the saved member for the batch
             that the candidate was verified with, float32 (N samples, outputs).
@@ -50,6 +51,7 @@ class ChosenCandidate:
             if it may be used only after a proof with the held-out images; else None.
     """
 
+    label: str
     entry: CompiledExecutable
     saved_outputs: Sequence[Tensor]
     development_loss: float | None = None
@@ -68,6 +70,7 @@ class VerifiedCandidate(ChosenCandidate):
     def without_run(self) -> ChosenCandidate:
         """Let go of the executable: those of all members could take more memory than there is."""
         return ChosenCandidate(
+            label=self.label,
             entry=self.entry,
             saved_outputs=self.saved_outputs,
             development_loss=self.development_loss,
@@ -119,7 +122,9 @@ class Trial:
             for position, saved, raw in zip(candidate.positions, expected, outputs, strict=True)
         )
         entry = replace(entry, difference=largest_difference)
-        verified = VerifiedCandidate(entry=entry, saved_outputs=expected, run=run)
+        verified = VerifiedCandidate(
+            label=candidate.label, entry=entry, saved_outputs=expected, run=run
+        )
         # Written so that NaN is refused, too.
         is_close = largest_difference <= self.spec.runtime.tolerance
         needs_proof = candidate.precision is Precision.INT8 or (

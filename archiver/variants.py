@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..handlers.archive.mar_file import read_file
 from ..handlers.archive.record import ArchiveRecord, sha256_of_bytes
 from ..handlers.base.archive_layout import MANIFEST, MODEL_CONFIG, RECORD, SIGNATURE, SPEC
 from ..handlers.spec import EnsembleSpec, Serving, parse_spec
-from .packing import BLOCK_BYTES, Stream, write_entries
+from .packing import Stream, entries_of, write_entries
 from .torchserve_files import model_config
 
 
@@ -88,16 +87,6 @@ def write_variant(archive: Path, changed: Mapping[str, bytes], target: Path) -> 
         target: path of the copy, which appears when it is complete.
     """
     with zipfile.ZipFile(archive) as opened:
-        contents: dict[str, bytes | Path | Stream] = {
-            entry.filename: Stream(entry.file_size, partial(_blocks, opened, entry))
-            for entry in opened.infolist()
-            if entry.filename != SIGNATURE
-        }
-        write_entries(contents | dict(changed), target)
-
-
-def _blocks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-    """Read a file of an archive block by block."""
-    with archive.open(entry) as file:
-        while block := file.read(BLOCK_BYTES):
-            yield block
+        contents: dict[str, bytes | Path | Stream] = {**entries_of(opened), **changed}
+        contents.pop(SIGNATURE, None)
+        write_entries(contents, target)

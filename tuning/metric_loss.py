@@ -45,11 +45,13 @@ class _Part:
         images: N images, prepared for all members.
         outputs: for each member its raw outputs as it was saved, float32 (N, outputs).
         targets: (N, C) bool.
+        is_right: (N,) bool, whether the default policy decides every label right with them.
     """
 
     images: Sequence[PreparedImage]
     outputs: Sequence[Tensor]
     targets: Tensor
+    is_right: Tensor
 
 
 class LabelledProof:
@@ -94,7 +96,8 @@ class LabelledProof:
                 batches = self._batches(position, images)
                 outputs.append(torch.cat([member(batch) for batch in batches]))
                 on_member(len(loaded))
-            return _Part(images, outputs, data.targets[rows])
+            targets = data.targets[rows]
+            return _Part(images, outputs, targets, self._is_right(outputs, targets))
 
         self._development, self._held_out = part(development), part(held_out)
 
@@ -114,9 +117,8 @@ class LabelledProof:
         changed = [each[:num_images] for each in self._development.outputs]
         for position, raw in zip(positions, outputs, strict=True):
             changed[position] = raw
-        targets = self._development.targets[:num_images]
-        before = self._is_right([each[:num_images] for each in self._development.outputs], targets)
-        return float((before & ~self._is_right(changed, targets)).double().mean())
+        after = self._is_right(changed, self._development.targets[:num_images])
+        return float((self._development.is_right[:num_images] & ~after).double().mean())
 
     def held_out_inputs(self, position: int) -> Iterator[Tensor]:
         """Yield the inputs for the held-out images, see `MetricProof.held_out_inputs`."""
@@ -126,7 +128,7 @@ class LabelledProof:
         """Bound how much worse the ensemble decides, see `MetricProof.loss`."""
         part = self._held_out
         changed = [outputs.get(position, saved) for position, saved in enumerate(part.outputs)]
-        before = self._is_right(part.outputs, part.targets)
+        before = part.is_right
         after = self._is_right(changed, part.targets)
         is_worse = _by_group((before & ~after).numpy(), self._groups)
         return MetricLoss(

@@ -32,7 +32,7 @@ from ..base.archive_layout import (
 )
 from ..base.errors import ArchiveError
 from ..base.quoting import printable
-from ..spec import parse_spec
+from ..spec import EnsembleSpec, parse_spec
 from .record import ArchiveRecord
 from .signature import Signature, read_signature
 from .verification import (
@@ -141,6 +141,18 @@ def read_file(path: Path, name: str) -> bytes:
         return (path / name).read_bytes()
     with zipfile.ZipFile(path) as archive:
         return archive.read(name)
+
+
+def spec_of(path: Path) -> EnsembleSpec:
+    """Read the spec of an archive that `verify_archive` has accepted.
+
+    Args:
+        path: a ``.mar`` file, or the folder that one was extracted to.
+
+    Raises:
+        SpecError: the spec has a mistake.
+    """
+    return parse_spec(read_file(path, SPEC).decode(), source=f"{path}, {SPEC}")
 
 
 def check_zip_end(file: BinaryIO, source: str) -> None:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from ...handlers.archive.mar_file import read_file
+from ...handlers.archive.mar_file import read_file, spec_of
 from ...handlers.archive.self_test import SelfTest
-from ...handlers.base.archive_layout import SELF_TEST, SPEC
+from ...handlers.base.archive_layout import SELF_TEST
 from ...handlers.base.errors import ArchiveError, ServerError
-from ...handlers.spec import parse_spec
 from ..changes import Changes
 from ..client import InferenceClient
 from ..draining import DRAIN_SECONDS
@@ -142,7 +141,7 @@ class Steps:
             raise ArchiveError(
                 f"{archive}: a rollout needs a file of the model store {self.server.model_store}"
             )
-        spec = parse_spec(read_file(path, SPEC).decode(), source=f"{path}, {SPEC}")
+        spec = spec_of(path)
         if spec.name != self.name or version not in (None, spec.version):
             expected = self.name if version is None else f"{self.name} {version}"
             raise ArchiveError(f"{archive} holds {spec.name} {spec.version}, not {expected}")
